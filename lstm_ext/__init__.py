@@ -1,0 +1,39 @@
+"""LSTM networks that train and run on CPUs at the machine's speed, checked against a NumPy oracle."""
+
+try:
+    from lstm_ext import _kernels as _kernels
+except ModuleNotFoundError as error:  # the source tree, or a folder named lstm_ext, shadows the installed package
+    raise ImportError(
+        "lstm_ext was imported without its compiled half (from "
+        f"{__path__[0]}). In the source tree, run `pip install -e .`; with lstm_ext installed, run Python from another folder."
+    ) from error
+
+from lstm_ext.activations import sigmoid, tanh
+from lstm_ext.losses import MSE, CrossEntropy
+from lstm_ext.network import LSTM, LSTMCell, LSTMNetwork
+from lstm_ext.optimizers import SGD, Adam
+from lstm_ext.parameters import parameter_layout
+from lstm_ext.plan import NonFiniteError
+from lstm_ext.training import History, train, train_lstm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSTM",
+    "MSE",
+    "SGD",
+    "Adam",
+    "CrossEntropy",
+    "History",
+    "LSTMCell",
+    "LSTMNetwork",
+    "NonFiniteError",
+    "SequenceScaler",
+    "load_co2",
+    "parameter_layout",
+    "sigmoid",
+    "tanh",
+    "train",
+    "train_lstm",
+    "windows",
+]

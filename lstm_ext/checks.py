@@ -1,0 +1,150 @@
+"""The checks of arguments, in one place: each raises an error that names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+_MANTISSA_BITS = {"float32": 24, "float64": 53}
+
+
+def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return `dtype` as a NumPy dtype; float32 and float64 are compiled."""
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        result = None
+    if result is None or result.name not in _MANTISSA_BITS:
+        raise ValueError(f"dtype is {dtype!r}; expected float32 or float64")
+    return result.newbyteorder("=")
+
+
+def as_size(name: str, value: Any) -> int:
+    """Return a size as an int of at least 1."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; expected an integer") from None
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    if size < 1:
+        raise ValueError(f"{name} is {size}; expected at least 1")
+    return size
+
+
+def as_number(name: str, value: Any, *, low: float, high: float = math.inf) -> float:
+    """Return a finite float in [low, high)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}; expected a number") from None
+    if not (math.isfinite(number) and low <= number < high):
+        upper = "" if math.isinf(high) else f" and below {high:g}"
+        raise ValueError(f"{name} is {number}; expected a finite number of at least {low:g}{upper}")
+    return number
+
+
+def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of `choices`."""
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def check_allocatable(what: str, *factors: int) -> None:
+    """Raise if a product of sizes, in elements of eight bytes, is more than a machine can address."""
+    if math.prod(factors) > sys.maxsize // 16:
+        sizes = " x ".join(map(str, factors))
+        raise ValueError(f"{what} would have {sizes} elements; expected a size that memory can hold")
+
+
+def as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """Return `value` as a C-contiguous array of `dtype` with the same numbers: a copy only where one is needed.
+
+    Raises
+    ------
+    TypeError
+        If it does not hold real numbers.
+    ValueError
+        If it is ragged or empty, holds NaN or Inf, or a number that `dtype` cannot hold.
+    """
+    try:
+        source = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is not an array: {error}") from None
+    if source.dtype.kind not in "fiub":
+        raise TypeError(f"{name} has dtype {source.dtype}; expected real numbers")
+    if source.size == 0:
+        raise ValueError(f"{name} has shape {source.shape}; expected no axis of length 0")
+    if source.dtype.kind in "iu":
+        limit = 2 ** _MANTISSA_BITS[dtype.name]
+        largest = max(int(source.max()), -int(source.min()))
+        if largest > limit:
+            raise ValueError(
+                f"{name} holds the integer {largest} in magnitude; {dtype} is exact to {limit} only: "
+                "convert it to floating point yourself if rounding is meant"
+            )
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(source, dtype)
+    _check_finite(name, source, result)
+    return result.reshape(source.shape)
+
+
+def _check_finite(name: str, source: Array, converted: Array) -> None:
+    finite = np.isfinite(converted)
+    if finite.all():
+        return
+    index = tuple(int(j) for j in np.argwhere(~finite.reshape(source.shape))[0])
+    given = source[index]
+    place = f"{name}[{', '.join(map(str, index))}]" if index else name
+    if np.isfinite(given):
+        raise ValueError(f"{place} is {given}; {converted.dtype} holds no number of that size")
+    raise ValueError(f"{place} is {given}; expected finite numbers")
+
+
+def as_shape(
+    name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[int | str, ...]
+) -> Array:
+    """Return `as_real` of a `value` whose shape is `shape`; a name in it stands for any length."""
+    result = as_real(name, value, dtype)
+    fits = result.ndim == len(shape) and all(
+        isinstance(wanted, str) or wanted == length
+        for wanted, length in zip(shape, result.shape, strict=True)
+    )
+    if not fits:
+        expected = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+        raise ValueError(f"{name} has shape {result.shape}; expected {expected}")
+    return result
+
+
+def as_column(name: str, value: ArrayLike, dtype: np.dtype[Any], length: int) -> Array:
+    """Return a column (length, 1) given as such or as (length,)."""
+    result = as_real(name, value, dtype)
+    if result.shape not in ((length,), (length, 1)):
+        raise ValueError(f"{name} has shape {result.shape}; expected ({length}, 1) or ({length},)")
+    return result.reshape(length, 1)
+
+
+def as_labels(
+    name: str, value: ArrayLike, shape: tuple[int, ...], classes: int
+) -> NDArray[np.intp]:
+    """Return class labels of a given shape as contiguous integers in [0, classes)."""
+    source = np.asarray(value)
+    if source.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {source.dtype}; expected integer classes")
+    if source.shape != shape:
+        raise ValueError(f"{name} has shape {source.shape}; expected {shape}")
+    wrong = (source < 0) | (source >= classes)
+    if wrong.any():
+        index = tuple(int(j) for j in np.argwhere(wrong)[0])
+        place = f"{name}[{', '.join(map(str, index))}]"
+        raise ValueError(f"{place} is {source[index]}; expected a class from 0 to {classes - 1}")
+    return np.ascontiguousarray(source, np.intp)

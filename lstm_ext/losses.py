@@ -1,0 +1,39 @@
+"""Losses. A name or an object of this module runs in compiled code; any callable with the signature of `Loss` runs from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from lstm_ext.checks import Array
+
+Loss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
+"""A loss in Python: ``loss(outputs, targets) -> (value, gradient)``.
+
+`outputs` is (B, output_dim) for the last step or (B, T, output_dim) for every step, `targets` what Y holds for these sequences;
+`value` is the mean over the batch, `gradient` its derivative with respect to `outputs`, of the same shape.
+"""
+
+
+class MSE:
+    """Mean squared error: the mean of (y - target)^2 over every element of the batch."""
+
+    takes_labels = False
+
+
+class CrossEntropy:
+    """Softmax cross-entropy: the mean of -log softmax(y)[class] over the batch; targets are integer classes."""
+
+    takes_labels = True
+
+
+LOSSES: dict[str, MSE | CrossEntropy] = {"mse": MSE(), "cross_entropy": CrossEntropy()}
+
+
+def as_loss(loss: str | MSE | CrossEntropy | Loss) -> MSE | CrossEntropy | Loss:
+    """Return a loss given by name or as an object."""
+    if isinstance(loss, str) and loss in LOSSES:
+        return LOSSES[loss]
+    if isinstance(loss, (MSE, CrossEntropy)) or (callable(loss) and not isinstance(loss, type)):
+        return loss
+    raise ValueError(f"loss is {loss!r}; expected one of {', '.join(map(repr, LOSSES))}, or a callable")

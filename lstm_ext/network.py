@@ -1,0 +1,642 @@
+"""The cell, the sequence layer and the network, on the compiled passes.
+
+All three are a flat parameter vector with named views; the network's layer and the layer's cell are views of the network's
+vector. Nothing of a call stays in them: what a backward pass needs is a `Tape` that the forward pass returns on request, so
+threads can share a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from lstm_ext import _passes
+from lstm_ext.checks import (
+    Array,
+    as_choice,
+    as_column,
+    as_dtype,
+    as_shape,
+    as_size,
+    check_allocatable,
+)
+from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.parameters import initialize, parameter_count, parameter_views
+from lstm_ext.plan import TARGETS, Plan, Sequences
+from lstm_ext.workspace import Activations, BackwardScratch, aligned_empty
+
+_INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
+
+
+class CellGradients(NamedTuple):
+    """What `LSTMCell.backward` returns: gradients in the shapes of what they belong to."""
+
+    dx: Array
+    dh_prev: Array
+    dC_prev: Array
+    parameters: Array
+
+
+class LSTMGradients(NamedTuple):
+    """What `LSTM.backward` returns: gradients in the shapes of what they belong to."""
+
+    dX: Array
+    dh0: Array
+    dC0: Array
+    parameters: Array
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What `LSTM.backward` needs of one `LSTM.forward`: activations, and the weights as they were."""
+
+    activations: Activations
+    W: Array
+    batch: int
+    steps: int
+
+
+class _Weight:
+    """A named weight: a writable view of the flat vector. Assigning to it writes into the view."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, _: type | None = None) -> Any:
+        return self if owner is None else owner.named_parameters()[self._name]
+
+    def __set__(self, owner: Any, value: ArrayLike) -> None:
+        view = owner.named_parameters()[self._name]
+        view[...] = as_shape(self._name, value, view.dtype, view.shape)
+
+
+class _Parametrised:
+    """Sizes, dtype, and the flat parameter vector with its named views."""
+
+    def __init__(
+        self, sizes: tuple[int, ...], dtype: DTypeLike, init: str, seed: int | None
+    ) -> None:
+        names = ("input_dim", "hidden_dim", "output_dim")
+        self._sizes = tuple(as_size(*pair) for pair in zip(names, sizes, strict=False))
+        native = as_dtype(dtype)
+        check_allocatable("W", 4, self._sizes[1], self._sizes[1] + self._sizes[0])
+        check_allocatable("W_y", *self._sizes[1:])
+        self._use(np.zeros(parameter_count(*self._sizes), native))
+        initialize(self._views, init, seed)
+
+    def _use(self, vector: Array) -> None:
+        self._parameters = vector
+        self._views = parameter_views(vector, *self._sizes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"sizes": self._sizes, "parameters": self._parameters.copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._sizes = state["sizes"]
+        self._use(state["parameters"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(str, self._sizes))}, dtype='{self.dtype}')"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """input_dim, hidden_dim and, for a network, output_dim."""
+        return self._sizes
+
+    @property
+    def input_dim(self) -> int:
+        """The width of x_t."""
+        return self._sizes[0]
+
+    @property
+    def hidden_dim(self) -> int:
+        """The number of hidden units, the width of h_t and C_t."""
+        return self._sizes[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters and of every result."""
+        return self._parameters.dtype
+
+    @property
+    def parameters(self) -> Array:
+        """The flat parameter vector, writable (`parameter_layout`). Assigning writes into it."""
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, value: ArrayLike) -> None:
+        shape = self._parameters.shape
+        self._parameters[...] = as_shape("parameters", value, self.dtype, shape)
+
+    def named_parameters(self) -> dict[str, Array]:
+        """Return the weights by name: writable views of `parameters`, in its order."""
+        return dict(self._views)
+
+
+class LSTMCell(_Parametrised):
+    """One step of an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+
+    f_t = sigmoid(W_f [h_{t-1}, x_t] + b_f), i_t and o_t likewise, C~_t = tanh(W_C [h_{t-1}, x_t] + b_C),
+    C_t = f_t * C_{t-1} + i_t * C~_t, h_t = o_t * tanh(C_t).
+
+    Parameters
+    ----------
+    input_dim, hidden_dim : int
+        The widths of x_t and h_t, at least 1.
+    dtype : {"float32", "float64"}
+    init : {"glorot", "reference"}
+        See `lstm_ext.parameters.initialize`.
+    seed : int, optional
+        The same seed gives the same weights. With ``init="reference"`` the draws come from
+        `numpy.random`'s global state.
+
+    Attributes
+    ----------
+    W_f, W_i, W_C, W_o : ndarray (hidden_dim, hidden_dim + input_dim)
+        Columns [h | x]; writable views of `parameters`, as are the biases.
+    b_f, b_i, b_C, b_o : ndarray (hidden_dim, 1)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1, or dtype or init is unknown.
+    """
+
+    W_f, b_f, W_i, b_i = _Weight(), _Weight(), _Weight(), _Weight()
+    W_C, b_C, W_o, b_o = _Weight(), _Weight(), _Weight(), _Weight()
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        *,
+        dtype: DTypeLike = "float32",
+        init: str = "glorot",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__((input_dim, hidden_dim), dtype, init, seed)
+
+    def _use(self, vector: Array) -> None:
+        super()._use(vector)
+        gates = 4 * self.hidden_dim
+        end = gates * (self.hidden_dim + self.input_dim)
+        self.W = vector[:end].reshape(gates, -1)
+        self.b = vector[end : end + gates].reshape(gates, 1)
+
+    def forward(
+        self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike
+    ) -> tuple[Array, Array]:
+        """Run one step.
+
+        Parameters
+        ----------
+        x_t : array_like (input_dim, 1) or (input_dim,)
+        h_prev, C_prev : array_like (hidden_dim, 1) or (hidden_dim,)
+
+        Returns
+        -------
+        h_t, C_t : ndarray (hidden_dim, 1)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another shape or does not hold finite real numbers.
+        """
+        _, h, C, _ = _forward(self, *self._columns(x_t, h_prev, C_prev))
+        return h.T, C.T
+
+    def backward(
+        self,
+        x_t: ArrayLike,
+        h_prev: ArrayLike,
+        C_prev: ArrayLike,
+        dh_t: ArrayLike,
+        dC_t: ArrayLike,
+    ) -> CellGradients:
+        """Backpropagate through one step; the forward step is computed again.
+
+        Parameters
+        ----------
+        x_t, h_prev, C_prev
+            As for `forward`.
+        dh_t, dC_t : array_like (hidden_dim, 1) or (hidden_dim,)
+            The loss's gradient with respect to h_t, and to C_t by ways other than h_t.
+
+        Returns
+        -------
+        CellGradients
+            dx, dh_prev, dC_prev as columns, and the flat gradient of the parameters.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `forward`.
+        """
+        dh, dC = (
+            as_column(name, value, self.dtype, self.hidden_dim).T
+            for name, value in (("dh_t", dh_t), ("dC_t", dC_t))
+        )
+        *_, tape = _forward(self, *self._columns(x_t, h_prev, C_prev), keep=True)
+        assert tape is not None
+        gradients = _backward(self, tape, None, dh.copy(), dC.copy())
+        return CellGradients(
+            gradients.dX[0].T, gradients.dh0.T, gradients.dC0.T, gradients.parameters
+        )
+
+    def _columns(
+        self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike
+    ) -> tuple[Array, Array, Array]:
+        x = as_column("x_t", x_t, self.dtype, self.input_dim)
+        h = as_column("h_prev", h_prev, self.dtype, self.hidden_dim)
+        C = as_column("C_prev", C_prev, self.dtype, self.hidden_dim)
+        return x.reshape(1, 1, -1), h.T, C.T
+
+
+class LSTM(_Parametrised):
+    """The sequence layer alone, for those who build their own models.
+
+    Parameters
+    ----------
+    input_dim, hidden_dim, dtype, init, seed
+        As for `LSTMCell`.
+
+    Attributes
+    ----------
+    lstm_cell : LSTMCell
+        The weights by name; its vector is this layer's.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        *,
+        dtype: DTypeLike = "float32",
+        init: str = "glorot",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__((input_dim, hidden_dim), dtype, init, seed)
+
+    def _use(self, vector: Array) -> None:
+        super()._use(vector)
+        self.lstm_cell = _cell_over(vector, *self._sizes)
+
+    @overload
+    def forward(
+        self, X: ArrayLike, h0: ArrayLike | None = None, C0: ArrayLike | None = None
+    ) -> tuple[Array, tuple[Array, Array]]: ...
+
+    @overload
+    def forward(
+        self,
+        X: ArrayLike,
+        h0: ArrayLike | None = None,
+        C0: ArrayLike | None = None,
+        *,
+        return_tape: Literal[True],
+    ) -> tuple[Array, tuple[Array, Array], Tape]: ...
+
+    def forward(
+        self,
+        X: ArrayLike,
+        h0: ArrayLike | None = None,
+        C0: ArrayLike | None = None,
+        *,
+        return_tape: bool = False,
+    ) -> Any:
+        """Run over N sequences of T steps.
+
+        Parameters
+        ----------
+        X : array_like (N, T, input_dim)
+        h0, C0 : array_like (N, hidden_dim), optional
+            The initial states, zeros by default.
+        return_tape : bool
+            Whether to keep what `backward` needs: about N T (input_dim + 6 hidden_dim) numbers.
+
+        Returns
+        -------
+        H : ndarray (N, T, hidden_dim)
+            h_t of every step.
+        state : tuple of ndarray (N, hidden_dim)
+            h_T and C_T.
+        tape : Tape
+            With ``return_tape=True`` only.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another shape or does not hold finite real numbers.
+        """
+        X = as_shape("X", X, self.dtype, ("N", "T", self.input_dim))
+        states = (_state(*pair, self, len(X)) for pair in (("h0", h0), ("C0", C0)))
+        H, h, C, tape = _forward(self.lstm_cell, X, *states, keep=return_tape, want_H=True)
+        return (H, (h, C), tape) if return_tape else (H, (h, C))
+
+    def backward(
+        self,
+        tape: Tape,
+        dH: ArrayLike | None = None,
+        dh_T: ArrayLike | None = None,
+        dC_T: ArrayLike | None = None,
+    ) -> LSTMGradients:
+        """Backpropagate through time.
+
+        Parameters
+        ----------
+        tape : Tape
+            Of `forward`; it can be used again.
+        dH : array_like (N, T, hidden_dim), optional
+            The loss's gradient with respect to H; zeros by default.
+        dh_T, dC_T : array_like (N, hidden_dim), optional
+            Its gradient with respect to the final state, beyond what dH holds; zeros by default.
+
+        Returns
+        -------
+        LSTMGradients
+            dX (N, T, input_dim), dh0 and dC0 (N, hidden_dim), and the flat gradient of the
+            parameters.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another shape or does not hold finite real numbers.
+        """
+        if not isinstance(tape, Tape):
+            raise TypeError(f"tape is {tape!r}; expected what forward returns with return_tape")
+        if tape.W.shape != self.lstm_cell.W.shape or tape.W.dtype != self.dtype:
+            raise ValueError(
+                f"tape is of a layer with W {tape.W.shape} {tape.W.dtype}; "
+                f"expected {self.lstm_cell.W.shape} {self.dtype}"
+            )
+        if dH is not None:
+            shape = (tape.batch, tape.steps, self.hidden_dim)
+            dH = as_shape("dH", dH, self.dtype, shape)
+        dh, dC = (_state(*pair, self, tape.batch) for pair in (("dh_T", dh_T), ("dC_T", dC_T)))
+        return _backward(self.lstm_cell, tape, dH, dh.copy(), dC.copy())
+
+
+@dataclass
+class State:
+    """Where `LSTMNetwork.step` is in a batch of streams.
+
+    The weights are packed once, when the state is made: a network that is changed afterwards needs a new state.
+    """
+
+    activations: Activations
+    packed_head: Array
+    b_y: Array
+    batch: int
+    steps: int = 0
+
+    @property
+    def h(self) -> Array:
+        """A copy of h_t (batch, hidden_dim)."""
+        hidden_dim = self.activations.ws_C.shape[2]
+        return self.activations.ws_hx[self.steps % 2, :, :hidden_dim].copy()
+
+    @property
+    def C(self) -> Array:
+        """A copy of C_t (batch, hidden_dim)."""
+        return self.activations.ws_C[0].copy()
+
+
+class LSTMNetwork(_Parametrised):
+    """An LSTM layer with a linear head: y_t = W_y h_t + b_y.
+
+    Parameters
+    ----------
+    input_dim, hidden_dim, output_dim : int
+        The widths of x_t, h_t and y_t, at least 1.
+    dtype, init, seed
+        As for `LSTMCell`.
+
+    Attributes
+    ----------
+    lstm_cell : LSTMCell
+        The cell's weights by name.
+    W_y : ndarray (output_dim, hidden_dim)
+        A writable view of `parameters`, as are all weights.
+    b_y : ndarray (output_dim, 1)
+    """
+
+    W_y, b_y = _Weight(), _Weight()
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        *,
+        dtype: DTypeLike = "float32",
+        init: str = "glorot",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__((input_dim, hidden_dim, output_dim), dtype, init, seed)
+
+    def _use(self, vector: Array) -> None:
+        super()._use(vector)
+        self.lstm_cell = _cell_over(vector, *self._sizes[:2])
+
+    @property
+    def output_dim(self) -> int:
+        """The width of y_t."""
+        return self._sizes[2]
+
+    def forward(self, X: ArrayLike) -> list[Array]:
+        """Run over one sequence (T, input_dim) and return its T outputs, each (output_dim, 1)."""
+        X = as_shape("X", X, self.dtype, ("T", self.input_dim))
+        return list(self._outputs(X[None], every_step=True)[0, :, :, None])
+
+    def predict(self, X: ArrayLike | Sequence[ArrayLike], *, target: str = "last") -> Any:
+        """Run over N sequences from zero states.
+
+        Parameters
+        ----------
+        X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
+        target : {"last", "steps"}
+            Which outputs to return.
+
+        Returns
+        -------
+        ndarray (N, output_dim) or (N, T, output_dim)
+            The last or every step's outputs; for ``"steps"`` and sequences of different lengths, a list of arrays
+            (T_n, output_dim).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X has another shape or does not hold finite real numbers.
+        """
+        every_step = as_choice("target", target, TARGETS) == "steps"
+        sequences = Sequences(X, self.input_dim, self.dtype)
+        if sequences.same_length:
+            batch = sequences.rows.reshape(len(sequences), -1, self.input_dim)
+            return self._outputs(batch, every_step=every_step)
+        outputs = [self._outputs(one[None], every_step=every_step)[0] for one in sequences]
+        return outputs if every_step else np.stack(outputs)
+
+    def _outputs(self, X: Array, *, every_step: bool) -> Array:
+        zeros = np.zeros((len(X), self.hidden_dim), self.dtype)
+        H, h, _, _ = _forward(self.lstm_cell, X, zeros, zeros, want_H=every_step)
+        rows = H.reshape(-1, self.hidden_dim) if every_step else h
+        Y = np.empty((len(rows), self.output_dim), self.dtype)
+        sizes = _passes.packed_sizes(*self._sizes, self.dtype.name)
+        panels = aligned_empty((sizes["head"],), self.dtype)
+        _passes.linear(rows, self.W_y, self.b_y, panels, Y)
+        return Y.reshape(*(H.shape[:2] if every_step else h.shape[:1]), self.output_dim)
+
+    def gradient(
+        self,
+        X: ArrayLike | Sequence[ArrayLike],
+        Y: ArrayLike | Sequence[ArrayLike],
+        *,
+        loss: str | MSE | CrossEntropy | Loss = "mse",
+        target: str = "last",
+    ) -> tuple[float, Array]:
+        """Return the loss of the whole of X as one batch, and its gradient.
+
+        Parameters
+        ----------
+        X, Y, loss, target
+            As for `train`.
+
+        Returns
+        -------
+        loss : float
+        gradient : ndarray
+            With the layout of `parameters`.
+
+        Raises
+        ------
+        NonFiniteError
+            If the loss or the gradient is not finite.
+        TypeError, ValueError
+            As for `train`.
+        """
+        plan = Plan(
+            self._parameters,
+            self._sizes,
+            X,
+            Y,
+            target=target,
+            loss=as_loss(loss),
+            optimizer=None,
+            batch_size=len(X),
+        )
+        plan.gradients(0)
+        return float(plan.losses[0]), plan.gradient
+
+    def initial_state(self, batch: int = 1) -> State:
+        """Return the zero state of `batch` streams, with the weights packed as they are now."""
+        batch = as_size("batch", batch)
+        activations = Activations(1, batch, *self._sizes[:2], self.dtype, keep=False)
+        activations.ws_hx[...] = 0
+        activations.ws_C[...] = 0
+        cell = self.lstm_cell
+        sizes = _passes.packed_sizes(*self._sizes, self.dtype.name)
+        packed_head = aligned_empty((sizes["head"],), self.dtype)
+        _passes.pack(cell.W, cell.b, self.W_y, activations.scratch_packed, packed_head)
+        return State(activations, packed_head, self.b_y.copy(), batch)
+
+    def step(self, x: ArrayLike, state: State) -> tuple[Array, State]:
+        """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
+
+        Parameters
+        ----------
+        x : array_like (batch, input_dim)
+        state : State
+            From `initial_state`; it is advanced in place.
+
+        Returns
+        -------
+        y : ndarray (batch, output_dim)
+        state : State
+            The same object.
+        """
+        x = as_shape("x", x, self.dtype, (state.batch, self.input_dim))
+        y = np.empty((state.batch, self.output_dim), self.dtype)
+        work = state.activations
+        _passes.step(
+            state.steps, x, work.scratch_packed, work.ws_hx, work.ws_C, state.packed_head, state.b_y, y
+        )
+        state.steps += 1
+        return y, state
+
+
+def _cell_over(vector: Array, input_dim: int, hidden_dim: int) -> LSTMCell:
+    """Return a cell whose parameters are the first of `vector`."""
+    cell = LSTMCell.__new__(LSTMCell)
+    cell._sizes = (input_dim, hidden_dim)
+    cell._use(vector[: parameter_count(input_dim, hidden_dim)])
+    return cell
+
+
+def _state(name: str, value: ArrayLike | None, layer: LSTM, batch: int) -> Array:
+    shape = (batch, layer.hidden_dim)
+    if value is None:
+        return np.zeros(shape, layer.dtype)
+    return as_shape(name, value, layer.dtype, shape)
+
+
+def _chunks(X: Array, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, len(X))) for start in range(0, len(X), size))
+
+
+def _forward(
+    cell: LSTMCell, X: Array, h0: Array, C0: Array, *, keep: bool = False, want_H: bool = False
+) -> tuple[Array, Array, Array, Tape | None]:
+    """Run X (N, T, I) and return H (empty unless wanted), h_T, C_T, and the tape if it is to be kept."""
+    N, T, I = X.shape
+    dtype, hidden_dim = cell.dtype, cell.hidden_dim
+    h, C = np.empty((N, hidden_dim), dtype), np.empty((N, hidden_dim), dtype)
+    H = np.empty((N, T, hidden_dim) if want_H else (0, 0, 0), dtype)
+    size = N if keep else min(N, _INFERENCE_ROWS)
+    work = Activations(T, size, I, hidden_dim, dtype, keep=keep)
+    rows = X.reshape(N * T, I)
+    for part in _chunks(X, size):
+        count = part.stop - part.start
+        work.ws_hx[0, :count, :hidden_dim] = h0[part]
+        work.ws_C[0, :count] = C0[part]
+        first = np.arange(part.start, part.stop, dtype=np.intp) * T
+        _passes.forward(
+            T, rows, first, cell.W, cell.b, work.scratch_packed, work.ws_hx, work.ws_C, work.ws_gates, H[part]
+        )
+        h[part] = work.ws_hx[T % len(work.ws_hx), :count, :hidden_dim]
+        C[part] = work.ws_C[T % len(work.ws_C), :count]
+    return H, h, C, Tape(work, cell.W.copy(), N, T) if keep else None
+
+
+def _backward(
+    cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array
+) -> LSTMGradients:
+    """Backpropagate; dh and dC, (N, H), are changed to the gradients of the initial state."""
+    dtype, work = cell.dtype, tape.activations
+    dX = np.empty((tape.batch, tape.steps, cell.input_dim), dtype)
+    gradient = np.empty(cell.parameters.shape, dtype)
+    scratch = BackwardScratch(
+        tape.steps, tape.batch, cell.input_dim, cell.hidden_dim, dtype, want_dX=True
+    )
+    _passes.backward(
+        tape.steps,
+        tape.batch,
+        tape.W,
+        work.ws_hx,
+        work.ws_C,
+        work.ws_gates,
+        np.empty((0, 0, 0), dtype) if dH is None else dH,
+        dh,
+        dC,
+        dX,
+        gradient[: tape.W.size].reshape(tape.W.shape),
+        gradient[tape.W.size :].reshape(-1, 1),
+        scratch.scratch_packed_h,
+        scratch.scratch_packed_x,
+        scratch.scratch_dz,
+        scratch.scratch_panel,
+    )
+    return LSTMGradients(dX, dh, dC, gradient)

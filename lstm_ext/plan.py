@@ -1,0 +1,215 @@
+"""A training plan: everything that the compiled loop needs, checked and laid out once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lstm_ext import _epoch
+from lstm_ext.checks import Array, as_choice, as_labels, as_shape
+from lstm_ext.losses import MSE, CrossEntropy, Loss
+from lstm_ext.optimizers import SGD, Adam, Optimizer
+from lstm_ext.workspace import Activations, BackwardScratch, HeadScratch
+
+TARGETS = ("last", "steps")
+_EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient is NaN or infinite; the parameters are those before that update."""
+
+
+class Sequences:
+    """N sequences as one array of rows: sequence n is rows[offsets[n] : offsets[n + 1]].
+
+    Raises
+    ------
+    TypeError, ValueError
+        If X is neither (N, T, input_dim) nor N arrays (T_n, input_dim) of finite real numbers.
+    """
+
+    def __init__(self, X: ArrayLike | Sequence[ArrayLike], input_dim: int, dtype: np.dtype[Any]) -> None:
+        if isinstance(X, (list, tuple)) and len(X) > 0 and len({np.shape(x) for x in X}) > 1:
+            parts = [as_shape(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(X)]
+            self.rows = np.concatenate(parts)
+            lengths = [len(part) for part in parts]
+        else:
+            array = as_shape("X", X, dtype, ("N", "T", input_dim))
+            self.rows = array.reshape(-1, input_dim)
+            lengths = [array.shape[1]] * len(array)
+        self.offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.intp)
+        self.longest = max(lengths)
+        self.same_length = min(lengths) == self.longest
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[Array]:
+        """Iterate over the sequences, (T_n, input_dim) each."""
+        return (self.rows[a:b] for a, b in pairwise(self.offsets))
+
+    def lengths(self) -> Array:
+        """Return the number of steps of each sequence."""
+        return np.diff(self.offsets)
+
+
+class Plan:
+    """One network's parameters, one data set, one loss and one optimizer, ready for the compiled loop.
+
+    The attributes are what `_epoch.run` reads. Making a plan checks every argument and changes none of them.
+
+    Parameters
+    ----------
+    parameters : ndarray
+        The network's flat vector; updates change it in place.
+    sizes : tuple of int
+        input_dim, hidden_dim, output_dim.
+    X, Y
+        The data, as `train` takes them.
+    target : {"last", "steps"}
+        Whether Y belongs to the last step of each sequence or to every step.
+    loss, optimizer
+        Objects; optimizer None for a plan that never updates.
+    batch_size : int
+    clip_norm : float
+        Infinity for none.
+    """
+
+    def __init__(
+        self,
+        parameters: Array,
+        sizes: tuple[int, ...],
+        X: ArrayLike | Sequence[ArrayLike],
+        Y: ArrayLike | Sequence[ArrayLike],
+        *,
+        target: str,
+        loss: MSE | CrossEntropy | Loss,
+        optimizer: Optimizer | SGD | Adam | None,
+        batch_size: int,
+        clip_norm: float = np.inf,
+    ) -> None:
+        input_dim, hidden_dim, output_dim = sizes
+        dtype = parameters.dtype
+        self.every_step = as_choice("target", target, TARGETS) == "steps"
+        self.sequences = Sequences(X, input_dim, dtype)
+        batch_size = min(batch_size, len(self.sequences))
+        if not self.sequences.same_length and batch_size > 1:
+            lengths = self.sequences.lengths()
+            raise ValueError(
+                f"X holds sequences of {lengths.min()} to {lengths.max()} steps; expected one length, or batch_size=1"
+            )
+        self.parameters, self.batch_size, self.clip_norm = parameters, batch_size, clip_norm
+        self.loss, self.optimizer = loss, optimizer
+        self.rows, self.offsets = self.sequences.rows, self.sequences.offsets
+        self.Y, self.targets, self.labels = self._read_targets(Y, output_dim)
+        if isinstance(optimizer, (SGD, Adam)):
+            optimizer.check(parameters)
+
+        steps = self.sequences.longest
+        slots = steps if self.every_step else 1
+        self.activations = Activations(steps, batch_size, input_dim, hidden_dim, dtype, keep=True)
+        self.scratch = BackwardScratch(steps, batch_size, input_dim, hidden_dim, dtype, want_dX=False)
+        self.head = HeadScratch(slots, batch_size, hidden_dim, output_dim, dtype, every_step=self.every_step)
+        self.gradient = np.zeros_like(parameters)
+        self.first = np.empty(batch_size, np.intp)
+        self.order = np.arange(len(self.sequences))
+        self.losses, self.norms = np.zeros(self.batches), np.zeros(self.batches)
+
+    @property
+    def batches(self) -> int:
+        """The number of batches of an epoch; the last may be smaller."""
+        return -(-len(self.sequences) // self.batch_size)
+
+    def _read_targets(self, Y: Any, output_dim: int) -> tuple[Any, Array, Array]:
+        """Return Y for a loss in Python, target rows for the mean squared error, labels for the cross-entropy."""
+        N, dtype = len(self.sequences), self.parameters.dtype
+        no_targets, no_labels = np.empty((0, output_dim), dtype), np.empty(0, np.intp)
+        if not isinstance(self.loss, (MSE, CrossEntropy)):
+            if len(Y) != N:
+                raise ValueError(f"Y has length {len(Y)}; expected {N}, one for each sequence of X")
+            return Y, no_targets, no_labels
+        if self.loss.takes_labels:
+            return None, no_targets, self._target_rows(lambda *given: as_labels(*given, output_dim), Y)
+        return None, self._target_rows(lambda name, y, shape: as_shape(name, y, dtype, (*shape, output_dim)), Y), no_labels
+
+    def _target_rows(self, read: Callable[[str, Any, tuple[int, ...]], Array], Y: Any) -> Array:
+        """Return one row for each sequence, or for each step of it."""
+        N = len(self.sequences)
+        if not self.every_step:
+            return read("Y", Y, (N,))
+        if self.sequences.same_length:
+            rows = read("Y", Y, (N, self.sequences.longest))
+            return rows.reshape(-1, *rows.shape[2:])
+        if len(Y) != N:
+            raise ValueError(f"Y has length {len(Y)}; expected {N}, one for each sequence of X")
+        lengths = self.sequences.lengths()
+        return np.concatenate([read(f"Y[{n}]", Y[n], (int(lengths[n]),)) for n in range(N)])
+
+    def run(self, step: int, last_step: int, *, seconds: float = 0.05) -> int:
+        """Train on the batches from `step` on, until `last_step` or until about `seconds` have passed; return the next step.
+
+        Raises
+        ------
+        NonFiniteError
+            If a loss or a gradient is not finite; its `batch` tells which.
+        """
+        compiled_loss = isinstance(self.loss, (MSE, CrossEntropy))
+        compiled_optimizer = isinstance(self.optimizer, (SGD, Adam))
+        if compiled_loss and compiled_optimizer:
+            return self._phases(step, last_step, _EVERY_PHASE, seconds)
+        self.gradients(step)
+        if compiled_optimizer:
+            return self._phases(step, step + 1, _epoch.UPDATE, seconds)
+        assert self.optimizer is not None
+        if self.norms[step] > self.clip_norm:
+            self.gradient *= self.clip_norm / self.norms[step]
+        self.optimizer.update(self.parameters, self.gradient)
+        return step + 1
+
+    def gradients(self, step: int) -> None:
+        """Compute the loss and the gradient of one batch."""
+        self.forward(step)
+        self._phases(step, step + 1, _epoch.BACKWARD)
+
+    def forward(self, step: int) -> None:
+        """Compute the loss of one batch, and its gradient with respect to the outputs."""
+        if isinstance(self.loss, (MSE, CrossEntropy)):
+            self._phases(step, step + 1, _epoch.FORWARD | _epoch.LOSS)
+        else:
+            self._phases(step, step + 1, _epoch.FORWARD)
+            self._python_loss(step)
+
+    def mean_loss(self) -> float:
+        """Return the mean of the batches' losses, each weighted by its sequences."""
+        N, size = len(self.sequences), self.batch_size
+        weights = np.full(self.batches, size)
+        weights[-1] = N - size * (self.batches - 1)
+        return float(self.losses @ weights / N)
+
+    def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:
+        step, finite = _epoch.run(self, step, last_step, phases, seconds)
+        if not finite:
+            what, value = ("gradient's norm", self.norms) if np.isfinite(self.losses[step]) else ("loss", self.losses)
+            raise NonFiniteError(f"the {what} is {value[step]}", step)
+        return step
+
+    def _python_loss(self, step: int) -> None:
+        members = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        outputs, doutputs = (self._slots(array, members) for array in (self.head.ws_outputs, self.head.ws_doutputs))
+        targets = self.Y[members] if isinstance(self.Y, np.ndarray) else [self.Y[n] for n in members]
+        value, gradient = self.loss(outputs.copy(), targets)
+        self.losses[step] = value
+        if not np.isfinite(value):
+            raise NonFiniteError(f"the loss is {value}", step)
+        doutputs[...] = as_shape("the loss's gradient", gradient, self.parameters.dtype, doutputs.shape)
+
+    def _slots(self, array: Array, members: Array) -> Array:
+        """Return the outputs' slots in use as a view (B, output_dim) or (B, T, output_dim)."""
+        output_dim = array.shape[2]
+        steps = int(self.sequences.lengths()[members[0]]) if self.every_step else 1
+        used = array.reshape(-1, output_dim)[: steps * len(members)].reshape(steps, len(members), output_dim)
+        return used[::-1].transpose(1, 0, 2) if self.every_step else used[0]

@@ -1,0 +1,260 @@
+"""Training: `train`, and the article's `train_lstm`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lstm_ext.checks import as_number, as_size
+from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.network import LSTMNetwork
+from lstm_ext.optimizers import SGD, Adam, Optimizer, as_optimizer
+from lstm_ext.plan import NonFiniteError, Plan
+
+
+@dataclass
+class History:
+    """What `train` saw, one entry for each epoch.
+
+    Attributes
+    ----------
+    loss : list of float
+        The mean loss over the epoch's sequences, each before its own update.
+    validation_loss : list of float
+        The mean loss over the validation data after the epoch; empty without them.
+    seconds : list of float
+        The epoch's training time.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
+"""Called after each epoch; training stops if it returns True."""
+
+
+def train(
+    network: LSTMNetwork,
+    X: ArrayLike | Sequence[ArrayLike],
+    Y: ArrayLike | Sequence[ArrayLike],
+    *,
+    target: str = "last",
+    loss: str | MSE | CrossEntropy | Loss = "mse",
+    optimizer: str | SGD | Adam | Optimizer = "adam",
+    batch_size: int = 32,
+    epochs: int = 10,
+    clip_norm: float | None = None,
+    validation_data: tuple[Any, Any] | None = None,
+    shuffle: bool = True,
+    seed: int | None = None,
+    verbose: bool = True,
+    callbacks: Iterable[Callback] = (),
+) -> History:
+    """Train a network in place.
+
+    Every batch starts from zero states. The same seed gives the same bits. Ctrl-C leaves the network as it was after the
+    last whole update.
+
+    Parameters
+    ----------
+    network : LSTMNetwork
+    X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
+        Sequences of different lengths need ``batch_size=1``.
+    Y : array_like
+        For ``target="last"`` (N, output_dim), for ``"steps"`` (N, T, output_dim) or a list of arrays (T_n, output_dim);
+        for the cross-entropy integer classes (N,), or (N, T).
+    target : {"last", "steps"}
+    loss : {"mse", "cross_entropy"}, or a callable (`lstm_ext.losses.Loss`)
+    optimizer : {"adam", "sgd"}, or an object
+        A name stands for the optimizer's defaults.
+    batch_size, epochs : int
+        The last batch of an epoch may be smaller.
+    clip_norm : float, optional
+        Scale a gradient down to this norm where it is longer.
+    validation_data : tuple (X, Y), optional
+        The loss is computed on them after every epoch.
+    shuffle : bool
+        Whether to draw a new order of the sequences for each epoch.
+    seed : int, optional
+        Of the shuffling.
+    verbose : bool
+        Show a progress bar where there is a terminal and tqdm is installed.
+    callbacks : iterable of callable
+        Each is called as ``callback(network, history)`` after every epoch; True stops training.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    NonFiniteError
+        If a loss or a gradient is NaN or infinite, naming epoch and batch; the parameters are those before that update.
+    TypeError, ValueError
+        If an argument is not as above; nothing has changed then.
+    """
+    if not isinstance(network, LSTMNetwork):
+        raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
+    epochs = as_size("epochs", epochs)
+    rng = np.random.default_rng(seed)
+    callbacks = tuple(callbacks)
+    common: dict[str, Any] = {
+        "target": target,
+        "loss": as_loss(loss),
+        "batch_size": as_size("batch_size", batch_size),
+    }
+    plan = Plan(
+        network.parameters,
+        network.sizes,
+        X,
+        Y,
+        optimizer=as_optimizer(optimizer),
+        clip_norm=math.inf if clip_norm is None else as_number("clip_norm", clip_norm, low=0),
+        **common,
+    )
+    validation = None
+    if validation_data is not None:
+        validation = _validation_plan(network, validation_data, common)
+
+    history = History()
+    with _progress(epochs * plan.batches, verbose) as advance:
+        for epoch in range(epochs):
+            if shuffle:
+                plan.order = rng.permutation(len(plan.sequences))
+            started = time.perf_counter()
+            _run_epoch(plan, epoch, epochs, advance)
+            history.seconds.append(time.perf_counter() - started)
+            history.loss.append(plan.mean_loss())
+            if validation is not None:
+                history.validation_loss.append(_evaluate(validation))
+            if any([callback(network, history) for callback in callbacks]):
+                break
+    return history
+
+
+def train_lstm(
+    X: Sequence[ArrayLike] | np.ndarray[Any, Any],
+    Y: Sequence[ArrayLike] | np.ndarray[Any, Any],
+    input_dim: int,
+    hidden_dim: int,
+    output_dim: int,
+    learning_rate: float = 0.01,
+    epochs: int = 100,
+) -> LSTMNetwork:
+    """Train as the article's program does: float64, its initial weights, one SGD update for each sequence in order.
+
+    Parameters
+    ----------
+    X : array_like (N, T, input_dim), or a sequence of arrays (T_n, input_dim)
+    Y : sequence of array_like (output_dim, 1) or (output_dim,)
+        The target of each sequence's last output; the loss is ``mean((outputs[-1] - Y[i])**2)``.
+    input_dim, hidden_dim, output_dim : int
+    learning_rate : float
+    epochs : int
+
+    Returns
+    -------
+    LSTMNetwork
+        The trained network. Each epoch prints its mean loss.
+
+    Raises
+    ------
+    NonFiniteError
+        If a loss or a gradient is NaN or infinite.
+    TypeError, ValueError
+        If an argument is not as above.
+    """
+    # Drawn last, so that a bad argument leaves numpy.random's state as it was.
+    epochs = as_size("epochs", epochs)
+    optimizer = SGD(learning_rate)
+    targets = np.asarray(Y)
+    if targets.ndim == 3 and targets.shape[2] == 1:
+        targets = targets[:, :, 0]
+    sizes = tuple(
+        as_size(name, size)
+        for name, size in (("input_dim", input_dim), ("hidden_dim", hidden_dim), ("output_dim", output_dim))
+    )
+    state = np.random.get_state()
+    network = LSTMNetwork(*sizes, dtype="float64", init="reference")
+    try:
+        plan = Plan(
+            network.parameters,
+            network.sizes,
+            X,
+            targets,
+            target="last",
+            loss=MSE(),
+            optimizer=optimizer,
+            batch_size=1,
+        )
+    except (TypeError, ValueError):
+        np.random.set_state(state)
+        raise
+    for epoch in range(epochs):
+        _run_epoch(plan, epoch, epochs, lambda _: None)
+        print(f"Epoch {epoch + 1}/{epochs}, Loss: {plan.mean_loss()}")
+    return network
+
+
+def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
+    step = 0
+    while step < plan.batches:
+        try:
+            after = plan.run(step)
+        except NonFiniteError as error:
+            reason, step = error.args
+            raise NonFiniteError(
+                f"{reason} in epoch {epoch + 1} of {epochs}, batch {step + 1} of {plan.batches}; training stopped "
+                "before that update: a smaller learning rate or a clip_norm may help"
+            ) from None
+        advance(after - step)
+        step = after
+
+
+def _validation_plan(network: LSTMNetwork, data: tuple[Any, Any], common: dict[str, Any]) -> Plan:
+    try:
+        X, Y = data
+    except (TypeError, ValueError):
+        raise TypeError("validation_data is not a pair; expected (X, Y)") from None
+    try:
+        return Plan(network.parameters, network.sizes, X, Y, optimizer=None, **common)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"validation_data: {error}") from None
+
+
+def _evaluate(plan: Plan) -> float:
+    for step in range(plan.batches):
+        plan.forward(step)
+    return plan.mean_loss()
+
+
+def _progress(total: int, verbose: bool) -> AbstractContextManager[Callable[[int], Any]]:
+    if verbose:
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            pass
+        else:
+            return _Bar(tqdm(total=total, unit="batch", disable=None, delay=0.5, leave=False))
+    return nullcontext(lambda _: None)
+
+
+class _Bar:
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def __enter__(self) -> Callable[[int], Any]:
+        update: Callable[[int], Any] = self._bar.update
+        return update
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

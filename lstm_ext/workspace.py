@@ -1,0 +1,91 @@
+"""The arrays that the passes work in, named by how long they live.
+
+``ws_*`` is kept from forward to backward, ``scratch_*`` is not. With B sequences of T steps, the kept part has about
+``T * B * (I + 6 H)`` elements: the rows [h | x], the cell state and the four gates of every step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lstm_ext import _passes
+from lstm_ext.checks import Array, check_allocatable
+
+_LINE = 64  # bytes of a cache line
+_CHUNK_ROWS = 256  # rows of dz that wait for one weight-gradient product
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an uninitialised array that starts on a cache line."""
+    check_allocatable("a work array", *shape)
+    size = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.empty(size + _LINE, np.uint8)
+    start = -buffer.ctypes.data % _LINE
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _with_slack(shape: tuple[int, ...], slack: int, dtype: np.dtype[Any]) -> Array:
+    """Return an aligned array that may be read `slack` elements past its end."""
+    size = int(np.prod(shape))
+    return aligned_empty((size + slack,), dtype)[:size].reshape(shape)
+
+
+def _row_stride(columns: int, dtype: np.dtype[Any]) -> int:
+    """Return a row length of an odd number of cache lines, so that no stack of rows falls into one set of the cache."""
+    per_line = _LINE // dtype.itemsize
+    return (-(-columns // per_line) | 1) * per_line
+
+
+class Activations:
+    """What sequence_forward works on: all T + 1 states if `keep`, else the latest two, which alternate."""
+
+    def __init__(
+        self, steps: int, batch: int, input_dim: int, hidden_dim: int, dtype: np.dtype[Any], *, keep: bool
+    ) -> None:
+        stride = _row_stride(hidden_dim + input_dim, dtype)
+        slots = steps + 1 if keep else 2
+        self.ws_hx = aligned_empty((slots, batch, stride), dtype)
+        self.ws_C = aligned_empty((slots if keep else 1, batch, hidden_dim), dtype)
+        self.ws_gates = aligned_empty((steps if keep else 0, batch, 4 * hidden_dim), dtype)
+        size = _passes.packed_sizes(input_dim, hidden_dim, 1, dtype.name)["cell"]
+        self.scratch_packed = aligned_empty((size,), dtype)
+
+
+class BackwardScratch:
+    """What sequence_backward needs beside the activations."""
+
+    def __init__(
+        self, steps: int, batch: int, input_dim: int, hidden_dim: int, dtype: np.dtype[Any], *, want_dX: bool
+    ) -> None:
+        sizes = _passes.packed_sizes(input_dim, hidden_dim, 1, dtype.name)
+        self.scratch_packed_h = aligned_empty((sizes["h"],), dtype)
+        self.scratch_packed_x = aligned_empty((sizes["x"] if want_dX else 0,), dtype)
+        self.scratch_panel = aligned_empty((sizes["panel"],), dtype)
+        stride = _row_stride(4 * hidden_dim, dtype)
+        rows = max(1, min(steps, _CHUNK_ROWS // batch)) * batch
+        self.scratch_dz = _with_slack((rows, stride), sizes["slack"], dtype)
+        self.scratch_dh = aligned_empty((batch, hidden_dim), dtype)
+        self.scratch_dC = aligned_empty((batch, hidden_dim), dtype)
+
+
+class HeadScratch:
+    """The outputs of every slot (see _epoch.pyx) and their gradient, and what the head's passes need."""
+
+    def __init__(
+        self,
+        slots: int,
+        batch: int,
+        hidden_dim: int,
+        output_dim: int,
+        dtype: np.dtype[Any],
+        *,
+        every_step: bool,
+    ) -> None:
+        sizes = _passes.packed_sizes(1, hidden_dim, output_dim, dtype.name)
+        self.ws_outputs = aligned_empty((slots, batch, output_dim), dtype)
+        self.ws_doutputs = _with_slack((slots, batch, output_dim), sizes["slack"], dtype)
+        self.scratch_dH = aligned_empty((batch if every_step else 0, slots, hidden_dim), dtype)
+        self.scratch_packed = aligned_empty((sizes["head"],), dtype)
+        self.scratch_packed_backward = aligned_empty((sizes["head_backward"],), dtype)

@@ -1,0 +1,210 @@
+"""The training loop: gather a batch, forward, loss, backward, clip, update, for many batches in one call without the GIL.
+
+`run` takes a plan (training.py) and a range of steps. Its phases can be asked for one by one, so that a loss or an optimizer
+written in Python goes between them; the loop is the same.
+
+Outputs are stored with time descending: slot s of (slots, B, O) belongs to h_{T - s}. The last step alone is then just one slot,
+and the rows stand in the order in which weight gradients are summed.
+"""
+from libc.math cimport isfinite, sqrt
+from libc.string cimport memset
+
+from lstm_ext._kernels cimport active_kernels, adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares
+from lstm_ext._passes cimport (
+    Call, Timer, begin, elapsed, end, multiply, pack_cell, pack_panels, sequence_backward, sequence_forward, start_timer,
+    weight_gradient,
+)
+
+FORWARD, LOSS, BACKWARD, UPDATE = 1, 2, 4, 8
+
+cdef enum:
+    _FORWARD = 1
+    _LOSS = 2
+    _BACKWARD = 4
+    _UPDATE = 8
+
+
+cdef double batch_loss(
+    const kernels *table, Py_ssize_t steps, Py_ssize_t slots, bint every_step, const Py_ssize_t[::1] first,
+    const Py_ssize_t[::1] members, const real[:, ::1] targets, const Py_ssize_t[::1] labels, const real[:, :, ::1] outputs,
+    real[:, :, ::1] doutputs,
+) noexcept nogil:
+    """The mean loss of a batch: squared error against `targets`, or cross-entropy if there are `labels`.
+
+    outputs (>= slots, >= B, O) with the rows of the slots in use packed: row s * B + b;  doutputs likewise, out.
+    """
+    cdef Py_ssize_t batch = first.shape[0], output_dim = outputs.shape[2], s, b, row
+    cdef bint classes = labels.shape[0] > 0
+    cdef double total = 0, count = <double> slots * batch
+    cdef const real *y = &outputs[0, 0, 0]
+    cdef real *dy = &doutputs[0, 0, 0]
+    if not classes:
+        count *= output_dim
+    for s in range(slots):
+        for b in range(batch):
+            row = first[b] + steps - 1 - s if every_step else members[b]
+            if classes:
+                total += cross_entropy(table, output_dim, y, labels[row], 1 / count, dy)
+            else:
+                total += squared_error(table, output_dim, y, &targets[row, 0], 2 / count, dy)
+            y += output_dim
+            dy += output_dim
+    return total / count
+
+
+cdef void update(
+    const kernels *table, real[::1] parameters, const real[::1] gradient, double scale, const double[::1] settings,
+    double[::1] powers, real[:, ::1] moments,
+) noexcept nogil:
+    """SGD for settings (learning_rate, momentum); Adam for (learning_rate, beta1, beta2, epsilon), powers (beta1^t, beta2^t)."""
+    cdef Py_ssize_t n = parameters.shape[0]
+    if settings.shape[0] == 2:
+        sgd(
+            table, n, &parameters[0], &gradient[0], &moments[0, 0] if moments.shape[0] > 0 else NULL, scale,
+            settings[0], settings[1],
+        )
+    else:
+        powers[0] *= settings[1]
+        powers[1] *= settings[2]
+        adam(
+            table, n, &parameters[0], &gradient[0], &moments[0, 0], &moments[1, 0], scale,
+            settings[0] / (1 - powers[0]), sqrt(1 - powers[1]), settings[1], settings[2], settings[3],
+        )
+
+
+def _run(
+    const real[:, ::1] rows, plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds,
+):
+    cdef real[::1] parameters = plan.parameters, gradient = plan.gradient
+    cdef const real[:, ::1] targets = plan.targets
+    cdef const Py_ssize_t[::1] labels = plan.labels, offsets = plan.offsets, order = plan.order
+    cdef Py_ssize_t[::1] first = plan.first
+    cdef double[::1] losses = plan.losses, norms = plan.norms
+    cdef bint every_step = plan.every_step
+    cdef double clip_norm = plan.clip_norm
+    optimizer = plan.optimizer
+    cdef bint updates = phases & _UPDATE
+    cdef const double[::1] settings = optimizer.settings if updates else None
+    cdef double[::1] powers = optimizer.powers if updates else None
+    cdef real[:, ::1] moments = optimizer.state(plan.parameters) if updates else None
+
+    activations, scratch, head = plan.activations, plan.scratch, plan.head
+    cdef real[:, :, ::1] hx = activations.ws_hx, C = activations.ws_C, gates = activations.ws_gates
+    cdef real[:, :, ::1] outputs = head.ws_outputs, doutputs = head.ws_doutputs, dH = head.scratch_dH
+    cdef real[:, :, ::1] no_array = hx[:0]
+    cdef real[:, ::1] dh = scratch.scratch_dh, dC = scratch.scratch_dC, dz = scratch.scratch_dz
+    cdef real[::1] packed = activations.scratch_packed, packed_h = scratch.scratch_packed_h
+    cdef real[::1] no_panels = packed[:0], panel = scratch.scratch_panel
+    cdef real[::1] packed_y = head.scratch_packed, packed_y_backward = head.scratch_packed_backward
+
+    cdef Py_ssize_t N = order.shape[0], batch_size = first.shape[0]
+    cdef Py_ssize_t input_dim = rows.shape[1], hidden_dim = C.shape[2], output_dim = outputs.shape[2]
+    cdef Py_ssize_t K = hidden_dim + input_dim, start, batch, steps, slots, s, b
+    cdef real *W = &parameters[0]
+    cdef real *b_gates = W + 4 * hidden_dim * K
+    cdef real *W_y = b_gates + 4 * hidden_dim
+    cdef real *b_y = W_y + output_dim * hidden_dim
+    cdef real *dW = &gradient[0]
+    cdef real *db = dW + 4 * hidden_dim * K
+    cdef real *dW_y = db + 4 * hidden_dim
+    cdef real *db_y = dW_y + output_dim * hidden_dim
+    cdef double cell_work = 4. * hidden_dim * K, head_work = <double> output_dim * hidden_dim, scale
+    cdef const kernels *table = active_kernels()
+    cdef Call call
+    cdef Timer timer
+    cdef bint finite = True
+
+    with nogil:
+        begin(&call)
+        start_timer(&timer, seconds)
+        try:
+            while step < last_step:
+                start = step * batch_size
+                batch = min(batch_size, N - start)
+                for b in range(batch):
+                    first[b] = offsets[order[start + b]]
+                steps = offsets[order[start] + 1] - first[0]
+                slots = steps if every_step else 1
+                if phases & _FORWARD:
+                    memset(&C[0, 0, 0], 0, batch * hidden_dim * sizeof(real))
+                    for b in range(batch):
+                        memset(&hx[0, b, 0], 0, hidden_dim * sizeof(real))
+                    pack_cell(table, input_dim, hidden_dim, W, b_gates, &packed[0])
+                    sequence_forward(
+                        &call, table, steps, rows, first[:batch], packed, hx, C, gates, no_array)
+                    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, &packed_y[0])
+                    for s in range(slots):
+                        multiply(
+                            table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2], &packed_y[0], b_y, 0,
+                            &outputs[0, 0, 0] + s * batch * output_dim, output_dim,
+                        )
+                if phases & _LOSS:
+                    losses[step] = batch_loss(
+                        table, steps, slots, every_step, first[:batch], order[start:start + batch], targets, labels, outputs,
+                        doutputs,
+                    )
+                    if not isfinite(losses[step]):
+                        finite = False
+                        break
+                if phases & _BACKWARD:
+                    pack_panels(table, output_dim, hidden_dim, W_y, hidden_dim, 1, &packed_y_backward[0])
+                    weight_gradient(
+                        table, slots * batch, batch, output_dim, &doutputs[0, 0, 0], output_dim, hidden_dim, hx, steps,
+                        False, dW_y, db_y, &panel[0],
+                    )
+                    memset(&dC[0, 0], 0, batch * hidden_dim * sizeof(real))
+                    if every_step:
+                        memset(&dh[0, 0], 0, batch * hidden_dim * sizeof(real))
+                        for s in range(slots):
+                            multiply(
+                                table, batch, hidden_dim, output_dim,
+                                &doutputs[0, 0, 0] + s * batch * output_dim, output_dim, &packed_y_backward[0],
+                                <const real *> NULL, 0, &dH[0, steps - 1 - s, 0], dH.shape[1] * hidden_dim,
+                            )
+                    else:
+                        multiply(
+                            table, batch, hidden_dim, output_dim, &doutputs[0, 0, 0], output_dim, &packed_y_backward[0],
+                            <const real *> NULL, 0, &dh[0, 0], hidden_dim,
+                        )
+                    pack_panels(table, 4 * hidden_dim, hidden_dim, W, K, 1, &packed_h[0])
+                    sequence_backward(
+                        &call, table, steps, batch, input_dim, hx, C, gates, packed_h, no_panels, dH, False, dh, dC, no_array,
+                        dW, db, dz, panel,
+                    )
+                    norms[step] = sqrt(sum_of_squares(table, gradient.shape[0], &gradient[0]))
+                    if not isfinite(norms[step]):
+                        finite = False
+                        break
+                if phases & _UPDATE:
+                    scale = clip_norm / norms[step] if norms[step] > clip_norm else 1
+                    update(table, parameters, gradient, scale, settings, powers, moments)
+                step += 1
+                if elapsed(&timer, 3 * batch * (steps * cell_work + slots * head_work)):
+                    break
+        finally:
+            end(&call)
+    return step, finite
+
+
+def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds=0.05):
+    """Run steps of an epoch until `last_step`, until `seconds` have passed at a step's end, or until one is not finite.
+
+    Parameters
+    ----------
+    plan : Plan
+        The arrays and settings (training.py); parameters, optimizer state, losses and norms change in place.
+    step, last_step : int
+        The range of batches of ``plan.order``.
+    phases : int
+        A sum of FORWARD, LOSS, BACKWARD, UPDATE. BACKWARD alone takes the loss's gradient from ``doutputs``.
+    seconds : float
+        When to come back, for progress, callbacks and signals.
+
+    Returns
+    -------
+    step : int
+        The next step; if not finite, the step that failed, whose update was not made.
+    finite : bool
+        False if this step's loss or its gradient's norm is NaN or infinite.
+    """
+    return _run(plan.rows, plan, step, last_step, phases, seconds)

@@ -1,0 +1,179 @@
+# The table of leaf kernels (contracts in kernels.h), and its typed face: one inline function for each kernel, which picks float or double.
+ctypedef fused real:
+    float
+    double
+
+
+cdef extern from "kernels.h" nogil:
+    enum:
+        TILE_VECTORS
+
+    ctypedef struct kernels_float:
+        Py_ssize_t lanes, tile_rows
+        void (*sigmoid)(Py_ssize_t, const float *, float *) noexcept nogil
+        void (*tanh)(Py_ssize_t, const float *, float *) noexcept nogil
+        void (*matmul)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, const float *, Py_ssize_t,
+                       const float *, Py_ssize_t, float *, Py_ssize_t) noexcept nogil
+        void (*outer)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, const float *, Py_ssize_t,
+                      const float *, Py_ssize_t, float *, Py_ssize_t) noexcept nogil
+        void (*cell_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, const float *,
+                             const float *, float *, float *, float *) noexcept nogil
+        void (*cell_backward)(Py_ssize_t, const float *, const float *, const float *, const float *, float *,
+                              float *) noexcept nogil
+        double (*sum_of_squares)(Py_ssize_t, const float *) noexcept nogil
+        double (*squared_error)(Py_ssize_t, const float *, const float *, double, float *) noexcept nogil
+        double (*cross_entropy)(Py_ssize_t, const float *, Py_ssize_t, double, float *) noexcept nogil
+        void (*sgd)(Py_ssize_t, float *, const float *, float *, double, double, double) noexcept nogil
+        void (*adam)(Py_ssize_t, float *, const float *, float *, float *, double, double, double, double, double,
+                     double) noexcept nogil
+
+    ctypedef struct kernels_double:
+        Py_ssize_t lanes, tile_rows
+        void (*sigmoid)(Py_ssize_t, const double *, double *) noexcept nogil
+        void (*tanh)(Py_ssize_t, const double *, double *) noexcept nogil
+        void (*matmul)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, const double *, Py_ssize_t,
+                       const double *, Py_ssize_t, double *, Py_ssize_t) noexcept nogil
+        void (*outer)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, const double *, Py_ssize_t,
+                      const double *, Py_ssize_t, double *, Py_ssize_t) noexcept nogil
+        void (*cell_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
+                             const double *, const double *, double *, double *, double *) noexcept nogil
+        void (*cell_backward)(Py_ssize_t, const double *, const double *, const double *, const double *, double *,
+                              double *) noexcept nogil
+        double (*sum_of_squares)(Py_ssize_t, const double *) noexcept nogil
+        double (*squared_error)(Py_ssize_t, const double *, const double *, double, double *) noexcept nogil
+        double (*cross_entropy)(Py_ssize_t, const double *, Py_ssize_t, double, double *) noexcept nogil
+        void (*sgd)(Py_ssize_t, double *, const double *, double *, double, double, double) noexcept nogil
+        void (*adam)(Py_ssize_t, double *, const double *, double *, double *, double, double, double, double, double,
+                     double) noexcept nogil
+
+    ctypedef struct kernels:
+        const char *name
+        const kernels_float *f32
+        const kernels_double *f64
+
+    const kernels *const all_kernels[]
+    bint kernels_runnable(const kernels *)
+
+
+cdef extern from "runtime.h" nogil:
+    unsigned long long denormals_flush()
+    void denormals_restore(unsigned long long)
+    double wall_seconds()
+    const double kernel_zeros[]
+
+
+# The table in use: chosen at import, changed by use_isa alone.
+cdef const kernels *active_kernels() noexcept nogil
+
+
+cdef inline Py_ssize_t lanes(const kernels *table, const real *tag) noexcept nogil:
+    if real is float:
+        return table.f32.lanes
+    else:
+        return table.f64.lanes
+
+
+cdef inline Py_ssize_t tile_rows(const kernels *table, const real *tag) noexcept nogil:
+    if real is float:
+        return table.f32.tile_rows
+    else:
+        return table.f64.tile_rows
+
+
+cdef inline void sigmoid(const kernels *table, Py_ssize_t n, const real *x, real *y) noexcept nogil:
+    if real is float:
+        table.f32.sigmoid(n, x, y)
+    else:
+        table.f64.sigmoid(n, x, y)
+
+
+cdef inline void tanh(const kernels *table, Py_ssize_t n, const real *x, real *y) noexcept nogil:
+    if real is float:
+        table.f32.tanh(n, x, y)
+    else:
+        table.f64.tanh(n, x, y)
+
+
+cdef inline void matmul(
+    const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
+    const real *panel, Py_ssize_t ld_panel, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
+) noexcept nogil:
+    if real is float:
+        table.f32.matmul(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc)
+    else:
+        table.f64.matmul(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc)
+
+
+cdef inline void outer(
+    const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
+    const real *panel, Py_ssize_t ld_panel, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
+) noexcept nogil:
+    if real is float:
+        table.f32.outer(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc)
+    else:
+        table.f64.outer(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc)
+
+
+cdef inline void cell_forward(
+    const kernels *table, Py_ssize_t rows, Py_ssize_t units, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
+    const real *hx, Py_ssize_t ld_hx, const real *block, const real *C_prev, real *C, real *h, real *gates,
+) noexcept nogil:
+    if real is float:
+        table.f32.cell_forward(rows, units, input_dim, hidden_dim, hx, ld_hx, block, C_prev, C, h, gates)
+    else:
+        table.f64.cell_forward(rows, units, input_dim, hidden_dim, hx, ld_hx, block, C_prev, C, h, gates)
+
+
+cdef inline void cell_backward(
+    const kernels *table, Py_ssize_t hidden_dim, const real *gates, const real *C_prev, const real *C, const real *dh,
+    real *dC, real *dz,
+) noexcept nogil:
+    if real is float:
+        table.f32.cell_backward(hidden_dim, gates, C_prev, C, dh, dC, dz)
+    else:
+        table.f64.cell_backward(hidden_dim, gates, C_prev, C, dh, dC, dz)
+
+
+cdef inline double sum_of_squares(const kernels *table, Py_ssize_t n, const real *x) noexcept nogil:
+    if real is float:
+        return table.f32.sum_of_squares(n, x)
+    else:
+        return table.f64.sum_of_squares(n, x)
+
+
+cdef inline double squared_error(
+    const kernels *table, Py_ssize_t n, const real *y, const real *target, double scale, real *dy,
+) noexcept nogil:
+    if real is float:
+        return table.f32.squared_error(n, y, target, scale, dy)
+    else:
+        return table.f64.squared_error(n, y, target, scale, dy)
+
+
+cdef inline double cross_entropy(
+    const kernels *table, Py_ssize_t n, const real *logits, Py_ssize_t label, double scale, real *dlogits,
+) noexcept nogil:
+    if real is float:
+        return table.f32.cross_entropy(n, logits, label, scale, dlogits)
+    else:
+        return table.f64.cross_entropy(n, logits, label, scale, dlogits)
+
+
+cdef inline void sgd(
+    const kernels *table, Py_ssize_t n, real *parameters, const real *gradient, real *velocity, double scale,
+    double learning_rate, double momentum,
+) noexcept nogil:
+    if real is float:
+        table.f32.sgd(n, parameters, gradient, velocity, scale, learning_rate, momentum)
+    else:
+        table.f64.sgd(n, parameters, gradient, velocity, scale, learning_rate, momentum)
+
+
+cdef inline void adam(
+    const kernels *table, Py_ssize_t n, real *parameters, const real *gradient, real *m, real *v, double scale,
+    double step_size, double root_correction, double beta1, double beta2, double epsilon,
+) noexcept nogil:
+    if real is float:
+        table.f32.adam(n, parameters, gradient, m, v, scale, step_size, root_correction, beta1, beta2, epsilon)
+    else:
+        table.f64.adam(n, parameters, gradient, m, v, scale, step_size, root_correction, beta1, beta2, epsilon)

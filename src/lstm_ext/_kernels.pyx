@@ -1,0 +1,79 @@
+"""The leaf kernels' instruction set, and the activations on arrays.
+
+The set is chosen once, at import: the widest that this machine runs, or the one that the environment variable
+``LSTM_EXT_ISA`` names.
+"""
+import os
+
+cdef const kernels *_active = NULL
+
+
+cdef const kernels *active_kernels() noexcept nogil:
+    return _active
+
+
+def available_isas() -> tuple[str, ...]:
+    """Return the names of the instruction sets that this build holds and this machine runs, the widest first."""
+    names = []
+    cdef Py_ssize_t j = 0
+    while all_kernels[j] != NULL:
+        if kernels_runnable(all_kernels[j]):
+            names.append(all_kernels[j].name.decode())
+        j += 1
+    return tuple(names)
+
+
+def isa() -> str:
+    """Return the name of the instruction set in use."""
+    return _active.name.decode()
+
+
+def use_isa(name: str) -> None:
+    """Use another instruction set from now on, in the whole process: for tests and ``verify``.
+
+    Raises
+    ------
+    ValueError
+        If this machine, or this build, does not have the set.
+    """
+    global _active
+    cdef Py_ssize_t j = 0
+    while all_kernels[j] != NULL:
+        if all_kernels[j].name.decode() == name and kernels_runnable(all_kernels[j]):
+            _active = all_kernels[j]
+            return
+        j += 1
+    raise ValueError(f"instruction set {name!r} is not available here; expected one of {', '.join(available_isas())}")
+
+
+def _choose() -> None:
+    wanted = os.environ.get("LSTM_EXT_ISA", "")
+    try:
+        use_isa(wanted or available_isas()[0])
+    except ValueError as error:
+        raise ImportError(f"LSTM_EXT_ISA: {error}") from None
+
+
+_choose()
+
+
+def apply_sigmoid(const real[::1] x, real[::1] y):
+    """Write ``sigmoid(x)`` to ``y``, of the same length; ``y`` may be ``x``."""
+    cdef unsigned long long denormals
+    if x.shape[0] == 0:
+        return
+    with nogil:
+        denormals = denormals_flush()
+        sigmoid(_active, x.shape[0], &x[0], &y[0])
+        denormals_restore(denormals)
+
+
+def apply_tanh(const real[::1] x, real[::1] y):
+    """Write ``tanh(x)`` to ``y``, of the same length; ``y`` may be ``x``."""
+    cdef unsigned long long denormals
+    if x.shape[0] == 0:
+        return
+    with nogil:
+        denormals = denormals_flush()
+        tanh(_active, x.shape[0], &x[0], &y[0])
+        denormals_restore(denormals)

@@ -1,0 +1,406 @@
+"""The passes of one LSTM layer on arrays that the caller owns: packing, forward, backward, weight gradient.
+
+Design
+------
+- Time runs outside, blocks of units and tiles of rows inside; a tile is one call of a leaf kernel (kernels.h).
+- ``hx`` (slots, B, ld) holds the rows [h_{t-1} (H) | x_t (I)] of step t: the very operand of W. Step t writes h_t to the next
+  slot, so t = 0 is no special case. With T + 1 slots everything is kept for the backward pass; with 2 the slots alternate.
+- Sums keep the contract's order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is
+  cut goes on from its stored partial result, so no block size changes a bit.
+- Nothing is allocated here and no Python object is touched; the arrays named ``ws_*`` in workspace.py live from forward to backward.
+
+Notation: B batch, T steps, I input_dim, H hidden_dim, gates in the order i, f, g, o.
+"""
+from cpython.exc cimport PyErr_CheckSignals
+from libc.string cimport memcpy, memset
+
+from lstm_ext._kernels cimport (
+    TILE_VECTORS, active_kernels, cell_backward, cell_forward, denormals_flush, denormals_restore, kernel_zeros,
+    kernels, lanes, matmul, outer, real, tile_rows, wall_seconds,
+)
+
+# A check waits 5 ms for the GIL while another thread holds it, so not more often.
+cdef double SIGNAL_SECONDS = 0.1
+
+
+cdef void begin(Call *call) noexcept nogil:
+    call.denormals = denormals_flush()
+    start_timer(&call.signals, SIGNAL_SECONDS)
+
+
+cdef void end(Call *call) noexcept nogil:
+    denormals_restore(call.denormals)
+
+
+cdef void start_timer(Timer *timer, double seconds) noexcept nogil:
+    timer.work = 0
+    timer.deadline = wall_seconds() + seconds
+
+
+cdef bint elapsed(Timer *timer, double work) noexcept nogil:
+    """Whether the deadline has passed; looks at the clock only after every so many multiply-adds."""
+    timer.work += work
+    if timer.work < 1e7:
+        return False
+    timer.work = 0
+    return wall_seconds() >= timer.deadline
+
+
+cdef int check_signals(Call *call, double work) except -1 nogil:
+    """Let Python's signal handlers run now and then; what they raise ends the pass, which has changed only scratch arrays."""
+    if elapsed(&call.signals, work):
+        denormals_restore(call.denormals)
+        with gil:
+            PyErr_CheckSignals()
+        call.denormals = denormals_flush()
+        start_timer(&call.signals, SIGNAL_SECONDS)
+    return 0
+
+
+cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t tile) noexcept nogil:
+    """How many tiles of up to `tile` elements cover n."""
+    return (n + tile - 1) // tile
+
+
+cdef inline Py_ssize_t panel_width(Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
+    """The lanes of the panel that serves the next `columns` columns: 1, 2 or 4 vectors."""
+    if columns > 2 * V:
+        return TILE_VECTORS * V
+    return 2 * V if columns > V else V
+
+
+cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t lanes) noexcept nogil:
+    """The elements that `pack_panels` writes."""
+    cdef Py_ssize_t width = TILE_VECTORS * lanes, whole = columns // width * width
+    return depth * (whole + (panel_width(columns - whole, lanes) if columns > whole else 0))
+
+
+cdef void pack_cell(
+    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
+) noexcept nogil:
+    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, in the order in which cell_forward sums."""
+    cdef Py_ssize_t V = lanes(table, W), K = hidden_dim + input_dim, block, u, units, g, j, k
+    cdef const real *row
+    cdef real *lane
+    for block in range(tiles(hidden_dim, V)):
+        u = block * V
+        units = min(V, hidden_dim - u)
+        if units < V:
+            memset(packed, 0, (1 + K) * TILE_VECTORS * V * sizeof(real))
+        for g in range(TILE_VECTORS):
+            for j in range(units):
+                row = W + (g * hidden_dim + u + j) * K
+                lane = packed + g * V + j
+                lane[0] = b[g * hidden_dim + u + j]
+                lane += TILE_VECTORS * V
+                for k in range(input_dim):
+                    lane[k * TILE_VECTORS * V] = row[hidden_dim + k]
+                lane += input_dim * TILE_VECTORS * V
+                for k in range(hidden_dim):
+                    lane[k * TILE_VECTORS * V] = row[k]
+        packed += (1 + K) * TILE_VECTORS * V
+
+
+cdef void pack_panels(
+    const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
+    Py_ssize_t column_stride, real *panels,
+) noexcept nogil:
+    """panels: for each group of up to 4 V columns of B (depth, columns) an array (depth, width), padded with zeros."""
+    cdef Py_ssize_t V = lanes(table, B), first = 0, width, count, k, j
+    while first < columns:
+        width = panel_width(columns - first, V)
+        count = min(width, columns - first)
+        for k in range(depth):
+            for j in range(count):
+                panels[j] = B[k * row_stride + (first + j) * column_stride]
+            for j in range(count, width):
+                panels[j] = 0
+            panels += width
+        first += width
+
+
+cdef void multiply(
+    const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
+    const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
+) noexcept nogil:
+    """C = start + A B: A (rows, depth), B (depth, columns) packed by `pack_panels`, start NULL for zeros (or C itself)."""
+    cdef Py_ssize_t V = lanes(table, A), tile = tile_rows(table, A), first = 0, width, count, i, r
+    cdef const real *row_start
+    if start == NULL:
+        ld_start = 0
+    while first < columns:
+        width = panel_width(columns - first, V)
+        count = min(width, columns - first)
+        for i in range(tiles(rows, tile)):
+            r = i * tile
+            row_start = start + r * ld_start + first
+            if start == NULL:
+                row_start = <const real *> kernel_zeros
+            matmul(
+                table, min(tile, rows - r), count, depth, A + r * lda, lda, panels, width, row_start, ld_start,
+                C + r * ldc + first, ldc,
+            )
+        panels += depth * width
+        first += width
+
+
+cdef void outer_product(
+    const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
+    const real *panel, Py_ssize_t width, bint accumulate, real *C, Py_ssize_t ldc,
+) noexcept nogil:
+    """C = (C or 0) + A^T panel: A (depth, rows), panel (depth, width), columns <= width at most 4 V."""
+    cdef Py_ssize_t tile = tile_rows(table, A), i, r
+    cdef const real *start
+    for i in range(tiles(rows, tile)):
+        r = i * tile
+        start = C + r * ldc
+        if not accumulate:
+            start = <const real *> kernel_zeros
+        outer(
+            table, min(tile, rows - r), columns, depth, A + r, lda, panel, width, start, ldc if accumulate else 0,
+            C + r * ldc, ldc,
+        )
+
+
+cdef void weight_gradient(
+    const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
+    Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db, real *panel,
+) noexcept nogil:
+    """dW = (dW or 0) + dy^T x, db = (db or 0) + sum of dy, over n rows.
+
+    Row r of dy (n, outputs) belongs to row x = hx[t - r // batch, r % batch, :columns]: steps descend, the batch ascends.
+    dW (outputs, columns), db (outputs); dy rows readable to the next multiple of 4 V; panel (OUTER_ROWS * 4 V) is scratch.
+    """
+    cdef Py_ssize_t V = lanes(table, dy), depth, start, first, width, count, i, j, r
+    cdef real one = 1
+    for i in range(tiles(n, OUTER_ROWS)):
+        start = i * OUTER_ROWS
+        depth = min(OUTER_ROWS, n - start)
+        first = 0
+        while first < columns:
+            width = panel_width(columns - first, V)
+            count = min(width, columns - first)
+            for r in range(depth):
+                memcpy(
+                    panel + r * width, &hx[t - (start + r) // batch, (start + r) % batch, first],
+                    count * sizeof(real),
+                )
+            outer_product(
+                table, outputs, count, depth, dy + start * ld_dy, ld_dy, panel, width, accumulate, dW + first, columns,
+            )
+            first += width
+        for j in range(tiles(outputs, TILE_VECTORS * V)):
+            first = j * TILE_VECTORS * V
+            count = min(TILE_VECTORS * V, outputs - first)
+            outer_product(
+                table, 1, count, depth, &one, 0, dy + start * ld_dy + first, ld_dy, accumulate, db + first, outputs,
+            )
+        accumulate = True
+
+
+cdef void step_forward(
+    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *packed,
+    const real *hx, Py_ssize_t ld, const real *C_prev, real *C, real *h, real *gates,
+) noexcept nogil:
+    """One step of B sequences: hx (B, ld) holds [h_prev | x], h goes to rows ld apart; arguments as for the kernel."""
+    cdef Py_ssize_t V = lanes(table, packed), tile = tile_rows(table, packed), i, j, u, b
+    cdef Py_ssize_t block_size = (1 + input_dim + hidden_dim) * TILE_VECTORS * V
+    for j in range(tiles(hidden_dim, V)):
+        u = j * V
+        for i in range(tiles(batch, tile)):
+            b = i * tile
+            cell_forward(
+                table, min(tile, batch - b), min(V, hidden_dim - u), input_dim, hidden_dim, hx + b * ld, ld,
+                packed + j * block_size, C_prev + b * hidden_dim + u, C + b * hidden_dim + u, h + b * ld + u,
+                gates + b * 4 * hidden_dim + u if gates != NULL else NULL,
+            )
+
+
+cdef int sequence_forward(
+    Call *call, const kernels *table, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first,
+    const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
+) except -1 nogil:
+    """Run T steps of a batch; sequence b reads x_t from rows[first[b] + t].
+
+    hx     (slots, >= B, ld)  in: h_0 in slot 0; step t reads slot t mod slots and writes h_t to the next
+    C      (C slots, >= B, H) likewise; one slot is updated in place
+    packed                    from `pack_cell`
+    gates  (T, >= B, 4 H)     out: i, f, g, o of every step; nothing is kept if it is empty
+    H      (B, T, H)          out: every h_t; not wanted if it is empty
+    """
+    cdef Py_ssize_t batch = first.shape[0], input_dim = rows.shape[1], hidden_dim = C.shape[2], t, b, now, then
+    cdef bint keep = gates.shape[0] > 0, want_H = H.shape[0] > 0
+    for t in range(steps):
+        check_signals(call, <double> batch * 4 * hidden_dim * (input_dim + hidden_dim))
+        now, then = t % hx.shape[0], (t + 1) % hx.shape[0]
+        for b in range(batch):
+            memcpy(&hx[now, b, hidden_dim], &rows[first[b] + t, 0], input_dim * sizeof(real))
+        step_forward(
+            table, batch, input_dim, hidden_dim, &packed[0], &hx[now, 0, 0], hx.shape[2], &C[t % C.shape[0], 0, 0],
+            &C[(t + 1) % C.shape[0], 0, 0], &hx[then, 0, 0], &gates[t, 0, 0] if keep else NULL,
+        )
+        if want_H:
+            for b in range(batch):
+                memcpy(&H[b, t, 0], &hx[then, b, 0], hidden_dim * sizeof(real))
+    return 0
+
+
+cdef int sequence_backward(
+    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim,
+    const real[:, :, ::1] hx, const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[::1] packed_h,
+    const real[::1] packed_x, const real[:, :, ::1] dH, bint want_dh0, real[:, ::1] dh, real[:, ::1] dC,
+    real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panel,
+) except -1 nogil:
+    """Backpropagate through T steps of sequence_forward.
+
+    hx, C, gates  as sequence_forward left them, T + 1 slots
+    packed_h      panels of W_h (4H, H); packed_x: panels of W_x (4H, I), empty if dX is not wanted
+    dH (>= B, >= T, H)  in: dL/dh_t of every step from outside; empty for none
+    dh (>= B, H)     in: dL/dh_T beyond dH; out: dL/dh_0 if want_dh0, else undefined
+    dC (>= B, H)     in: dL/dC_T; out: dL/dC_0
+    dX (B, T, I)     out, unless empty
+    dW (4H, H + I), db (4H)  out
+    dz (rows, ld)    scratch for whole steps: rows >= B, readable 4 V past its last row;  panel: scratch of weight_gradient
+    """
+    cdef Py_ssize_t hidden_dim = C.shape[2], K = hidden_dim + input_dim, ld_dz = dz.shape[1]
+    cdef Py_ssize_t slots = max(1, min(steps, dz.shape[0] // batch)), slot = 0, t, b, j
+    cdef bint every_step = dH.shape[0] > 0, want_dX = dX.shape[0] > 0, flushed = False
+    cdef const real *start
+    cdef real *step_dz
+    if every_step:
+        for b in range(batch):
+            for j in range(hidden_dim):
+                dh[b, j] += dH[b, steps - 1, j]
+    for t in range(steps - 1, -1, -1):
+        check_signals(call, <double> batch * 4 * hidden_dim * (2 * hidden_dim + input_dim))
+        step_dz = &dz[slot * batch, 0]
+        for b in range(batch):
+            cell_backward(
+                table, hidden_dim, &gates[t, b, 0], &C[t, b, 0], &C[t + 1, b, 0], &dh[b, 0], &dC[b, 0],
+                step_dz + b * ld_dz,
+            )
+        if t > 0 or want_dh0:
+            start = &dH[0, t - 1, 0] if every_step and t > 0 else NULL
+            multiply(
+                table, batch, hidden_dim, 4 * hidden_dim, step_dz, ld_dz, &packed_h[0],
+                start, dH.shape[1] * hidden_dim, &dh[0, 0], hidden_dim,
+            )
+        if want_dX:
+            multiply(
+                table, batch, input_dim, 4 * hidden_dim, step_dz, ld_dz, &packed_x[0],
+                <const real *> NULL, 0, &dX[0, t, 0], dX.shape[1] * input_dim,
+            )
+        slot += 1
+        if slot == slots or t == 0:
+            weight_gradient(
+                table, slot * batch, batch, 4 * hidden_dim, &dz[0, 0], ld_dz, K, hx, t + slot - 1,
+                flushed, dW, db, &panel[0],
+            )
+            flushed = True
+            slot = 0
+    return 0
+
+
+def packed_sizes(Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, dtype) -> dict:
+    """Return the number of elements of every packed array and of the panel scratch, for the instruction set in use."""
+    cdef const kernels *table = active_kernels()
+    cdef Py_ssize_t V = table.f32.lanes if dtype == "float32" else table.f64.lanes
+    blocks = tiles(hidden_dim, V)
+    return {
+        "cell": blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V,
+        "h": panels_size(4 * hidden_dim, hidden_dim, V),
+        "x": panels_size(4 * hidden_dim, input_dim, V),
+        "head": panels_size(hidden_dim, output_dim, V),
+        "head_backward": panels_size(output_dim, hidden_dim, V),
+        "panel": OUTER_ROWS * TILE_VECTORS * V,
+        "slack": TILE_VECTORS * V,
+    }
+
+
+def forward(
+    Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[:, ::1] W, const real[:, ::1] b,
+    real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
+):
+    """Pack the weights and run `sequence_forward`. W (4H, H + I), b (4H, 1)."""
+    cdef Call call
+    cdef const kernels *table = active_kernels()
+    with nogil:
+        begin(&call)
+        try:
+            pack_cell(table, rows.shape[1], C.shape[2], &W[0, 0], &b[0, 0], &packed[0])
+            sequence_forward(&call, table, steps, rows, first, packed, hx, C, gates, H)
+        finally:
+            end(&call)
+
+
+def backward(
+    Py_ssize_t steps, Py_ssize_t batch, const real[:, ::1] W, const real[:, :, ::1] hx, const real[:, :, ::1] C,
+    const real[:, :, ::1] gates, const real[:, :, ::1] dH, real[:, ::1] dh, real[:, ::1] dC, real[:, :, ::1] dX,
+    real[:, ::1] dW, real[:, ::1] db, real[::1] packed_h, real[::1] packed_x, real[:, ::1] dz, real[::1] panel,
+):
+    """Pack the weights and run `sequence_backward`. W, dW (4H, H + I), db (4H, 1); dh comes back as dL/dh_0."""
+    cdef Call call
+    cdef const kernels *table = active_kernels()
+    cdef Py_ssize_t hidden_dim = C.shape[2], K = W.shape[1]
+    with nogil:
+        begin(&call)
+        try:
+            pack_panels(table, 4 * hidden_dim, hidden_dim, &W[0, 0], K, 1, &packed_h[0])
+            if packed_x.shape[0] > 0:
+                pack_panels(table, 4 * hidden_dim, K - hidden_dim, &W[0, hidden_dim], K, 1, &packed_x[0])
+            sequence_backward(
+                &call, table, steps, batch, K - hidden_dim, hx, C, gates, packed_h, packed_x, dH, True, dh, dC, dX,
+                &dW[0, 0], &db[0, 0], dz, panel,
+            )
+        finally:
+            end(&call)
+
+
+def linear(const real[:, ::1] X, const real[:, ::1] W, const real[:, ::1] b, real[::1] panels, real[:, ::1] Y):
+    """Y = X W^T + b^T: X (rows, H), W (O, H), b (O, 1)."""
+    cdef const kernels *table = active_kernels()
+    cdef unsigned long long denormals
+    with nogil:
+        denormals = denormals_flush()
+        pack_panels(table, W.shape[1], W.shape[0], &W[0, 0], 1, W.shape[1], &panels[0])
+        multiply(
+            table, X.shape[0], W.shape[0], W.shape[1], &X[0, 0], X.shape[1], &panels[0], &b[0, 0], 0, &Y[0, 0],
+            Y.shape[1],
+        )
+        denormals_restore(denormals)
+
+
+def pack(
+    const real[:, ::1] W, const real[:, ::1] b, const real[:, ::1] W_y, real[::1] packed, real[::1] packed_head,
+):
+    """Pack a network's weights for `step`."""
+    cdef const kernels *table = active_kernels()
+    cdef Py_ssize_t hidden_dim = W_y.shape[1]
+    with nogil:
+        pack_cell(table, W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
+        pack_panels(table, hidden_dim, W_y.shape[0], &W_y[0, 0], 1, hidden_dim, &packed_head[0])
+
+
+def step(
+    Py_ssize_t t, const real[:, ::1] x, const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C,
+    const real[::1] packed_head, const real[:, ::1] b_y, real[:, ::1] y,
+):
+    """Advance B streams by step t: x (B, I), y (B, O) out; hx has two slots and C one."""
+    cdef const kernels *table = active_kernels()
+    cdef unsigned long long denormals
+    cdef Py_ssize_t batch = x.shape[0], input_dim = x.shape[1], hidden_dim = C.shape[2], b
+    cdef real *now = &hx[t % 2, 0, 0]
+    cdef real *then = &hx[(t + 1) % 2, 0, 0]
+    with nogil:
+        denormals = denormals_flush()
+        for b in range(batch):
+            memcpy(&hx[t % 2, b, hidden_dim], &x[b, 0], input_dim * sizeof(real))
+        step_forward(
+            table, batch, input_dim, hidden_dim, &packed[0], now, hx.shape[2], &C[0, 0, 0], &C[0, 0, 0], then,
+            <real *> NULL,
+        )
+        multiply(
+            table, batch, y.shape[1], hidden_dim, then, hx.shape[2], &packed_head[0], &b_y[0, 0], 0, &y[0, 0],
+            y.shape[1],
+        )
+        denormals_restore(denormals)

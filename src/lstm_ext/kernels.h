@@ -1,0 +1,88 @@
+/* The table of leaf kernels: one per instruction set, float and double from one source.
+
+   Every output element is one chain of fused multiply-adds in the order written in its contract, so the bits
+   do not depend on the instruction set, on the number of rows, or on how a sum is cut into calls (the baseline
+   has no fused multiply-add and agrees to rounding). Kernels allocate nothing, and inputs do not overlap outputs
+   unless a contract says so. All leading dimensions (ld*) and strides count elements.
+
+   H hidden_dim, I input_dim, V lanes of one vector, gates in the order i, f, g, o. */
+#ifndef LSTM_EXT_KERNELS_H
+#define LSTM_EXT_KERNELS_H
+
+#include <stddef.h>
+
+/* Panels and packed blocks are at most this many vectors wide: the four gates of V units. */
+#define TILE_VECTORS 4
+
+#define DECLARE_KERNELS(table, real)                                                                        \
+    typedef struct {                                                                                        \
+        ptrdiff_t lanes;     /* V */                                                                        \
+        ptrdiff_t tile_rows; /* the most rows of one call of matmul, outer and cell_forward */              \
+                                                                                                            \
+        /* y[j] = f(x[j]), j < n; y may be x. */                                                            \
+        void (*sigmoid)(ptrdiff_t n, const real *x, real *y);                                               \
+        void (*tanh)(ptrdiff_t n, const real *x, real *y);                                                  \
+                                                                                                            \
+        /* C[r][j] = start[r][j] + sum_k A[r][k] * panel[k][j], k ascending; r < rows, j < columns.         \
+           panel    (depth, ld_panel), readable for columns rounded up to 1, 2 or 4 vectors                 \
+           start    (rows, columns) rows ld_start apart: 0 repeats one row; may be C */                     \
+        void (*matmul)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,    \
+                       const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start,        \
+                       real *C, ptrdiff_t ldc);                                                             \
+                                                                                                            \
+        /* The same with A transposed: C[r][j] = start[r][j] + sum_k A[k][r] * panel[k][j]. */              \
+        void (*outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,     \
+                      const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start,         \
+                      real *C, ptrdiff_t ldc);                                                              \
+                                                                                                            \
+        /* One step of the cell for `units` <= V units of `rows` sequences.                                 \
+               z = b + W_x x + W_h h_prev;   C = f * C_prev + i * g;   h = o * tanh(C)                      \
+           hx       (rows, ld_hx)  [h_prev (H) | x (I)]                                                     \
+           block    (1 + I + H, 4, V)  bias, W_x, W_h of these units; lanes past `units` hold zeros         \
+           C_prev   (rows, H) and C (rows, H), at the first unit; C may be C_prev                           \
+           h        rows ld_hx apart, at the first unit, not in the rows of hx                              \
+           gates    (rows, 4, H) at the first unit, or NULL: i, f, g, o for cell_backward */                \
+        void (*cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_dim, ptrdiff_t hidden_dim,    \
+                             const real *hx, ptrdiff_t ld_hx, const real *block, const real *C_prev,        \
+                             real *C, real *h, real *gates);                                                \
+                                                                                                            \
+        /* The gates' part of one step backward for one sequence, elementwise.                              \
+           gates (4, H); C_prev, C, dh (H);  dC (H) in: dL/dC_t, out: dL/dC_{t-1};  dz (4, H) out */        \
+        void (*cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,   \
+                              const real *dh, real *dC, real *dz);                                          \
+                                                                                                            \
+        /* sum_j x[j]^2 in double: 16 lanes (j mod 16), added in the lanes' order. */                       \
+        double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \
+                                                                                                            \
+        /* Returns sum_j (y[j] - target[j])^2 as sum_of_squares does; dy[j] = scale * (y[j] - target[j]). */ \
+        double (*squared_error)(ptrdiff_t n, const real *y, const real *target, double scale, real *dy);    \
+                                                                                                            \
+        /* Returns -log softmax(logits)[label]; dlogits = scale * (softmax(logits) - onehot(label)). */     \
+        double (*cross_entropy)(ptrdiff_t n, const real *logits, ptrdiff_t label, double scale,             \
+                                real *dlogits);                                                             \
+                                                                                                            \
+        /* velocity = momentum * velocity + scale * gradient;  parameters -= learning_rate * velocity       \
+           velocity may be NULL: momentum is 0 */                                                           \
+        void (*sgd)(ptrdiff_t n, real *parameters, const real *gradient, real *velocity, double scale,      \
+                    double learning_rate, double momentum);                                                 \
+                                                                                                            \
+        /* g = scale * gradient;  m += (1 - beta1)(g - m);  v = beta2 v + (1 - beta2) g^2;                  \
+           parameters -= step_size * m / (sqrt(v) / root_correction + epsilon) */                           \
+        void (*adam)(ptrdiff_t n, real *parameters, const real *gradient, real *m, real *v, double scale,   \
+                     double step_size, double root_correction, double beta1, double beta2, double epsilon); \
+    } table
+
+DECLARE_KERNELS(kernels_float, float);
+DECLARE_KERNELS(kernels_double, double);
+
+typedef struct {
+    const char *name;
+    const kernels_float *f32;
+    const kernels_double *f64;
+} kernels;
+
+/* The sets this build holds, the widest first, ended by NULL; whether this machine runs one. */
+extern const kernels *const all_kernels[];
+int kernels_runnable(const kernels *table);
+
+#endif

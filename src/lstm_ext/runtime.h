@@ -1,0 +1,16 @@
+/* What the passes need of the machine beside the kernels. */
+#ifndef LSTM_EXT_RUNTIME_H
+#define LSTM_EXT_RUNTIME_H
+
+/* Denormals are flushed to zero between the two calls, in this thread: vanishing gradients are denormal by nature and
+   cost some CPUs twenty times. Not inlined, so that no compiler moves arithmetic across them. */
+unsigned long long denormals_flush(void);
+void denormals_restore(unsigned long long state);
+
+/* Seconds from an arbitrary start. */
+double wall_seconds(void);
+
+/* As many zeros as the widest panel has lanes: the start of a sum that starts at nothing. */
+extern const double kernel_zeros[64];
+
+#endif

@@ -1,0 +1,146 @@
+/* One vector type `vec` of `real`, for the instruction set and type that the including file has chosen:
+   VECTOR_BYTES, and REAL_IS_DOUBLE. Included once for each type, so without a guard.
+
+   Plain C on GCC's and Clang's vector extensions; fma, sqrt, min and max are the only intrinsics. The multiply-add is always
+   written out: the build forbids the compiler to contract (-ffp-contract=off), so the bits are ours to choose. */
+#include <stdint.h>
+#include <string.h>
+
+#if REAL_IS_DOUBLE
+typedef double NAME(real);
+typedef uint64_t NAME(bits);
+#else
+typedef float NAME(real);
+typedef uint32_t NAME(bits);
+#endif
+#define real NAME(real)
+#define bits NAME(bits)
+
+typedef real NAME(vec) __attribute__((vector_size(VECTOR_BYTES)));
+typedef real NAME(vec_unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+typedef bits NAME(bitvec) __attribute__((vector_size(VECTOR_BYTES)));
+#define vec NAME(vec)
+#define bitvec NAME(bitvec)
+#define V ((ptrdiff_t)(VECTOR_BYTES / sizeof(real)))
+
+INLINE vec NAME(load)(const real *p) { return (vec) * (const NAME(vec_unaligned) *)p; }
+INLINE void NAME(store)(real *p, vec x) { *(NAME(vec_unaligned) *)p = (NAME(vec_unaligned))x; }
+INLINE vec NAME(broadcast)(real s) { return s - (vec){0}; /* s - 0 keeps the sign of a zero; s + 0 does not */ }
+
+/* The first n lanes only: memory past them is neither read nor written, lanes past them are zero. */
+INLINE vec NAME(load_n)(const real *p, ptrdiff_t n)
+{
+    if (n >= V)
+        return NAME(load)(p);
+    real lanes[V] = {0};
+    for (ptrdiff_t j = 0; j < n; j++)
+        lanes[j] = p[j];
+    return NAME(load)(lanes);
+}
+
+INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
+{
+    if (n >= V) {
+        NAME(store)(p, x);
+        return;
+    }
+    real lanes[V];
+    NAME(store)(lanes, x);
+    for (ptrdiff_t j = 0; j < n; j++)
+        p[j] = lanes[j];
+}
+
+/* fma(a, b, c) = a * b + c, rounded once where the set has it. min and max return their second argument where it is NaN. */
+#if defined(ISA_NEON)
+#if REAL_IS_DOUBLE
+INLINE vec NAME(fma)(vec a, vec b, vec c) { return (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+INLINE vec NAME(sqrt)(vec x) { return (vec)vsqrtq_f64((float64x2_t)x); }
+INLINE vec NAME(min)(vec a, vec x) { return (vec)vminq_f64((float64x2_t)a, (float64x2_t)x); }
+INLINE vec NAME(max)(vec a, vec x) { return (vec)vmaxq_f64((float64x2_t)a, (float64x2_t)x); }
+#else
+INLINE vec NAME(fma)(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+INLINE vec NAME(sqrt)(vec x) { return (vec)vsqrtq_f32((float32x4_t)x); }
+INLINE vec NAME(min)(vec a, vec x) { return (vec)vminq_f32((float32x4_t)a, (float32x4_t)x); }
+INLINE vec NAME(max)(vec a, vec x) { return (vec)vmaxq_f32((float32x4_t)a, (float32x4_t)x); }
+#endif
+#elif defined(ISA_X86)
+#if REAL_IS_DOUBLE
+#define INTRINSIC(op) PASTE(X86_PREFIX, PASTE(op, _pd))
+#else
+#define INTRINSIC(op) PASTE(X86_PREFIX, PASTE(op, _ps))
+#endif
+#if ISA_HAS_FMA
+INLINE vec NAME(fma)(vec a, vec b, vec c) { return (vec)INTRINSIC(fmadd)(a, b, c); }
+#else
+INLINE vec NAME(fma)(vec a, vec b, vec c) { return a * b + c; }
+#endif
+INLINE vec NAME(sqrt)(vec x) { return (vec)INTRINSIC(sqrt)(x); }
+INLINE vec NAME(min)(vec a, vec x) { return (vec)INTRINSIC(min)(a, x); }
+INLINE vec NAME(max)(vec a, vec x) { return (vec)INTRINSIC(max)(a, x); }
+#undef INTRINSIC
+#endif
+
+#define FMA(a, b, c) NAME(fma)(a, b, c)
+#define K(c) NAME(broadcast)((real)(c))
+
+/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts (Cody and Waite).
+   Returns exp(r) - 1 = r + r^2 q(r), q a minimax polynomial of the relative error, and 2^n in `power`: 0 and Inf where x is
+   past the type's range. Adding `magic` leaves round(y) in the low bits of the sum. */
+INLINE vec NAME(expm1_reduced)(vec x, vec *power)
+{
+#if REAL_IS_DOUBLE
+    const vec magic = K(0x1.8p52), ln2_high = K(0x1.62e42fefa2p-1), ln2_low = K(7.3710025651677989e-13);
+    const int mantissa_bits = 52;
+    const bits exponent_bias = 1023;
+    x = NAME(max)(K(-709), NAME(min)(K(710), x));
+#else
+    const vec magic = K(0x1.8p23f), ln2_high = K(0x1.62e4p-1f), ln2_low = K(1.4286068203e-06f);
+    const int mantissa_bits = 23;
+    const bits exponent_bias = 127;
+    x = NAME(max)(K(-88), NAME(min)(K(89), x));
+#endif
+    vec shifted = FMA(x, K(1.4426950408889634), magic);
+    vec n = shifted - magic;
+    vec r = FMA(-n, ln2_low, FMA(-n, ln2_high, x));
+    *power = (vec)(((bitvec)shifted << mantissa_bits) + (exponent_bias << mantissa_bits));
+#if REAL_IS_DOUBLE
+    vec q = K(2.09147553258932022e-9);
+    q = FMA(q, r, K(2.51053127296221018e-8));
+    q = FMA(q, r, K(2.75572734787185805e-7));
+    q = FMA(q, r, K(2.75572551700008874e-6));
+    q = FMA(q, r, K(2.48015873256774619e-5));
+    q = FMA(q, r, K(1.98412698750022788e-4));
+    q = FMA(q, r, K(1.38888888888837112e-3));
+    q = FMA(q, r, K(8.33333333332608312e-3));
+    q = FMA(q, r, K(4.16666666666666698e-2));
+    q = FMA(q, r, K(0.16666666666666671));
+    q = FMA(q, r, K(0.5));
+#else
+    vec q = K(0.0013882510411390553f);
+    q = FMA(q, r, K(0.008366580332553093f));
+    q = FMA(q, r, K(0.04166720177488922f));
+    q = FMA(q, r, K(0.16666543178081414f));
+    q = FMA(q, r, K(0.4999999814408283f));
+#endif
+    return FMA(q, r * r, r);
+}
+
+INLINE vec NAME(exp)(vec x)
+{
+    vec power, p = NAME(expm1_reduced)(x, &power);
+    return FMA(power, p, power);
+}
+
+/* 1 / (1 + exp(-x)): exp overflows to Inf, so the quotient goes to 0 without a branch. */
+INLINE vec NAME(vsigmoid)(vec x) { return K(1) / (K(1) + NAME(exp)(-x)); }
+
+/* tanh|x| = -E / (2 + E), E = expm1(-2|x|), with the sign of x. */
+INLINE vec NAME(vtanh)(vec x)
+{
+    const bitvec sign = (bitvec)K(-0.0);
+    vec magnitude = (vec)((bitvec)x & ~sign);
+    vec power, p = NAME(expm1_reduced)(K(-2) * magnitude, &power);
+    vec E = FMA(power, p, power - K(1));
+    vec t = -E / (K(2) + E);
+    return (vec)(((bitvec)t & ~sign) | ((bitvec)x & sign));
+}

@@ -1,0 +1,145 @@
+/* The register tile that every pass is made of, and the row epilogues. Included by leaf.h once for each type; the contracts
+   of the kernels are in kernels.h. */
+
+/* The accumulators of one tile: R rows of N vectors. R and N are constants where this is inlined, so they are registers. */
+#define LOAD_ROWS(R, N, acc, start, ld_start, columns)                                                                 \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < N; j++)                                              \
+        acc[r][j] = NAME(load_lanes)((start) + r * (ld_start), j, columns, N)
+
+#define STORE_ROWS(R, N, acc, C, ldc, columns)                                                                         \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < N; j++)                                              \
+        NAME(store_lanes)((C) + r * (ldc), acc[r][j], j, columns, N)
+
+/* acc[r][j] += sum_k A[r * row_stride + k * k_stride] * panel[k][j]. The row's broadcasts come first, then one vector of the
+   panel at a time: the other order spills registers in Clang's AVX2 build (bench/kernels.py). */
+#define MULTIPLY_ADD(R, N, acc, depth, A, row_stride, k_stride, panel, ld_panel)                                       \
+    do {                                                                                                               \
+        const real *a_ = (A), *p_ = (panel);                                                                           \
+        for (ptrdiff_t k_ = 0; k_ < (depth); k_++, a_ += (k_stride), p_ += (ld_panel)) {                               \
+            vec s_[R];                                                                                                 \
+            UNROLL for (int r = 0; r < R; r++) s_[r] = NAME(broadcast)(a_[r * (row_stride)]);                          \
+            UNROLL for (int j = 0; j < N; j++) {                                                                       \
+                vec w_ = NAME(load)(p_ + j * V);                                                                       \
+                UNROLL for (int r = 0; r < R; r++) acc[r][j] = FMA(s_[r], w_, acc[r][j]);                              \
+            }                                                                                                          \
+        }                                                                                                              \
+    } while (0)
+
+/* Vector j of a row of `columns` elements that fill up to N vectors: full rows take the short way. */
+INLINE vec NAME(load_lanes)(const real *row, int j, ptrdiff_t columns, int N)
+{
+    return columns == N * V ? NAME(load)(row + j * V) : NAME(load_n)(row + j * V, columns - j * V);
+}
+
+INLINE void NAME(store_lanes)(real *row, vec x, int j, ptrdiff_t columns, int N)
+{
+    if (columns == N * V)
+        NAME(store)(row + j * V, x);
+    else
+        NAME(store_n)(row + j * V, x, columns - j * V);
+}
+
+/* Calls body(R, N) with the constants for `rows` <= TILE_ROWS and the vectors that `columns` need. */
+#define CASE_ROWS(body, R)                                                                                             \
+    case R:                                                                                                            \
+        if (columns > 2 * V)                                                                                           \
+            body(R, 4);                                                                                                \
+        else if (columns > V)                                                                                          \
+            body(R, 2);                                                                                                \
+        else                                                                                                           \
+            body(R, 1);                                                                                                \
+        break;
+
+#define MATMUL_BODY(R, N)                                                                                              \
+    do {                                                                                                               \
+        vec acc[R][N];                                                                                                 \
+        LOAD_ROWS(R, N, acc, start, ld_start, columns);                                                                \
+        MULTIPLY_ADD(R, N, acc, depth, A, lda, 1, panel, ld_panel);                                                    \
+        STORE_ROWS(R, N, acc, C, ldc, columns);                                                                        \
+    } while (0)
+
+#define OUTER_BODY(R, N)                                                                                               \
+    do {                                                                                                               \
+        vec acc[R][N];                                                                                                 \
+        LOAD_ROWS(R, N, acc, start, ld_start, columns);                                                                \
+        MULTIPLY_ADD(R, N, acc, depth, A, 1, lda, panel, ld_panel);                                                    \
+        STORE_ROWS(R, N, acc, C, ldc, columns);                                                                        \
+    } while (0)
+
+static void NAME(matmul)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,
+                         const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start, real *C,
+                         ptrdiff_t ldc)
+{
+    switch (rows) {
+        EACH_TILE_ROWS(CASE_ROWS, MATMUL_BODY)
+    }
+}
+
+static void NAME(outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,
+                        const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start, real *C,
+                        ptrdiff_t ldc)
+{
+    switch (rows) {
+        EACH_TILE_ROWS(CASE_ROWS, OUTER_BODY)
+    }
+}
+
+/* The cell's elementwise half for one row: z (4, V) holds the pre-activations. */
+INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z, const real *C_prev, real *C, real *h,
+                           real *gates)
+{
+    vec i = NAME(vsigmoid)(NAME(load)(z)), f = NAME(vsigmoid)(NAME(load)(z + V));
+    vec g = NAME(vtanh)(NAME(load)(z + 2 * V)), o = NAME(vsigmoid)(NAME(load)(z + 3 * V));
+    vec c = FMA(f, NAME(load_n)(C_prev, units), i * g);
+    NAME(store_n)(C, c, units);
+    NAME(store_n)(h, o * NAME(vtanh)(c), units);
+    if (gates) {
+        NAME(store_n)(gates, i, units);
+        NAME(store_n)(gates + hidden_dim, f, units);
+        NAME(store_n)(gates + 2 * hidden_dim, g, units);
+        NAME(store_n)(gates + 3 * hidden_dim, o, units);
+    }
+}
+
+#define CELL_CASE(body, R)                                                                                             \
+    case R: {                                                                                                          \
+        vec acc[R][TILE_VECTORS];                                                                                      \
+        LOAD_ROWS(R, TILE_VECTORS, acc, block, 0, TILE_VECTORS *V);                                                    \
+        MULTIPLY_ADD(R, TILE_VECTORS, acc, input_dim, hx + hidden_dim, ld_hx, 1, W_x, TILE_VECTORS *V);                \
+        MULTIPLY_ADD(R, TILE_VECTORS, acc, hidden_dim, hx, ld_hx, 1, W_h, TILE_VECTORS *V);                            \
+        STORE_ROWS(R, TILE_VECTORS, acc, z, TILE_VECTORS *V, TILE_VECTORS *V);                                         \
+        break;                                                                                                         \
+    }
+
+static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
+                               const real *hx, ptrdiff_t ld_hx, const real *block, const real *C_prev, real *C, real *h,
+                               real *gates)
+{
+    const real *W_x = block + TILE_VECTORS * V, *W_h = W_x + input_dim * TILE_VECTORS * V;
+    real z[TILE_ROWS * TILE_VECTORS * V] __attribute__((aligned(VECTOR_BYTES)));
+    switch (rows) {
+        EACH_TILE_ROWS(CELL_CASE, )
+    }
+    for (ptrdiff_t r = 0; r < rows; r++)
+        NAME(cell_row)(units, hidden_dim, z + r * TILE_VECTORS * V, C_prev + r * hidden_dim, C + r * hidden_dim,
+                       h + r * ld_hx, gates ? gates + r * 4 * hidden_dim : NULL);
+}
+
+static void NAME(cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,
+                                const real *dh, real *dC, real *dz)
+{
+    const vec one = K(1);
+    for (ptrdiff_t u = 0; u < hidden_dim; u += V) {
+        ptrdiff_t units = hidden_dim - u;
+        vec i = NAME(load_n)(gates + u, units), f = NAME(load_n)(gates + hidden_dim + u, units);
+        vec g = NAME(load_n)(gates + 2 * hidden_dim + u, units), o = NAME(load_n)(gates + 3 * hidden_dim + u, units);
+        vec tanh_C = NAME(vtanh)(NAME(load_n)(C + u, units));
+        vec dht = NAME(load_n)(dh + u, units);
+        vec dCt = FMA(dht * o, FMA(-tanh_C, tanh_C, one), NAME(load_n)(dC + u, units));
+        NAME(store_n)(dz + u, (dCt * g) * FMA(-i, i, i), units);
+        NAME(store_n)(dz + hidden_dim + u, (dCt * NAME(load_n)(C_prev + u, units)) * FMA(-f, f, f), units);
+        NAME(store_n)(dz + 2 * hidden_dim + u, (dCt * i) * FMA(-g, g, one), units);
+        NAME(store_n)(dz + 3 * hidden_dim + u, (dht * tanh_C) * FMA(-o, o, o), units);
+        NAME(store_n)(dC + u, dCt * f, units);
+    }
+}
