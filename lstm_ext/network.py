@@ -637,6 +637,6 @@ def _backward(
         scratch.scratch_packed_h,
         scratch.scratch_packed_x,
         scratch.scratch_dz,
-        scratch.scratch_panel,
+        scratch.scratch_rows,
     )
     return LSTMGradients(dX, dh, dC, gradient)

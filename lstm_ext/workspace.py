@@ -62,7 +62,7 @@ class BackwardScratch:
         sizes = _passes.packed_sizes(input_dim, hidden_dim, 1, dtype.name)
         self.scratch_packed_h = aligned_empty((sizes["h"],), dtype)
         self.scratch_packed_x = aligned_empty((sizes["x"] if want_dX else 0,), dtype)
-        self.scratch_panel = aligned_empty((sizes["panel"],), dtype)
+        self.scratch_rows = aligned_empty((sizes["rows"],), dtype)
         stride = _row_stride(4 * hidden_dim, dtype)
         rows = max(1, min(steps, _CHUNK_ROWS // batch)) * batch
         self.scratch_dz = _with_slack((rows, stride), sizes["slack"], dtype)

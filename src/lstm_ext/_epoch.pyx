@@ -94,7 +94,7 @@ def _run(
     cdef real[:, :, ::1] no_array = hx[:0]
     cdef real[:, ::1] dh = scratch.scratch_dh, dC = scratch.scratch_dC, dz = scratch.scratch_dz
     cdef real[::1] packed = activations.scratch_packed, packed_h = scratch.scratch_packed_h
-    cdef real[::1] no_panels = packed[:0], panel = scratch.scratch_panel
+    cdef real[::1] no_panels = packed[:0], panels = scratch.scratch_rows
     cdef real[::1] packed_y = head.scratch_packed, packed_y_backward = head.scratch_packed_backward
 
     cdef Py_ssize_t N = order.shape[0], batch_size = first.shape[0]
@@ -150,7 +150,7 @@ def _run(
                     pack_panels(table, output_dim, hidden_dim, W_y, hidden_dim, 1, &packed_y_backward[0])
                     weight_gradient(
                         table, slots * batch, batch, output_dim, &doutputs[0, 0, 0], output_dim, hidden_dim, hx, steps,
-                        False, dW_y, db_y, &panel[0],
+                        False, dW_y, db_y, &panels[0],
                     )
                     memset(&dC[0, 0], 0, batch * hidden_dim * sizeof(real))
                     if every_step:
@@ -169,7 +169,7 @@ def _run(
                     pack_panels(table, 4 * hidden_dim, hidden_dim, W, K, 1, &packed_h[0])
                     sequence_backward(
                         &call, table, steps, batch, input_dim, hx, C, gates, packed_h, no_panels, dH, False, dh, dC, no_array,
-                        dW, db, dz, panel,
+                        dW, db, dz, panels,
                     )
                     norms[step] = sqrt(sum_of_squares(table, gradient.shape[0], &gradient[0]))
                     if not isfinite(norms[step]):

@@ -1,9 +1,10 @@
 from lstm_ext._kernels cimport kernels, real
 
-# The most rows of one outer product: its panel stays in the caches, and a sum goes on from the stored partial result, so
-# the number changes no bit.
+# The block of dy that one pass of a weight gradient works on. A sum goes on from the stored partial result, so the numbers change
+# no bit.
 cdef enum:
     OUTER_ROWS = 256
+    OUTER_COLUMNS = 384
 
 
 cdef struct Timer:
@@ -40,7 +41,7 @@ cdef void multiply(
 
 cdef void weight_gradient(
     const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
-    Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db, real *panel,
+    Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db, real *panels,
 ) noexcept nogil
 
 cdef int sequence_forward(
@@ -52,5 +53,5 @@ cdef int sequence_backward(
     Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim,
     const real[:, :, ::1] hx, const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[::1] packed_h,
     const real[::1] packed_x, const real[:, :, ::1] dH, bint want_dh0, real[:, ::1] dh, real[:, ::1] dC,
-    real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panel,
+    real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panels,
 ) except -1 nogil

@@ -119,26 +119,30 @@ cdef void pack_panels(
         first += width
 
 
+cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept nogil:
+    """Where a sum starts: at its stored partial result, or at zeros."""
+    if resumed:
+        return partial
+    return <const real *> kernel_zeros
+
+
 cdef void multiply(
     const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
     const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
 ) noexcept nogil:
     """C = start + A B: A (rows, depth), B (depth, columns) packed by `pack_panels`, start NULL for zeros (or C itself)."""
     cdef Py_ssize_t V = lanes(table, A), tile = tile_rows(table, A), first = 0, width, count, i, r
-    cdef const real *row_start
-    if start == NULL:
+    cdef bint resumed = start != NULL
+    if not resumed:
         ld_start = 0
     while first < columns:
         width = panel_width(columns - first, V)
         count = min(width, columns - first)
         for i in range(tiles(rows, tile)):
             r = i * tile
-            row_start = start + r * ld_start + first
-            if start == NULL:
-                row_start = <const real *> kernel_zeros
             matmul(
-                table, min(tile, rows - r), count, depth, A + r * lda, lda, panels, width, row_start, ld_start,
-                C + r * ldc + first, ldc,
+                table, min(tile, rows - r), count, depth, A + r * lda, lda, panels, width,
+                start_of_sum(start + r * ld_start + first, resumed), ld_start, C + r * ldc + first, ldc,
             )
         panels += depth * width
         first += width
@@ -146,54 +150,63 @@ cdef void multiply(
 
 cdef void outer_product(
     const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
-    const real *panel, Py_ssize_t width, bint accumulate, real *C, Py_ssize_t ldc,
+    const real *panels, bint accumulate, real *C, Py_ssize_t ldc,
 ) noexcept nogil:
-    """C = (C or 0) + A^T panel: A (depth, rows), panel (depth, width), columns <= width at most 4 V."""
-    cdef Py_ssize_t tile = tile_rows(table, A), i, r
-    cdef const real *start
-    for i in range(tiles(rows, tile)):
-        r = i * tile
-        start = C + r * ldc
-        if not accumulate:
-            start = <const real *> kernel_zeros
-        outer(
-            table, min(tile, rows - r), columns, depth, A + r, lda, panel, width, start, ldc if accumulate else 0,
-            C + r * ldc, ldc,
-        )
+    """C = (C or 0) + A^T B: A (depth, rows), B (depth, columns) packed as by `pack_panels`."""
+    cdef Py_ssize_t V = lanes(table, A), tile = tile_rows(table, A), first = 0, width, count, i, r
+    cdef Py_ssize_t ld_start = ldc if accumulate else 0
+    cdef real *block
+    while first < columns:
+        width = panel_width(columns - first, V)
+        count = min(width, columns - first)
+        for i in range(tiles(rows, tile)):
+            r = i * tile
+            block = C + r * ldc + first
+            outer(
+                table, min(tile, rows - r), count, depth, A + r, lda, panels, width,
+                start_of_sum(<const real *> block, accumulate), ld_start, block, ldc,
+            )
+        panels += depth * width
+        first += width
 
 
 cdef void weight_gradient(
     const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
-    Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db, real *panel,
+    Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db, real *panels,
 ) noexcept nogil:
     """dW = (dW or 0) + dy^T x, db = (db or 0) + sum of dy, over n rows.
 
     Row r of dy (n, outputs) belongs to row x = hx[t - r // batch, r % batch, :columns]: steps descend, the batch ascends.
-    dW (outputs, columns), db (outputs); dy rows readable to the next multiple of 4 V; panel (OUTER_ROWS * 4 V) is scratch.
+    dW (outputs, columns), db (outputs); dy readable 4 V past its end; panels: scratch of panels_size(OUTER_ROWS, columns).
+    Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache while the panels of x pass by.
     """
     cdef Py_ssize_t V = lanes(table, dy), depth, start, first, width, count, i, j, r
     cdef real one = 1
+    cdef const real *part
+    cdef real *panel
     for i in range(tiles(n, OUTER_ROWS)):
         start = i * OUTER_ROWS
+        part = dy + start * ld_dy
         depth = min(OUTER_ROWS, n - start)
-        first = 0
+        first, panel = 0, panels
         while first < columns:
             width = panel_width(columns - first, V)
             count = min(width, columns - first)
             for r in range(depth):
-                memcpy(
-                    panel + r * width, &hx[t - (start + r) // batch, (start + r) % batch, first],
-                    count * sizeof(real),
-                )
-            outer_product(
-                table, outputs, count, depth, dy + start * ld_dy, ld_dy, panel, width, accumulate, dW + first, columns,
-            )
+                memcpy(panel, &hx[t - (start + r) // batch, (start + r) % batch, first], count * sizeof(real))
+                panel += width
             first += width
+        for j in range(tiles(outputs, OUTER_COLUMNS)):
+            first = j * OUTER_COLUMNS
+            outer_product(
+                table, min(OUTER_COLUMNS, outputs - first), columns, depth, part + first, ld_dy, panels, accumulate,
+                dW + first * columns, columns,
+            )
         for j in range(tiles(outputs, TILE_VECTORS * V)):
             first = j * TILE_VECTORS * V
-            count = min(TILE_VECTORS * V, outputs - first)
-            outer_product(
-                table, 1, count, depth, &one, 0, dy + start * ld_dy + first, ld_dy, accumulate, db + first, outputs,
+            outer(
+                table, 1, min(TILE_VECTORS * V, outputs - first), depth, &one, 0, part + first, ld_dy,
+                start_of_sum(<const real *> (db + first), accumulate), 0, db + first, 0,
             )
         accumulate = True
 
@@ -249,7 +262,7 @@ cdef int sequence_backward(
     Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim,
     const real[:, :, ::1] hx, const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[::1] packed_h,
     const real[::1] packed_x, const real[:, :, ::1] dH, bint want_dh0, real[:, ::1] dh, real[:, ::1] dC,
-    real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panel,
+    real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panels,
 ) except -1 nogil:
     """Backpropagate through T steps of sequence_forward.
 
@@ -260,7 +273,7 @@ cdef int sequence_backward(
     dC (>= B, H)     in: dL/dC_T; out: dL/dC_0
     dX (B, T, I)     out, unless empty
     dW (4H, H + I), db (4H)  out
-    dz (rows, ld)    scratch for whole steps: rows >= B, readable 4 V past its last row;  panel: scratch of weight_gradient
+    dz (rows, ld)    scratch for whole steps: rows >= B, readable 4 V past its last row;  panels: scratch of weight_gradient
     """
     cdef Py_ssize_t hidden_dim = C.shape[2], K = hidden_dim + input_dim, ld_dz = dz.shape[1]
     cdef Py_ssize_t slots = max(1, min(steps, dz.shape[0] // batch)), slot = 0, t, b, j
@@ -294,7 +307,7 @@ cdef int sequence_backward(
         if slot == slots or t == 0:
             weight_gradient(
                 table, slot * batch, batch, 4 * hidden_dim, &dz[0, 0], ld_dz, K, hx, t + slot - 1,
-                flushed, dW, db, &panel[0],
+                flushed, dW, db, &panels[0],
             )
             flushed = True
             slot = 0
@@ -302,7 +315,7 @@ cdef int sequence_backward(
 
 
 def packed_sizes(Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, dtype) -> dict:
-    """Return the number of elements of every packed array and of the panel scratch, for the instruction set in use."""
+    """Return the number of elements of every packed array, for the instruction set in use."""
     cdef const kernels *table = active_kernels()
     cdef Py_ssize_t V = table.f32.lanes if dtype == "float32" else table.f64.lanes
     blocks = tiles(hidden_dim, V)
@@ -312,7 +325,7 @@ def packed_sizes(Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_
         "x": panels_size(4 * hidden_dim, input_dim, V),
         "head": panels_size(hidden_dim, output_dim, V),
         "head_backward": panels_size(output_dim, hidden_dim, V),
-        "panel": OUTER_ROWS * TILE_VECTORS * V,
+        "rows": panels_size(OUTER_ROWS, input_dim + hidden_dim, V),
         "slack": TILE_VECTORS * V,
     }
 
@@ -336,7 +349,7 @@ def forward(
 def backward(
     Py_ssize_t steps, Py_ssize_t batch, const real[:, ::1] W, const real[:, :, ::1] hx, const real[:, :, ::1] C,
     const real[:, :, ::1] gates, const real[:, :, ::1] dH, real[:, ::1] dh, real[:, ::1] dC, real[:, :, ::1] dX,
-    real[:, ::1] dW, real[:, ::1] db, real[::1] packed_h, real[::1] packed_x, real[:, ::1] dz, real[::1] panel,
+    real[:, ::1] dW, real[:, ::1] db, real[::1] packed_h, real[::1] packed_x, real[:, ::1] dz, real[::1] panels,
 ):
     """Pack the weights and run `sequence_backward`. W, dW (4H, H + I), db (4H, 1); dh comes back as dL/dh_0."""
     cdef Call call
@@ -350,7 +363,7 @@ def backward(
                 pack_panels(table, 4 * hidden_dim, K - hidden_dim, &W[0, hidden_dim], K, 1, &packed_x[0])
             sequence_backward(
                 &call, table, steps, batch, K - hidden_dim, hx, C, gates, packed_h, packed_x, dH, True, dh, dC, dX,
-                &dW[0, 0], &db[0, 0], dz, panel,
+                &dW[0, 0], &db[0, 0], dz, panels,
             )
         finally:
             end(&call)

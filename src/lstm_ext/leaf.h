@@ -13,14 +13,16 @@
 
 static void NAME(sigmoid)(ptrdiff_t n, const real *x, real *y)
 {
-    for (ptrdiff_t j = 0; j < n; j += V)
-        NAME(store_n)(y + j, NAME(vsigmoid)(NAME(load_n)(x + j, n - j)), n - j);
+#define BODY(j, m) NAME(store_n)(y + j, NAME(vsigmoid)(NAME(load_n)(x + j, m)), m)
+    EACH_VECTOR(n, BODY);
+#undef BODY
 }
 
 static void NAME(tanh)(ptrdiff_t n, const real *x, real *y)
 {
-    for (ptrdiff_t j = 0; j < n; j += V)
-        NAME(store_n)(y + j, NAME(vtanh)(NAME(load_n)(x + j, n - j)), n - j);
+#define BODY(j, m) NAME(store_n)(y + j, NAME(vtanh)(NAME(load_n)(x + j, m)), m)
+    EACH_VECTOR(n, BODY);
+#undef BODY
 }
 
 /* The sums below run in LANES lanes of double whatever the vector width, so their bits are the same on every set. */
@@ -64,8 +66,9 @@ static double NAME(cross_entropy)(ptrdiff_t n, const real *logits, ptrdiff_t lab
     real largest = logits[0];
     for (ptrdiff_t j = 1; j < n; j++)
         largest = logits[j] > largest ? logits[j] : largest;
-    for (ptrdiff_t j = 0; j < n; j += V)
-        NAME(store_n)(dlogits + j, NAME(exp)(NAME(load_n)(logits + j, n - j) - K(largest)), n - j);
+#define BODY(j, m) NAME(store_n)(dlogits + j, NAME(exp)(NAME(load_n)(logits + j, m) - K(largest)), m)
+    EACH_VECTOR(n, BODY);
+#undef BODY
     double lanes[LANES] = {0};
     for (ptrdiff_t j = 0; j < n; j++)
         lanes[j % LANES] += (double)dlogits[j];
@@ -77,32 +80,48 @@ static double NAME(cross_entropy)(ptrdiff_t n, const real *logits, ptrdiff_t lab
     return loss;
 }
 
+INLINE void NAME(sgd_vector)(ptrdiff_t n, real *parameters, const real *gradient, real *velocity, vec scale,
+                             vec learning_rate, vec momentum)
+{
+    vec v = scale * NAME(load_n)(gradient, n);
+    if (velocity) {
+        v = FMA(momentum, NAME(load_n)(velocity, n), v);
+        NAME(store_n)(velocity, v, n);
+    }
+    NAME(store_n)(parameters, FMA(-learning_rate, v, NAME(load_n)(parameters, n)), n);
+}
+
 static void NAME(sgd)(ptrdiff_t n, real *parameters, const real *gradient, real *velocity, double scale,
                       double learning_rate, double momentum)
 {
-    for (ptrdiff_t j = 0; j < n; j += V) {
-        vec v = K(scale) * NAME(load_n)(gradient + j, n - j);
-        if (velocity) {
-            v = FMA(K(momentum), NAME(load_n)(velocity + j, n - j), v);
-            NAME(store_n)(velocity + j, v, n - j);
-        }
-        NAME(store_n)(parameters + j, FMA(K(-learning_rate), v, NAME(load_n)(parameters + j, n - j)), n - j);
-    }
+#define BODY(j, m)                                                                                                     \
+    NAME(sgd_vector)(m, parameters + j, gradient + j, velocity ? velocity + j : NULL, K(scale), K(learning_rate),      \
+                     K(momentum))
+    EACH_VECTOR(n, BODY);
+#undef BODY
+}
+
+INLINE void NAME(adam_vector)(ptrdiff_t n, real *parameters, const real *gradient, real *m, real *v, vec scale,
+                              vec step_size, vec root_correction, vec one_minus_beta1, vec beta2, vec one_minus_beta2,
+                              vec epsilon)
+{
+    vec g = scale * NAME(load_n)(gradient, n), mean = NAME(load_n)(m, n);
+    mean = FMA(one_minus_beta1, g - mean, mean);
+    vec square = FMA(beta2, NAME(load_n)(v, n), one_minus_beta2 * g * g);
+    vec denominator = NAME(sqrt)(square) / root_correction + epsilon;
+    NAME(store_n)(m, mean, n);
+    NAME(store_n)(v, square, n);
+    NAME(store_n)(parameters, FMA(-step_size, mean / denominator, NAME(load_n)(parameters, n)), n);
 }
 
 static void NAME(adam)(ptrdiff_t n, real *parameters, const real *gradient, real *m, real *v, double scale,
                        double step_size, double root_correction, double beta1, double beta2, double epsilon)
 {
-    for (ptrdiff_t j = 0; j < n; j += V) {
-        vec g = K(scale) * NAME(load_n)(gradient + j, n - j);
-        vec mean = NAME(load_n)(m + j, n - j);
-        mean = FMA(K(1 - beta1), g - mean, mean);
-        vec square = FMA(K(beta2), NAME(load_n)(v + j, n - j), K(1 - beta2) * g * g);
-        vec denominator = NAME(sqrt)(square) / K(root_correction) + K(epsilon);
-        NAME(store_n)(m + j, mean, n - j);
-        NAME(store_n)(v + j, square, n - j);
-        NAME(store_n)(parameters + j, FMA(K(-step_size), mean / denominator, NAME(load_n)(parameters + j, n - j)), n - j);
-    }
+#define BODY(j, count)                                                                                                 \
+    NAME(adam_vector)(count, parameters + j, gradient + j, m + j, v + j, K(scale), K(step_size), K(root_correction),   \
+                      K(1 - beta1), K(beta2), K(1 - beta2), K(epsilon))
+    EACH_VECTOR(n, BODY);
+#undef BODY
 }
 
 static const TABLE NAME(table) = {
@@ -131,6 +150,7 @@ static const TABLE NAME(table) = {
 #undef V
 #undef FMA
 #undef K
+#undef EACH_VECTOR
 #undef LOAD_ROWS
 #undef STORE_ROWS
 #undef MULTIPLY_ADD

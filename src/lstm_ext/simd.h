@@ -27,29 +27,6 @@ INLINE vec NAME(load)(const real *p) { return (vec) * (const NAME(vec_unaligned)
 INLINE void NAME(store)(real *p, vec x) { *(NAME(vec_unaligned) *)p = (NAME(vec_unaligned))x; }
 INLINE vec NAME(broadcast)(real s) { return s - (vec){0}; /* s - 0 keeps the sign of a zero; s + 0 does not */ }
 
-/* The first n lanes only: memory past them is neither read nor written, lanes past them are zero. */
-INLINE vec NAME(load_n)(const real *p, ptrdiff_t n)
-{
-    if (n >= V)
-        return NAME(load)(p);
-    real lanes[V] = {0};
-    for (ptrdiff_t j = 0; j < n; j++)
-        lanes[j] = p[j];
-    return NAME(load)(lanes);
-}
-
-INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
-{
-    if (n >= V) {
-        NAME(store)(p, x);
-        return;
-    }
-    real lanes[V];
-    NAME(store)(lanes, x);
-    for (ptrdiff_t j = 0; j < n; j++)
-        p[j] = lanes[j];
-}
-
 /* fma(a, b, c) = a * b + c, rounded once where the set has it. min and max return their second argument where it is NaN. */
 #if defined(ISA_NEON)
 #if REAL_IS_DOUBLE
@@ -77,8 +54,66 @@ INLINE vec NAME(fma)(vec a, vec b, vec c) { return a * b + c; }
 INLINE vec NAME(sqrt)(vec x) { return (vec)INTRINSIC(sqrt)(x); }
 INLINE vec NAME(min)(vec a, vec x) { return (vec)INTRINSIC(min)(a, x); }
 INLINE vec NAME(max)(vec a, vec x) { return (vec)INTRINSIC(max)(a, x); }
-#undef INTRINSIC
 #endif
+
+/* The first n lanes only, 0 <= n: memory past them is neither read nor written, lanes past them are zero. */
+#if defined(ISA_X86) && VECTOR_BYTES == 64
+#if REAL_IS_DOUBLE
+#define LANE_MASK(n) (__mmask8)((1u << (n)) - 1)
+#else
+#define LANE_MASK(n) (__mmask16)((1u << (n)) - 1)
+#endif
+INLINE vec NAME(load_some)(const real *p, ptrdiff_t n) { return (vec)INTRINSIC(maskz_loadu)(LANE_MASK(n), p); }
+INLINE void NAME(store_some)(real *p, vec x, ptrdiff_t n) { INTRINSIC(mask_storeu)(p, LANE_MASK(n), x); }
+#undef LANE_MASK
+#elif defined(ISA_X86) && VECTOR_BYTES == 32
+INLINE __m256i NAME(lane_mask)(ptrdiff_t n)
+{
+    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones + 8 - n * (ptrdiff_t)(sizeof(real) / 4)));
+}
+INLINE vec NAME(load_some)(const real *p, ptrdiff_t n) { return (vec)INTRINSIC(maskload)(p, NAME(lane_mask)(n)); }
+INLINE void NAME(store_some)(real *p, vec x, ptrdiff_t n) { INTRINSIC(maskstore)(p, NAME(lane_mask)(n), x); }
+#else
+INLINE vec NAME(load_some)(const real *p, ptrdiff_t n)
+{
+    vec x = {0};
+    for (int j = 0; j < V; j++)
+        if (j < n)
+            x[j] = p[j];
+    return x;
+}
+INLINE void NAME(store_some)(real *p, vec x, ptrdiff_t n)
+{
+    for (int j = 0; j < V; j++)
+        if (j < n)
+            p[j] = x[j];
+}
+#endif
+#undef INTRINSIC
+
+/* The same for any n: whole vectors take the short way, at no cost where n is a constant. */
+INLINE vec NAME(load_n)(const real *p, ptrdiff_t n)
+{
+    return n >= V ? NAME(load)(p) : NAME(load_some)(p, n > 0 ? n : 0);
+}
+INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
+{
+    if (n >= V)
+        NAME(store)(p, x);
+    else
+        NAME(store_some)(p, x, n > 0 ? n : 0);
+}
+
+/* body(j, n) for each vector of `count` elements, n a constant V but for the last, shorter one. */
+#define EACH_VECTOR(count, body)                                                                                       \
+    do {                                                                                                               \
+        ptrdiff_t j_ = 0;                                                                                              \
+        for (; j_ + V <= (count); j_ += V)                                                                             \
+            body(j_, V);                                                                                               \
+        if (j_ < (count))                                                                                              \
+            body(j_, (count) - j_);                                                                                    \
+    } while (0)
 
 #define FMA(a, b, c) NAME(fma)(a, b, c)
 #define K(c) NAME(broadcast)((real)(c))

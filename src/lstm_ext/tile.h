@@ -84,7 +84,7 @@ static void NAME(outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, cons
     }
 }
 
-/* The cell's elementwise half for one row: z (4, V) holds the pre-activations. */
+/* The cell's elementwise half for one row: z (4, V) holds the pre-activations of `units` <= V units. */
 INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z, const real *C_prev, real *C, real *h,
                            real *gates)
 {
@@ -120,26 +120,36 @@ static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_
     switch (rows) {
         EACH_TILE_ROWS(CELL_CASE, )
     }
-    for (ptrdiff_t r = 0; r < rows; r++)
-        NAME(cell_row)(units, hidden_dim, z + r * TILE_VECTORS * V, C_prev + r * hidden_dim, C + r * hidden_dim,
-                       h + r * ld_hx, gates ? gates + r * 4 * hidden_dim : NULL);
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const real *z_r = z + r * TILE_VECTORS * V, *C_prev_r = C_prev + r * hidden_dim;
+        real *C_r = C + r * hidden_dim, *h_r = h + r * ld_hx, *gates_r = gates ? gates + r * 4 * hidden_dim : NULL;
+        if (units == V)
+            NAME(cell_row)(V, hidden_dim, z_r, C_prev_r, C_r, h_r, gates_r);
+        else
+            NAME(cell_row)(units, hidden_dim, z_r, C_prev_r, C_r, h_r, gates_r);
+    }
+}
+
+/* `units` units from the one that every pointer points at, for one row. */
+INLINE void NAME(cell_backward_units)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *gates, const real *C_prev,
+                                      const real *C, const real *dh, real *dC, real *dz)
+{
+    const vec one = K(1);
+    vec i = NAME(load_n)(gates, units), f = NAME(load_n)(gates + hidden_dim, units);
+    vec g = NAME(load_n)(gates + 2 * hidden_dim, units), o = NAME(load_n)(gates + 3 * hidden_dim, units);
+    vec tanh_C = NAME(vtanh)(NAME(load_n)(C, units)), dh_t = NAME(load_n)(dh, units);
+    vec dC_t = FMA(dh_t * o, FMA(-tanh_C, tanh_C, one), NAME(load_n)(dC, units));
+    NAME(store_n)(dz, (dC_t * g) * FMA(-i, i, i), units);
+    NAME(store_n)(dz + hidden_dim, (dC_t * NAME(load_n)(C_prev, units)) * FMA(-f, f, f), units);
+    NAME(store_n)(dz + 2 * hidden_dim, (dC_t * i) * FMA(-g, g, one), units);
+    NAME(store_n)(dz + 3 * hidden_dim, (dh_t * tanh_C) * FMA(-o, o, o), units);
+    NAME(store_n)(dC, dC_t * f, units);
 }
 
 static void NAME(cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,
                                 const real *dh, real *dC, real *dz)
 {
-    const vec one = K(1);
-    for (ptrdiff_t u = 0; u < hidden_dim; u += V) {
-        ptrdiff_t units = hidden_dim - u;
-        vec i = NAME(load_n)(gates + u, units), f = NAME(load_n)(gates + hidden_dim + u, units);
-        vec g = NAME(load_n)(gates + 2 * hidden_dim + u, units), o = NAME(load_n)(gates + 3 * hidden_dim + u, units);
-        vec tanh_C = NAME(vtanh)(NAME(load_n)(C + u, units));
-        vec dht = NAME(load_n)(dh + u, units);
-        vec dCt = FMA(dht * o, FMA(-tanh_C, tanh_C, one), NAME(load_n)(dC + u, units));
-        NAME(store_n)(dz + u, (dCt * g) * FMA(-i, i, i), units);
-        NAME(store_n)(dz + hidden_dim + u, (dCt * NAME(load_n)(C_prev + u, units)) * FMA(-f, f, f), units);
-        NAME(store_n)(dz + 2 * hidden_dim + u, (dCt * i) * FMA(-g, g, one), units);
-        NAME(store_n)(dz + 3 * hidden_dim + u, (dht * tanh_C) * FMA(-o, o, o), units);
-        NAME(store_n)(dC + u, dCt * f, units);
-    }
+#define BODY(u, n) NAME(cell_backward_units)(n, hidden_dim, gates + u, C_prev + u, C + u, dh + u, dC + u, dz + u)
+    EACH_VECTOR(hidden_dim, BODY);
+#undef BODY
 }
