@@ -4,8 +4,8 @@ try:
     from lstm_ext import _kernels as _kernels
 except ModuleNotFoundError as error:  # the source tree, or a folder named lstm_ext, shadows the installed package
     raise ImportError(
-        "lstm_ext was imported without its compiled half (from "
-        f"{__path__[0]}). In the source tree, run `pip install -e .`; with lstm_ext installed, run Python from another folder."
+        f"lstm_ext was imported from {__path__[0]} without its compiled half. "
+        "In the source tree, run `pip install -e .`; with lstm_ext installed, run Python from another folder."
     ) from error
 
 from lstm_ext.activations import sigmoid, tanh
@@ -15,6 +15,7 @@ from lstm_ext.optimizers import SGD, Adam
 from lstm_ext.parameters import parameter_layout
 from lstm_ext.plan import NonFiniteError
 from lstm_ext.training import History, train, train_lstm
+from lstm_ext.verification import from_reference, to_reference, verify
 
 __version__ = "0.1.0"
 
@@ -29,11 +30,14 @@ __all__ = [
     "LSTMNetwork",
     "NonFiniteError",
     "SequenceScaler",
+    "from_reference",
     "load_co2",
     "parameter_layout",
     "sigmoid",
     "tanh",
+    "to_reference",
     "train",
     "train_lstm",
+    "verify",
     "windows",
 ]

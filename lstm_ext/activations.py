@@ -18,7 +18,8 @@ def sigmoid(x: ArrayLike) -> Array:
     Parameters
     ----------
     x : array_like
-        Of any shape; float32 and float64 keep their dtype, other real numbers become float64. Inf is allowed, NaN is kept.
+        Of any shape; float32 and float64 keep their dtype, other real numbers become float64. Inf is allowed, NaN is
+        kept.
 
     Returns
     -------

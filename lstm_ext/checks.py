@@ -1,4 +1,6 @@
-"""The checks of arguments, in one place: each raises an error that names the argument, what came and what was expected."""
+"""The checks of arguments, in one place: each raises an error that names the argument, what came and what was
+expected.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[Any]
+Data: TypeAlias = ArrayLike | Sequence[ArrayLike]
+"""One array, or a list of arrays of different lengths."""
 
 _MANTISSA_BITS = {"float32": 24, "float64": 53}
 
@@ -66,7 +70,7 @@ def check_allocatable(what: str, *factors: int) -> None:
         raise ValueError(f"{what} would have {sizes} elements; expected a size that memory can hold")
 
 
-def as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """Return `value` as a C-contiguous array of `dtype` with the same numbers: a copy only where one is needed.
 
     Raises
@@ -110,14 +114,11 @@ def _check_finite(name: str, source: Array, converted: Array) -> None:
     raise ValueError(f"{place} is {given}; expected finite numbers")
 
 
-def as_shape(
-    name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[int | str, ...]
-) -> Array:
+def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int | str, ...]) -> Array:
     """Return `as_real` of a `value` whose shape is `shape`; a name in it stands for any length."""
     result = as_real(name, value, dtype)
     fits = result.ndim == len(shape) and all(
-        isinstance(wanted, str) or wanted == length
-        for wanted, length in zip(shape, result.shape, strict=True)
+        isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, result.shape, strict=True)
     )
     if not fits:
         expected = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
@@ -125,7 +126,7 @@ def as_shape(
     return result
 
 
-def as_column(name: str, value: ArrayLike, dtype: np.dtype[Any], length: int) -> Array:
+def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array:
     """Return a column (length, 1) given as such or as (length,)."""
     result = as_real(name, value, dtype)
     if result.shape not in ((length,), (length, 1)):
@@ -133,9 +134,7 @@ def as_column(name: str, value: ArrayLike, dtype: np.dtype[Any], length: int) ->
     return result.reshape(length, 1)
 
 
-def as_labels(
-    name: str, value: ArrayLike, shape: tuple[int, ...], classes: int
-) -> NDArray[np.intp]:
+def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> NDArray[np.intp]:
     """Return class labels of a given shape as contiguous integers in [0, classes)."""
     source = np.asarray(value)
     if source.dtype.kind not in "iu":

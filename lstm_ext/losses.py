@@ -1,4 +1,4 @@
-"""Losses. A name or an object of this module runs in compiled code; any callable with the signature of `Loss` runs from Python."""
+"""Losses: those of this module run in compiled code, any callable with the signature of `Loss` from Python."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lstm_ext.checks import Array
 Loss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
 """A loss in Python: ``loss(outputs, targets) -> (value, gradient)``.
 
-`outputs` is (B, output_dim) for the last step or (B, T, output_dim) for every step, `targets` what Y holds for these sequences;
-`value` is the mean over the batch, `gradient` its derivative with respect to `outputs`, of the same shape.
+`outputs` is (B, output_dim) for the last step or (B, T, output_dim) for every step, `targets` what Y holds for these
+sequences; `value` is the mean over the batch, `gradient` its derivative with respect to `outputs`, of the same shape.
 """
 
 

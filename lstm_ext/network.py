@@ -1,13 +1,13 @@
 """The cell, the sequence layer and the network, on the compiled passes.
 
-All three are a flat parameter vector with named views; the network's layer and the layer's cell are views of the network's
-vector. Nothing of a call stays in them: what a backward pass needs is a `Tape` that the forward pass returns on request, so
-threads can share a network.
+All three are a flat parameter vector with named views; the network's layer and the layer's cell are views of the
+network's vector. Nothing of a call stays in them: what a backward pass needs is a `Tape` that the forward pass
+returns on request, so threads can share a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from lstm_ext import _passes
 from lstm_ext.checks import (
     Array,
+    Data,
     as_choice,
     as_column,
     as_dtype,
@@ -77,9 +78,7 @@ class _Weight:
 class _Parametrised:
     """Sizes, dtype, and the flat parameter vector with its named views."""
 
-    def __init__(
-        self, sizes: tuple[int, ...], dtype: DTypeLike, init: str, seed: int | None
-    ) -> None:
+    def __init__(self, sizes: tuple[int, ...], dtype: DTypeLike, init: str, seed: int | None) -> None:
         names = ("input_dim", "hidden_dim", "output_dim")
         self._sizes = tuple(as_size(*pair) for pair in zip(names, sizes, strict=False))
         native = as_dtype(dtype)
@@ -187,9 +186,7 @@ class LSTMCell(_Parametrised):
         self.W = vector[:end].reshape(gates, -1)
         self.b = vector[end : end + gates].reshape(gates, 1)
 
-    def forward(
-        self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike
-    ) -> tuple[Array, Array]:
+    def forward(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[Array, Array]:
         """Run one step.
 
         Parameters
@@ -237,19 +234,14 @@ class LSTMCell(_Parametrised):
             As for `forward`.
         """
         dh, dC = (
-            as_column(name, value, self.dtype, self.hidden_dim).T
-            for name, value in (("dh_t", dh_t), ("dC_t", dC_t))
+            as_column(name, value, self.dtype, self.hidden_dim).T for name, value in (("dh_t", dh_t), ("dC_t", dC_t))
         )
         *_, tape = _forward(self, *self._columns(x_t, h_prev, C_prev), keep=True)
         assert tape is not None
         gradients = _backward(self, tape, None, dh.copy(), dC.copy())
-        return CellGradients(
-            gradients.dX[0].T, gradients.dh0.T, gradients.dC0.T, gradients.parameters
-        )
+        return CellGradients(gradients.dX[0].T, gradients.dh0.T, gradients.dC0.T, gradients.parameters)
 
-    def _columns(
-        self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike
-    ) -> tuple[Array, Array, Array]:
+    def _columns(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[Array, Array, Array]:
         x = as_column("x_t", x_t, self.dtype, self.input_dim)
         h = as_column("h_prev", h_prev, self.dtype, self.hidden_dim)
         C = as_column("C_prev", C_prev, self.dtype, self.hidden_dim)
@@ -397,7 +389,8 @@ class State:
     def h(self) -> Array:
         """A copy of h_t (batch, hidden_dim)."""
         hidden_dim = self.activations.ws_C.shape[2]
-        return self.activations.ws_hx[self.steps % 2, :, :hidden_dim].copy()
+        h: Array = self.activations.ws_hx[self.steps % 2, :, :hidden_dim]
+        return h.copy()
 
     @property
     def C(self) -> Array:
@@ -452,7 +445,7 @@ class LSTMNetwork(_Parametrised):
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
         return list(self._outputs(X[None], every_step=True)[0, :, :, None])
 
-    def predict(self, X: ArrayLike | Sequence[ArrayLike], *, target: str = "last") -> Any:
+    def predict(self, X: Data, *, target: str = "last") -> Any:
         """Run over N sequences from zero states.
 
         Parameters
@@ -485,15 +478,17 @@ class LSTMNetwork(_Parametrised):
         H, h, _, _ = _forward(self.lstm_cell, X, zeros, zeros, want_H=every_step)
         rows = H.reshape(-1, self.hidden_dim) if every_step else h
         Y = np.empty((len(rows), self.output_dim), self.dtype)
-        sizes = _passes.packed_sizes(*self._sizes, self.dtype.name)
-        panels = aligned_empty((sizes["head"],), self.dtype)
-        _passes.linear(rows, self.W_y, self.b_y, panels, Y)
+        _passes.linear(rows, self.W_y, self.b_y, self._head_panels(), Y)
         return Y.reshape(*(H.shape[:2] if every_step else h.shape[:1]), self.output_dim)
+
+    def _head_panels(self) -> Array:
+        size = _passes.packed_sizes(self.input_dim, self.hidden_dim, self.output_dim, self.dtype.name)["head"]
+        return aligned_empty((size,), self.dtype)
 
     def gradient(
         self,
-        X: ArrayLike | Sequence[ArrayLike],
-        Y: ArrayLike | Sequence[ArrayLike],
+        X: Data,
+        Y: Data,
         *,
         loss: str | MSE | CrossEntropy | Loss = "mse",
         target: str = "last",
@@ -526,7 +521,7 @@ class LSTMNetwork(_Parametrised):
             target=target,
             loss=as_loss(loss),
             optimizer=None,
-            batch_size=len(X),
+            batch_size=None,
         )
         plan.gradients(0)
         return float(plan.losses[0]), plan.gradient
@@ -534,12 +529,11 @@ class LSTMNetwork(_Parametrised):
     def initial_state(self, batch: int = 1) -> State:
         """Return the zero state of `batch` streams, with the weights packed as they are now."""
         batch = as_size("batch", batch)
-        activations = Activations(1, batch, *self._sizes[:2], self.dtype, keep=False)
+        activations = Activations(1, batch, self.input_dim, self.hidden_dim, self.dtype, keep=False)
         activations.ws_hx[...] = 0
         activations.ws_C[...] = 0
         cell = self.lstm_cell
-        sizes = _passes.packed_sizes(*self._sizes, self.dtype.name)
-        packed_head = aligned_empty((sizes["head"],), self.dtype)
+        packed_head = self._head_panels()
         _passes.pack(cell.W, cell.b, self.W_y, activations.scratch_packed, packed_head)
         return State(activations, packed_head, self.b_y.copy(), batch)
 
@@ -561,9 +555,7 @@ class LSTMNetwork(_Parametrised):
         x = as_shape("x", x, self.dtype, (state.batch, self.input_dim))
         y = np.empty((state.batch, self.output_dim), self.dtype)
         work = state.activations
-        _passes.step(
-            state.steps, x, work.scratch_packed, work.ws_hx, work.ws_C, state.packed_head, state.b_y, y
-        )
+        _passes.step(state.steps, x, work.scratch_packed, work.ws_hx, work.ws_C, state.packed_head, state.b_y, y)
         state.steps += 1
         return y, state
 
@@ -611,16 +603,12 @@ def _forward(
     return H, h, C, Tape(work, cell.W.copy(), N, T) if keep else None
 
 
-def _backward(
-    cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array
-) -> LSTMGradients:
+def _backward(cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array) -> LSTMGradients:
     """Backpropagate; dh and dC, (N, H), are changed to the gradients of the initial state."""
     dtype, work = cell.dtype, tape.activations
     dX = np.empty((tape.batch, tape.steps, cell.input_dim), dtype)
     gradient = np.empty(cell.parameters.shape, dtype)
-    scratch = BackwardScratch(
-        tape.steps, tape.batch, cell.input_dim, cell.hidden_dim, dtype, want_dX=True
-    )
+    scratch = BackwardScratch(tape.steps, tape.batch, cell.input_dim, cell.hidden_dim, dtype, want_dX=True)
     _passes.backward(
         tape.steps,
         tape.batch,

@@ -1,12 +1,12 @@
 """Optimizers. SGD and Adam run in compiled code; any object with `update(parameters, gradient)` runs from Python.
 
-An optimizer keeps its state from one call of `train` to the next, so training goes on where it stopped; use a new one for a
-new network.
+An optimizer keeps its state from one call of `train` to the next, so training goes on where it stopped; use a new one
+for a new network.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,7 @@ OPTIMIZERS = {"sgd": SGD, "adam": Adam}
 def as_optimizer(optimizer: str | Optimizer | SGD | Adam) -> Optimizer | SGD | Adam:
     """Return an optimizer given by name (with its defaults) or as an object."""
     if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
-        return OPTIMIZERS[optimizer]()
+        return SGD() if optimizer == "sgd" else Adam()
     if isinstance(optimizer, (SGD, Adam)) or (
         not isinstance(optimizer, (str, type)) and isinstance(optimizer, Optimizer)
     ):

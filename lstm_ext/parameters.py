@@ -31,7 +31,8 @@ def parameter_layout(
     -------
     dict
         Name to (offset in elements, shape), in storage order and without gaps: W_i, W_f, W_C, W_o, each
-        (hidden, hidden + input) with columns [h | x]; b_i, b_f, b_C, b_o, each (hidden, 1); W_y (output, hidden), b_y (output, 1).
+        (hidden, hidden + input) with columns [h | x]; b_i, b_f, b_C, b_o, each (hidden, 1); W_y (output, hidden), b_y
+        (output, 1).
     """
     shapes = {f"W_{gate}": (hidden_dim, hidden_dim + input_dim) for gate in GATES}
     shapes |= {f"b_{gate}": (hidden_dim, 1) for gate in GATES}
@@ -50,22 +51,20 @@ def parameter_count(input_dim: int, hidden_dim: int, output_dim: int | None = No
     return count if output_dim is None else count + output_dim * (hidden_dim + 1)
 
 
-def parameter_views(
-    vector: Array, input_dim: int, hidden_dim: int, output_dim: int | None = None
-) -> dict[str, Array]:
+def parameter_views(vector: Array, input_dim: int, hidden_dim: int, output_dim: int | None = None) -> dict[str, Array]:
     """Return the named weights as views of `vector`."""
     layout = parameter_layout(input_dim, hidden_dim, output_dim)
     return {
-        name: vector[offset : offset + shape[0] * shape[1]].reshape(shape)
-        for name, (offset, shape) in layout.items()
+        name: vector[offset : offset + shape[0] * shape[1]].reshape(shape) for name, (offset, shape) in layout.items()
     }
 
 
 def initialize(views: dict[str, Array], init: str, seed: int | None) -> None:
     """Draw the weights in place.
 
-    ``"glorot"``: uniform in +-sqrt(6 / (fan_in + fan_out)) for the columns of x and for W_y (Glorot and Bengio 2010), orthogonal
-    for the columns of h of each gate (Saxe et al. 2014), biases 0 but b_f = 1 (Jozefowicz et al. 2015), drawn from `seed`.
+    ``"glorot"``: uniform in +-sqrt(6 / (fan_in + fan_out)) for the columns of x and for W_y (Glorot and Bengio 2010),
+    orthogonal for the columns of h of each gate (Saxe et al. 2014), biases 0 but b_f = 1 (Jozefowicz et al. 2015),
+    drawn from `seed`.
     ``"reference"``: the article's: standard normal from NumPy's global generator, in the article's order, biases 0.
     """
     if as_choice("init", init, ("glorot", "reference")) == "reference":

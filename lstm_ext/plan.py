@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from lstm_ext import _epoch
-from lstm_ext.checks import Array, as_choice, as_labels, as_shape
+from lstm_ext.checks import Array, Data, as_choice, as_labels, as_shape
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import SGD, Adam, Optimizer
 from lstm_ext.workspace import Activations, BackwardScratch, HeadScratch
 
 TARGETS = ("last", "steps")
+_SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
 _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 
 
@@ -32,7 +32,7 @@ class Sequences:
         If X is neither (N, T, input_dim) nor N arrays (T_n, input_dim) of finite real numbers.
     """
 
-    def __init__(self, X: ArrayLike | Sequence[ArrayLike], input_dim: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, X: Data, input_dim: int, dtype: np.dtype[Any]) -> None:
         if isinstance(X, (list, tuple)) and len(X) > 0 and len({np.shape(x) for x in X}) > 1:
             parts = [as_shape(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(X)]
             self.rows = np.concatenate(parts)
@@ -74,7 +74,8 @@ class Plan:
         Whether Y belongs to the last step of each sequence or to every step.
     loss, optimizer
         Objects; optimizer None for a plan that never updates.
-    batch_size : int
+    batch_size : int, optional
+        All sequences by default.
     clip_norm : float
         Infinity for none.
     """
@@ -83,20 +84,20 @@ class Plan:
         self,
         parameters: Array,
         sizes: tuple[int, ...],
-        X: ArrayLike | Sequence[ArrayLike],
-        Y: ArrayLike | Sequence[ArrayLike],
+        X: Data,
+        Y: Data,
         *,
         target: str,
         loss: MSE | CrossEntropy | Loss,
         optimizer: Optimizer | SGD | Adam | None,
-        batch_size: int,
+        batch_size: int | None,
         clip_norm: float = np.inf,
     ) -> None:
         input_dim, hidden_dim, output_dim = sizes
         dtype = parameters.dtype
         self.every_step = as_choice("target", target, TARGETS) == "steps"
         self.sequences = Sequences(X, input_dim, dtype)
-        batch_size = min(batch_size, len(self.sequences))
+        batch_size = min(batch_size or len(self.sequences), len(self.sequences))
         if not self.sequences.same_length and batch_size > 1:
             lengths = self.sequences.lengths()
             raise ValueError(
@@ -104,6 +105,8 @@ class Plan:
             )
         self.parameters, self.batch_size, self.clip_norm = parameters, batch_size, clip_norm
         self.loss, self.optimizer = loss, optimizer
+        self.python_loss = None if isinstance(loss, (MSE, CrossEntropy)) else loss
+        self.python_optimizer = None if optimizer is None or isinstance(optimizer, (SGD, Adam)) else optimizer
         self.rows, self.offsets = self.sequences.rows, self.sequences.offsets
         self.Y, self.targets, self.labels = self._read_targets(Y, output_dim)
         if isinstance(optimizer, (SGD, Adam)):
@@ -133,8 +136,10 @@ class Plan:
                 raise ValueError(f"Y has length {len(Y)}; expected {N}, one for each sequence of X")
             return Y, no_targets, no_labels
         if self.loss.takes_labels:
-            return None, no_targets, self._target_rows(lambda *given: as_labels(*given, output_dim), Y)
-        return None, self._target_rows(lambda name, y, shape: as_shape(name, y, dtype, (*shape, output_dim)), Y), no_labels
+            labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, output_dim), Y)
+            return None, no_targets, labels
+        targets = self._target_rows(lambda name, y, shape: as_shape(name, y, dtype, (*shape, output_dim)), Y)
+        return None, targets, no_labels
 
     def _target_rows(self, read: Callable[[str, Any, tuple[int, ...]], Array], Y: Any) -> Array:
         """Return one row for each sequence, or for each step of it."""
@@ -149,25 +154,22 @@ class Plan:
         lengths = self.sequences.lengths()
         return np.concatenate([read(f"Y[{n}]", Y[n], (int(lengths[n]),)) for n in range(N)])
 
-    def run(self, step: int, last_step: int, *, seconds: float = 0.05) -> int:
-        """Train on the batches from `step` on, until `last_step` or until about `seconds` have passed; return the next step.
+    def run(self, step: int) -> int:
+        """Train on the batches from `step` on, for about 50 ms; return the next step.
 
         Raises
         ------
         NonFiniteError
-            If a loss or a gradient is not finite; its `batch` tells which.
+            With the reason and the step, if a loss or a gradient is not finite.
         """
-        compiled_loss = isinstance(self.loss, (MSE, CrossEntropy))
-        compiled_optimizer = isinstance(self.optimizer, (SGD, Adam))
-        if compiled_loss and compiled_optimizer:
-            return self._phases(step, last_step, _EVERY_PHASE, seconds)
+        if self.python_loss is None and self.python_optimizer is None:
+            return self._phases(step, self.batches, _EVERY_PHASE, _SECONDS)
         self.gradients(step)
-        if compiled_optimizer:
-            return self._phases(step, step + 1, _epoch.UPDATE, seconds)
-        assert self.optimizer is not None
+        if self.python_optimizer is None:
+            return self._phases(step, step + 1, _epoch.UPDATE)
         if self.norms[step] > self.clip_norm:
             self.gradient *= self.clip_norm / self.norms[step]
-        self.optimizer.update(self.parameters, self.gradient)
+        self.python_optimizer.update(self.parameters, self.gradient)
         return step + 1
 
     def gradients(self, step: int) -> None:
@@ -177,11 +179,11 @@ class Plan:
 
     def forward(self, step: int) -> None:
         """Compute the loss of one batch, and its gradient with respect to the outputs."""
-        if isinstance(self.loss, (MSE, CrossEntropy)):
+        if self.python_loss is None:
             self._phases(step, step + 1, _epoch.FORWARD | _epoch.LOSS)
         else:
             self._phases(step, step + 1, _epoch.FORWARD)
-            self._python_loss(step)
+            self._run_python_loss(step, self.python_loss)
 
     def mean_loss(self) -> float:
         """Return the mean of the batches' losses, each weighted by its sequences."""
@@ -197,11 +199,11 @@ class Plan:
             raise NonFiniteError(f"the {what} is {value[step]}", step)
         return step
 
-    def _python_loss(self, step: int) -> None:
+    def _run_python_loss(self, step: int, loss: Loss) -> None:
         members = self.order[step * self.batch_size : (step + 1) * self.batch_size]
         outputs, doutputs = (self._slots(array, members) for array in (self.head.ws_outputs, self.head.ws_doutputs))
         targets = self.Y[members] if isinstance(self.Y, np.ndarray) else [self.Y[n] for n in members]
-        value, gradient = self.loss(outputs.copy(), targets)
+        value, gradient = loss(outputs.copy(), targets)
         self.losses[step] = value
         if not np.isfinite(value):
             raise NonFiniteError(f"the loss is {value}", step)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstm_ext.checks import as_number, as_size
+from lstm_ext.checks import Data, as_number, as_size
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Adam, Optimizer, as_optimizer
@@ -44,8 +44,8 @@ Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
 
 def train(
     network: LSTMNetwork,
-    X: ArrayLike | Sequence[ArrayLike],
-    Y: ArrayLike | Sequence[ArrayLike],
+    X: Data,
+    Y: Data,
     *,
     target: str = "last",
     loss: str | MSE | CrossEntropy | Loss = "mse",
@@ -61,8 +61,8 @@ def train(
 ) -> History:
     """Train a network in place.
 
-    Every batch starts from zero states. The same seed gives the same bits. Ctrl-C leaves the network as it was after the
-    last whole update.
+    Every batch starts from zero states. The same seed gives the same bits. Ctrl-C leaves the network as it was after
+    the last whole update.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def train(
             history.loss.append(plan.mean_loss())
             if validation is not None:
                 history.validation_loss.append(_evaluate(validation))
-            if any([callback(network, history) for callback in callbacks]):
+            if True in [callback(network, history) for callback in callbacks]:
                 break
     return history
 

@@ -1,0 +1,142 @@
+"""The compiled half against the NumPy oracle, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lstm_ext import _kernels, reference
+from lstm_ext.checks import Array
+from lstm_ext.network import LSTM, LSTMNetwork
+
+# Sequences, steps, input, hidden and output widths: tails of every vector width and of every tile.
+_SHAPES = ((1, 1, 1, 1, 1), (2, 3, 2, 5, 3), (13, 5, 17, 13, 2), (34, 4, 3, 34, 13), (7, 6, 40, 70, 1))
+_TOLERANCE = {"float32": (5e-6, 2e-5), "float64": (1e-12, 1e-12)}  # forward, gradients
+
+
+class VerificationError(RuntimeError):
+    """The compiled half disagrees with the oracle."""
+
+
+class Verification(NamedTuple):
+    """One row of `verify`: the largest relative differences over all shapes, norm-wise."""
+
+    isa: str
+    dtype: str
+    forward: float
+    gradients: float
+    agrees: bool
+
+
+def verify() -> list[Verification]:
+    """Run compiled passes against the oracle: every instruction set of this machine, both dtypes, odd shapes.
+
+    Prints one line for each instruction set and dtype, with the largest difference over outputs, states and losses, and
+    over gradients (parameters, dX, dh0, dC0), relative to the oracle's norm.
+
+    Returns
+    -------
+    list of Verification
+
+    Raises
+    ------
+    VerificationError
+        If a difference is beyond the promised 1e-12 in float64, 5e-6 (forward) and 2e-5 (gradients) in float32.
+    """
+    print(f"{'set':10}{'dtype':10}{'forward':>10}{'gradients':>12}")
+    rows = []
+    chosen = _kernels.isa()
+    try:
+        for isa in _kernels.available_isas():
+            _kernels.use_isa(isa)
+            for dtype in _TOLERANCE:
+                row = _verify_one(isa, dtype)
+                rows.append(row)
+                verdict = "agrees" if row.agrees else "DISAGREES"
+                print(f"{isa:10}{dtype:10}{row.forward:10.1e}{row.gradients:12.1e}  {verdict}")
+    finally:
+        _kernels.use_isa(chosen)
+    wrong = [f"{row.isa} {row.dtype}" for row in rows if not row.agrees]
+    if wrong:
+        raise VerificationError(f"compiled and oracle disagree for {', '.join(wrong)}; please report it")
+    return rows
+
+
+def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> reference.LSTMNetwork:
+    """Return the oracle's network with the weights of a compiled one."""
+    oracle = reference.LSTMNetwork(*network.sizes, dtype=dtype, seed=0)
+    oracle.parameters = network.parameters
+    return oracle
+
+
+def from_reference(oracle: reference.LSTMNetwork, *, dtype: DTypeLike = "float64") -> LSTMNetwork:
+    """Return a compiled network with the weights of the oracle's."""
+    sizes = oracle.input_dim, oracle.hidden_dim, oracle.output_dim
+    network = LSTMNetwork(*sizes, dtype=dtype, seed=0)
+    network.parameters = oracle.parameters
+    return network
+
+
+def relative_difference(ours: Array, oracle: Array) -> float:
+    """Return ||ours - oracle|| / ||oracle||, or ||ours|| where the oracle is zero."""
+    norm = float(np.linalg.norm(oracle))
+    return float(np.linalg.norm(ours - oracle)) / (norm or 1.0)
+
+
+def _verify_one(isa: str, dtype: str) -> Verification:
+    forward, gradients = 0.0, 0.0
+    rng = np.random.default_rng(0)
+    for shape in _SHAPES:
+        for kind, ours, oracle in (*_layer_pairs(rng, dtype, *shape[:4]), *_network_pairs(rng, dtype, *shape)):
+            difference = relative_difference(ours, oracle)
+            if not difference <= (forward if kind == "forward" else gradients):  # NaN counts as larger
+                forward, gradients = (difference, gradients) if kind == "forward" else (forward, difference)
+    limits = _TOLERANCE[dtype]
+    return Verification(isa, dtype, forward, gradients, forward <= limits[0] and gradients <= limits[1])
+
+
+def _layer_pairs(
+    rng: np.random.Generator,
+    dtype: str,
+    N: int,
+    T: int,
+    I: int,
+    H: int,
+) -> Iterator[tuple[str, Array, Array]]:
+    ours, oracle = LSTM(I, H, dtype=dtype, seed=1), reference.LSTM(I, H, dtype="float64", seed=1)
+    oracle.parameters = ours.parameters
+    X, h0, C0, dH, dh_T, dC_T = (
+        rng.standard_normal(shape).astype(dtype) for shape in ((N, T, I), *[(N, H)] * 2, (N, T, H), *[(N, H)] * 2)
+    )
+    H_ours, state_ours, tape = ours.forward(X, h0, C0, return_tape=True)
+    H_oracle, state_oracle, oracle_tape = oracle.forward(X, h0, C0, return_tape=True)
+    for pair in zip((H_ours, *state_ours), (H_oracle, *state_oracle), strict=True):
+        yield "forward", *pair
+    for pair in zip(ours.backward(tape, dH, dh_T, dC_T), oracle.backward(oracle_tape, dH, dh_T, dC_T), strict=True):
+        yield "gradients", *pair
+
+
+def _network_pairs(
+    rng: np.random.Generator,
+    dtype: str,
+    N: int,
+    T: int,
+    I: int,
+    H: int,
+    O: int,
+) -> Iterator[tuple[str, Array, Array]]:
+    ours = LSTMNetwork(I, H, O, dtype=dtype, seed=2)
+    oracle = to_reference(ours)
+    X = rng.standard_normal((N, T, I)).astype(dtype)
+    for target, shape in (("last", (N,)), ("steps", (N, T))):
+        yield "forward", ours.predict(X, target=target), oracle.predict(X, target=target)
+        Y = rng.standard_normal((*shape, O)).astype(dtype)
+        labels = rng.integers(0, O, shape)
+        for loss, targets in (("mse", Y), ("cross_entropy", labels)):
+            loss_ours, gradient_ours = ours.gradient(X, targets, loss=loss, target=target)
+            loss_oracle, gradient_oracle = oracle.gradient(X, targets, loss=loss, target=target)
+            yield "forward", np.array(loss_ours), np.array(loss_oracle)
+            yield "gradients", gradient_ours, gradient_oracle
