@@ -395,7 +395,8 @@ class State:
     @property
     def C(self) -> Array:
         """A copy of C_t (batch, hidden_dim)."""
-        return self.activations.ws_C[0].copy()
+        C: Array = self.activations.ws_C[0]
+        return C.copy()
 
 
 class LSTMNetwork(_Parametrised):

@@ -13,11 +13,11 @@ cdef extern from "kernels.h" nogil:
         void (*sigmoid)(Py_ssize_t, const float *, float *) noexcept nogil
         void (*tanh)(Py_ssize_t, const float *, float *) noexcept nogil
         void (*matmul)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, const float *, Py_ssize_t,
-                       const float *, Py_ssize_t, float *, Py_ssize_t) noexcept nogil
+                       const float *, Py_ssize_t, float *, Py_ssize_t, const float *) noexcept nogil
         void (*outer)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, const float *, Py_ssize_t,
                       const float *, Py_ssize_t, float *, Py_ssize_t) noexcept nogil
         void (*cell_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, const float *,
-                             const float *, float *, float *, float *) noexcept nogil
+                             const float *, float *, float *, float *, const float *) noexcept nogil
         void (*cell_backward)(Py_ssize_t, const float *, const float *, const float *, const float *, float *,
                               float *) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const float *) noexcept nogil
@@ -32,11 +32,12 @@ cdef extern from "kernels.h" nogil:
         void (*sigmoid)(Py_ssize_t, const double *, double *) noexcept nogil
         void (*tanh)(Py_ssize_t, const double *, double *) noexcept nogil
         void (*matmul)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, const double *, Py_ssize_t,
-                       const double *, Py_ssize_t, double *, Py_ssize_t) noexcept nogil
+                       const double *, Py_ssize_t, double *, Py_ssize_t, const double *) noexcept nogil
         void (*outer)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, const double *, Py_ssize_t,
                       const double *, Py_ssize_t, double *, Py_ssize_t) noexcept nogil
         void (*cell_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
-                             const double *, const double *, double *, double *, double *) noexcept nogil
+                             const double *, const double *, double *, double *, double *,
+                             const double *) noexcept nogil
         void (*cell_backward)(Py_ssize_t, const double *, const double *, const double *, const double *, double *,
                               double *) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const double *) noexcept nogil
@@ -97,11 +98,12 @@ cdef inline void tanh(const kernels *table, Py_ssize_t n, const real *x, real *y
 cdef inline void matmul(
     const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
     const real *panel, Py_ssize_t ld_panel, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
+    const real *ahead,
 ) noexcept nogil:
     if real is float:
-        table.f32.matmul(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc)
+        table.f32.matmul(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc, ahead)
     else:
-        table.f64.matmul(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc)
+        table.f64.matmul(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc, ahead)
 
 
 cdef inline void outer(
@@ -117,11 +119,12 @@ cdef inline void outer(
 cdef inline void cell_forward(
     const kernels *table, Py_ssize_t rows, Py_ssize_t units, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
     const real *hx, Py_ssize_t ld_hx, const real *block, const real *C_prev, real *C, real *h, real *gates,
+    const real *ahead,
 ) noexcept nogil:
     if real is float:
-        table.f32.cell_forward(rows, units, input_dim, hidden_dim, hx, ld_hx, block, C_prev, C, h, gates)
+        table.f32.cell_forward(rows, units, input_dim, hidden_dim, hx, ld_hx, block, C_prev, C, h, gates, ahead)
     else:
-        table.f64.cell_forward(rows, units, input_dim, hidden_dim, hx, ld_hx, block, C_prev, C, h, gates)
+        table.f64.cell_forward(rows, units, input_dim, hidden_dim, hx, ld_hx, block, C_prev, C, h, gates, ahead)
 
 
 cdef inline void cell_backward(

@@ -4,7 +4,7 @@ from lstm_ext._kernels cimport kernels, real
 # no bit.
 cdef enum:
     OUTER_ROWS = 256
-    OUTER_COLUMNS = 384
+    OUTER_COLUMNS = 192
 
 
 cdef struct Timer:

@@ -126,6 +126,12 @@ cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept
     return <const real *> kernel_zeros
 
 
+cdef inline const real *share_ahead(const real *panel, Py_ssize_t size, Py_ssize_t i, Py_ssize_t depth) noexcept nogil:
+    """What the i-th tile on a panel fetches, one line for each k: its share of the next panel, until that is fetched."""
+    cdef Py_ssize_t offset = i * depth * (64 // <Py_ssize_t> sizeof(real))
+    return panel + size + offset if offset < size else panel
+
+
 cdef void multiply(
     const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
     const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
@@ -143,6 +149,7 @@ cdef void multiply(
             matmul(
                 table, min(tile, rows - r), count, depth, A + r * lda, lda, panels, width,
                 start_of_sum(start + r * ld_start + first, resumed), ld_start, C + r * ldc + first, ldc,
+                share_ahead(panels, depth * width, i, depth),
             )
         panels += depth * width
         first += width
@@ -170,6 +177,28 @@ cdef void outer_product(
         first += width
 
 
+cdef void pack_rows(
+    const kernels *table, Py_ssize_t depth, Py_ssize_t batch, Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t,
+    Py_ssize_t b, real *panels,
+) noexcept nogil:
+    """Pack rows of hx as `pack_panels` does: from (t, b) on with the batch ascending, then the steps descending."""
+    cdef Py_ssize_t V = lanes(table, panels), r, first, width
+    cdef const real *row
+    for r in range(depth):
+        row = &hx[t, b, 0]
+        first = 0
+        while first < columns:
+            width = panel_width(columns - first, V)
+            memcpy(
+                panels + first * depth + r * width, row + first, min(width, columns - first) * sizeof(real),
+            )
+            first += width
+        b += 1
+        if b == batch:
+            b = 0
+            t -= 1
+
+
 cdef void weight_gradient(
     const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
     Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db, real *panels,
@@ -180,22 +209,14 @@ cdef void weight_gradient(
     dW (outputs, columns), db (outputs); dy readable 4 V past its end; panels: scratch of panels_size(OUTER_ROWS, columns).
     Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache while the panels of x pass by.
     """
-    cdef Py_ssize_t V = lanes(table, dy), depth, start, first, width, count, i, j, r
+    cdef Py_ssize_t V = lanes(table, dy), depth, start, first, i, j
     cdef real one = 1
     cdef const real *part
-    cdef real *panel
     for i in range(tiles(n, OUTER_ROWS)):
         start = i * OUTER_ROWS
         part = dy + start * ld_dy
         depth = min(OUTER_ROWS, n - start)
-        first, panel = 0, panels
-        while first < columns:
-            width = panel_width(columns - first, V)
-            count = min(width, columns - first)
-            for r in range(depth):
-                memcpy(panel, &hx[t - (start + r) // batch, (start + r) % batch, first], count * sizeof(real))
-                panel += width
-            first += width
+        pack_rows(table, depth, batch, columns, hx, t - start // batch, start % batch, panels)
         for j in range(tiles(outputs, OUTER_COLUMNS)):
             first = j * OUTER_COLUMNS
             outer_product(
@@ -226,6 +247,7 @@ cdef void step_forward(
                 table, min(tile, batch - b), min(V, hidden_dim - u), input_dim, hidden_dim, hx + b * ld, ld,
                 packed + j * block_size, C_prev + b * hidden_dim + u, C + b * hidden_dim + u, h + b * ld + u,
                 gates + b * 4 * hidden_dim + u if gates != NULL else NULL,
+                share_ahead(packed + j * block_size, block_size, i, input_dim + hidden_dim),
             )
 
 

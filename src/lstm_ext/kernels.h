@@ -25,10 +25,11 @@
                                                                                                             \
         /* C[r][j] = start[r][j] + sum_k A[r][k] * panel[k][j], k ascending; r < rows, j < columns.         \
            panel    (depth, ld_panel), readable for columns rounded up to 1, 2 or 4 vectors                 \
-           start    (rows, columns) rows ld_start apart: 0 repeats one row; may be C */                     \
+           start    (rows, columns) rows ld_start apart: 0 repeats one row; may be C                        \
+           ahead    a hint: as many cache lines as there are k are fetched from here meanwhile */           \
         void (*matmul)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,    \
                        const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start,        \
-                       real *C, ptrdiff_t ldc);                                                             \
+                       real *C, ptrdiff_t ldc, const real *ahead);                                                         \
                                                                                                             \
         /* The same with A transposed: C[r][j] = start[r][j] + sum_k A[k][r] * panel[k][j]. */              \
         void (*outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,     \
@@ -41,10 +42,11 @@
            block    (1 + I + H, 4, V)  bias, W_x, W_h of these units; lanes past `units` hold zeros         \
            C_prev   (rows, H) and C (rows, H), at the first unit; C may be C_prev                           \
            h        rows ld_hx apart, at the first unit, not in the rows of hx                              \
-           gates    (rows, 4, H) at the first unit, or NULL: i, f, g, o for cell_backward */                \
+           gates    (rows, 4, H) at the first unit, or NULL: i, f, g, o for cell_backward                   \
+           ahead    a hint: I + H cache lines are fetched from here meanwhile */                            \
         void (*cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_dim, ptrdiff_t hidden_dim,    \
                              const real *hx, ptrdiff_t ld_hx, const real *block, const real *C_prev,        \
-                             real *C, real *h, real *gates);                                                \
+                             real *C, real *h, real *gates, const real *ahead);                             \
                                                                                                             \
         /* The gates' part of one step backward for one sequence, elementwise.                              \
            gates (4, H); C_prev, C, dh (H);  dC (H) in: dL/dC_t, out: dL/dC_{t-1};  dz (4, H) out */        \

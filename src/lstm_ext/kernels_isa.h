@@ -10,6 +10,7 @@
 #define PASTE(a, b) PASTE_(a, b)
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
+#define CACHE_LINE 64
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")

@@ -158,4 +158,5 @@ static const TABLE NAME(table) = {
 #undef MATMUL_BODY
 #undef OUTER_BODY
 #undef CELL_CASE
+#undef ROWS_AHEAD
 #undef LANES

@@ -12,11 +12,13 @@
 
 /* acc[r][j] += sum_k A[r * row_stride + k * k_stride] * panel[k][j]. The row's broadcasts come first, then one vector of the
    panel at a time: the other order spills registers in Clang's AVX2 build (bench/kernels.py). */
-#define MULTIPLY_ADD(R, N, acc, depth, A, row_stride, k_stride, panel, ld_panel)                                       \
+#define MULTIPLY_ADD(R, N, acc, depth, A, row_stride, k_stride, panel, ld_panel, ahead)                                \
     do {                                                                                                               \
         const real *a_ = (A), *p_ = (panel);                                                                           \
-        for (ptrdiff_t k_ = 0; k_ < (depth); k_++, a_ += (k_stride), p_ += (ld_panel)) {                               \
+        const char *ahead_ = (const char *)(ahead);                                                                    \
+        for (ptrdiff_t k_ = 0; k_ < (depth); k_++, a_ += (k_stride), p_ += (ld_panel), ahead_ += CACHE_LINE) {         \
             vec s_[R];                                                                                                 \
+            __builtin_prefetch(ahead_, 0, 2);                                                                          \
             UNROLL for (int r = 0; r < R; r++) s_[r] = NAME(broadcast)(a_[r * (row_stride)]);                          \
             UNROLL for (int j = 0; j < N; j++) {                                                                       \
                 vec w_ = NAME(load)(p_ + j * V);                                                                       \
@@ -54,7 +56,7 @@ INLINE void NAME(store_lanes)(real *row, vec x, int j, ptrdiff_t columns, int N)
     do {                                                                                                               \
         vec acc[R][N];                                                                                                 \
         LOAD_ROWS(R, N, acc, start, ld_start, columns);                                                                \
-        MULTIPLY_ADD(R, N, acc, depth, A, lda, 1, panel, ld_panel);                                                    \
+        MULTIPLY_ADD(R, N, acc, depth, A, lda, 1, panel, ld_panel, ahead);                                                    \
         STORE_ROWS(R, N, acc, C, ldc, columns);                                                                        \
     } while (0)
 
@@ -62,13 +64,13 @@ INLINE void NAME(store_lanes)(real *row, vec x, int j, ptrdiff_t columns, int N)
     do {                                                                                                               \
         vec acc[R][N];                                                                                                 \
         LOAD_ROWS(R, N, acc, start, ld_start, columns);                                                                \
-        MULTIPLY_ADD(R, N, acc, depth, A, 1, lda, panel, ld_panel);                                                    \
+        MULTIPLY_ADD(R, N, acc, depth, A, 1, lda, panel, ld_panel, panel);                                                    \
         STORE_ROWS(R, N, acc, C, ldc, columns);                                                                        \
     } while (0)
 
 static void NAME(matmul)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,
                          const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start, real *C,
-                         ptrdiff_t ldc)
+                         ptrdiff_t ldc, const real *ahead)
 {
     switch (rows) {
         EACH_TILE_ROWS(CASE_ROWS, MATMUL_BODY)
@@ -79,6 +81,9 @@ static void NAME(outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, cons
                         const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start, real *C,
                         ptrdiff_t ldc)
 {
+    for (ptrdiff_t r = rows; r < 2 * rows; r++) /* the next tile's part of C (bench/compare.py) */
+        for (ptrdiff_t j = 0; j < columns; j += CACHE_LINE / (ptrdiff_t)sizeof(real))
+            __builtin_prefetch(C + r * ldc + j);
     switch (rows) {
         EACH_TILE_ROWS(CASE_ROWS, OUTER_BODY)
     }
@@ -105,17 +110,25 @@ INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z,
     case R: {                                                                                                          \
         vec acc[R][TILE_VECTORS];                                                                                      \
         LOAD_ROWS(R, TILE_VECTORS, acc, block, 0, TILE_VECTORS *V);                                                    \
-        MULTIPLY_ADD(R, TILE_VECTORS, acc, input_dim, hx + hidden_dim, ld_hx, 1, W_x, TILE_VECTORS *V);                \
-        MULTIPLY_ADD(R, TILE_VECTORS, acc, hidden_dim, hx, ld_hx, 1, W_h, TILE_VECTORS *V);                            \
+        MULTIPLY_ADD(R, TILE_VECTORS, acc, input_dim, hx + hidden_dim, ld_hx, 1, W_x, TILE_VECTORS *V, ahead);              \
+        MULTIPLY_ADD(R, TILE_VECTORS, acc, hidden_dim, hx, ld_hx, 1, W_h, TILE_VECTORS *V, (const char *)ahead + input_dim * CACHE_LINE);                          \
         STORE_ROWS(R, TILE_VECTORS, acc, z, TILE_VECTORS *V, TILE_VECTORS *V);                                         \
         break;                                                                                                         \
     }
 
 static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
                                const real *hx, ptrdiff_t ld_hx, const real *block, const real *C_prev, real *C, real *h,
-                               real *gates)
+                               real *gates, const real *ahead)
 {
     const real *W_x = block + TILE_VECTORS * V, *W_h = W_x + input_dim * TILE_VECTORS * V;
+    /* What the epilogue will touch comes from memory while the tile multiplies (bench/compare.py). */
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        __builtin_prefetch(C_prev + r * hidden_dim);
+        __builtin_prefetch(C + r * hidden_dim, 1);
+        __builtin_prefetch(h + r * ld_hx, 1);
+        for (int g = 0; gates && g < 4; g++)
+            __builtin_prefetch(gates + (4 * r + g) * hidden_dim, 1);
+    }
     real z[TILE_ROWS * TILE_VECTORS * V] __attribute__((aligned(VECTOR_BYTES)));
     switch (rows) {
         EACH_TILE_ROWS(CELL_CASE, )
@@ -130,11 +143,16 @@ static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_
     }
 }
 
+#define ROWS_AHEAD 4
+
 /* `units` units from the one that every pointer points at, for one row. */
 INLINE void NAME(cell_backward_units)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *gates, const real *C_prev,
                                       const real *C, const real *dh, real *dC, real *dz)
 {
     const vec one = K(1);
+    for (int g = 0; g < 4; g++) /* of a later row (bench/compare.py) */
+        __builtin_prefetch(gates + (4 * ROWS_AHEAD + g) * hidden_dim);
+    __builtin_prefetch(C_prev + ROWS_AHEAD * hidden_dim);
     vec i = NAME(load_n)(gates, units), f = NAME(load_n)(gates + hidden_dim, units);
     vec g = NAME(load_n)(gates + 2 * hidden_dim, units), o = NAME(load_n)(gates + 3 * hidden_dim, units);
     vec tanh_C = NAME(vtanh)(NAME(load_n)(C, units)), dh_t = NAME(load_n)(dh, units);

@@ -1,0 +1,316 @@
+"""Sequences for training: windows of a series, a scaler, gaps, and one record to try them on.
+
+- New arrays come out; nothing that comes in is modified or shared.
+- float32 stays float32, all other real numbers become float64; a scaler's statistics are float64.
+- The last axis holds the features, as in the networks' X (N, T, input_dim).
+- A gap is NaN. Only `fill_gaps` accepts gaps; the others name the first one and stop.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lstm_ext.checks import Array, as_real, as_size
+
+
+def windows(
+    series: ArrayLike, n_in: int, n_out: int, *, step: int = 1, target: int | None = None
+) -> tuple[Array, Array]:
+    """Cut a series into input windows and the rows that follow each of them.
+
+    Window i starts at row ``i * step``: ``X[i] = series[i*step : i*step + n_in]``, and Y[i] holds the
+    next `n_out` rows. Rows at the end that fill no whole window are left out.
+
+    X always has a feature axis, because the networks want one. Y has one only if it holds several
+    features: a series (T,), or one column chosen by `target`, gives Y (N, n_out), which is what
+    ``train(network, X, Y)`` takes for a network with ``output_dim=n_out``.
+
+    Parameters
+    ----------
+    series : array_like (T,) or (T, F)
+        Real and finite; see `fill_gaps` for a series with gaps.
+    n_in, n_out : int
+        Rows of a window and rows to predict.
+    step : int
+        Rows from the start of one window to the start of the next.
+    target : int, optional
+        The column to predict of a series (T, F), negative from the end; without it all of them.
+
+    Returns
+    -------
+    X : ndarray (N, n_in, F)
+        ``N = (T - n_in - n_out) // step + 1``; F is 1 for a series (T,). X and Y are contiguous copies.
+    Y : ndarray (N, n_out) or (N, n_out, F)
+
+    Raises
+    ------
+    TypeError
+        If the series does not hold real numbers, or a size is no integer.
+    ValueError
+        If the series has another rank, is empty, holds NaN or Inf, or has fewer than
+        ``n_in + n_out`` rows; if a size is below 1, or `target` names no column.
+
+    Examples
+    --------
+    >>> X, Y = windows([0.0, 1.0, 2.0, 3.0, 4.0], n_in=2, n_out=2)
+    >>> X.shape, Y.tolist()
+    ((2, 2, 1), [[2.0, 3.0], [3.0, 4.0]])
+    """
+    values = _as_series(as_real("series", series, _float_dtype(series)))
+    n_in, n_out, step = as_size("n_in", n_in), as_size("n_out", n_out), as_size("step", step)
+    if len(values) < n_in + n_out:
+        raise ValueError(f"series has {len(values)} rows; expected at least n_in + n_out = {n_in + n_out}")
+    predicted = values if target is None else values[:, _as_column(target, values.shape)]
+    starts = np.arange(0, len(values) - n_in - n_out + 1, step)[:, None]
+    X = values.reshape(len(values), -1)[starts + np.arange(n_in)]
+    Y = predicted[starts + np.arange(n_in, n_in + n_out)]
+    return X, Y
+
+
+class SequenceScaler:
+    """Standardise each feature: (x - mean) / scale, taken over all axes but the last.
+
+    Fit it on the training data only. Statistics that have seen the validation or the test data tell the
+    network about them, and the measured error is then too good.
+
+    Attributes
+    ----------
+    mean : ndarray (F,), float64; None before `fit`
+    scale : ndarray (F,), float64; None before `fit`
+        The standard deviation (divisor N), and 1 for a feature that is constant.
+
+    Examples
+    --------
+    >>> X = np.array([[[1.0, 5.0], [3.0, 5.0]]])  # (N, T, F) = (1, 2, 2)
+    >>> SequenceScaler().fit(X).transform(X).tolist()
+    [[[-1.0, 0.0], [1.0, 0.0]]]
+    """
+
+    def __init__(self) -> None:
+        self.mean: NDArray[np.float64] | None = None
+        self.scale: NDArray[np.float64] | None = None
+
+    def fit(self, X: ArrayLike) -> Self:
+        """Take the mean and the standard deviation of each feature.
+
+        Parameters
+        ----------
+        X : array_like (..., F)
+            At least two axes; a univariate series is ``series[:, None]``. Sequences of different lengths
+            are fitted as ``np.concatenate(sequences)``.
+
+        Returns
+        -------
+        SequenceScaler
+            Itself.
+
+        Raises
+        ------
+        TypeError
+            If X does not hold real numbers.
+        ValueError
+            If X has fewer than two axes, is empty, holds NaN or Inf, or if a standard deviation overflows
+            or vanishes in float64.
+        """
+        values = as_real("X", X, np.dtype(np.float64))
+        if values.ndim < 2:
+            raise ValueError(f"X has shape {values.shape}; expected (..., F) with at least two axes")
+        rows = values.reshape(-1, values.shape[-1])
+        constant = (rows == rows[0]).all(axis=0)  # the mean's rounding can hide that a deviation is 0
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = np.where(constant, rows[0], rows.mean(axis=0))
+            scale = np.where(constant, 1.0, rows.std(axis=0))
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError(f"X has the standard deviations {scale.tolist()}; expected finite ones above 0")
+        self.mean, self.scale = mean, scale
+        return self
+
+    def transform(self, X: ArrayLike) -> Array:
+        """Return (X - mean) / scale.
+
+        Parameters
+        ----------
+        X : array_like (..., F)
+            A single row (F,) will do.
+
+        Returns
+        -------
+        ndarray (..., F)
+            A new array, float32 if X is, otherwise float64.
+
+        Raises
+        ------
+        RuntimeError
+            If the scaler is not fitted.
+        TypeError
+            If X does not hold real numbers.
+        ValueError
+            If X has another number of features, is empty, or holds NaN or Inf.
+        """
+        mean, scale = self._fitted()
+        values = _as_rows(X, len(mean))
+        return ((values - mean) / scale).astype(values.dtype, copy=False)
+
+    def inverse_transform(self, X: ArrayLike) -> Array:
+        """Return X * scale + mean; parameter, result and errors are those of `transform`."""
+        mean, scale = self._fitted()
+        values = _as_rows(X, len(mean))
+        return (values * scale + mean).astype(values.dtype, copy=False)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return ``{"mean": [...], "scale": [...]}``, which JSON keeps to the bit.
+
+        Raises
+        ------
+        RuntimeError
+            If the scaler is not fitted.
+        """
+        mean, scale = self._fitted()
+        return {"mean": mean.tolist(), "scale": scale.tolist()}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, ArrayLike]) -> Self:
+        """Return the scaler that `to_dict` described.
+
+        Parameters
+        ----------
+        state : mapping
+            The keys "mean" and "scale", each with a list of F finite numbers, the scales above 0.
+
+        Raises
+        ------
+        TypeError
+            If `state` is no mapping, or its lists do not hold real numbers.
+        ValueError
+            If a key is missing or unknown, or the lists are not as above.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state is {state!r}; expected the mapping that to_dict returns")
+        if set(state) != {"mean", "scale"}:
+            raise ValueError(f"state has the keys {list(state)}; expected 'mean' and 'scale'")
+        mean, scale = (as_real(f"state[{key!r}]", state[key], np.dtype(np.float64)).copy() for key in ("mean", "scale"))
+        if mean.ndim != 1 or mean.shape != scale.shape:
+            raise ValueError(f"state has lists of shape {mean.shape} and {scale.shape}; expected (F,) twice")
+        if not (scale > 0).all():
+            raise ValueError(f"state['scale'] is {scale.tolist()}; expected numbers above 0")
+        scaler = cls()
+        scaler.mean, scaler.scale = mean, scale
+        return scaler
+
+    def _fitted(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self.mean is None or self.scale is None:
+            raise RuntimeError("the SequenceScaler is not fitted; call fit(X) with the training data first")
+        return self.mean, self.scale
+
+
+def fill_gaps(series: ArrayLike) -> Array:
+    """Fill each gap along the straight line between the two values beside it.
+
+    A filled value depends on the value *after* its gap: cut a series where the training years end before
+    filling it, not afterwards.
+
+    Parameters
+    ----------
+    series : array_like (T,) or (T, F)
+        Rows at equal distances in time, NaN where there is no value. Each column is filled by itself.
+
+    Returns
+    -------
+    ndarray, same shape
+        A copy, float32 if the series is, otherwise float64.
+
+    Raises
+    ------
+    TypeError
+        If the series does not hold real numbers.
+    ValueError
+        If the series has another rank, is empty or holds Inf, or if a column begins or ends with a gap:
+        nothing is extrapolated.
+
+    Examples
+    --------
+    >>> fill_gaps([1.0, float("nan"), 3.0]).tolist()
+    [1.0, 2.0, 3.0]
+    """
+    dtype = _float_dtype(series)
+    try:
+        gaps = np.isnan(series)
+        values = np.where(gaps, 0, series)
+    except (TypeError, ValueError):
+        as_real("series", series, dtype)  # says what is wrong
+        raise
+    filled = _as_series(as_real("series", values, dtype)).copy()
+    steps = np.arange(len(filled))
+    for number, (column, gap) in enumerate(zip(_columns(filled), _columns(gaps), strict=True)):
+        name = "series" if filled.ndim == 1 else f"series[:, {number}]"
+        for end, place in ((0, "begins"), (-1, "ends")):
+            if gap[end]:
+                raise ValueError(f"{name} {place} with a gap; expected observed values at both ends")
+        column[gap] = np.interp(steps[gap], steps[~gap], column[~gap])
+    return filled
+
+
+def load_co2() -> tuple[NDArray[np.datetime64], NDArray[np.float64]]:
+    """Return the weekly CO2 record of Mauna Loa, 1958-03-29 to 2001-12-29.
+
+    Its source, licence and citation are in ``lstm_ext/records/README.md``.
+
+    Returns
+    -------
+    dates : ndarray (2284,), datetime64[D]
+        Every Saturday, none left out.
+    ppm : ndarray (2284,), float64
+        Parts per million by volume; NaN in the 59 weeks without a value.
+
+    Examples
+    --------
+    >>> dates, ppm = load_co2()
+    >>> str(dates[0]), float(ppm[0])
+    ('1958-03-29', 316.1)
+    """
+    text = resources.files("lstm_ext").joinpath("records", "co2.csv").read_text(encoding="ascii")
+    rows = [line.split(",") for line in text.splitlines()[1:]]
+    dates = np.array([date for date, _ in rows], dtype="datetime64[D]")
+    ppm = np.array([float(value) if value else np.nan for _, value in rows])
+    return dates, ppm
+
+
+def _float_dtype(value: Any) -> np.dtype[Any]:
+    return np.dtype(np.float32 if getattr(value, "dtype", None) == np.float32 else np.float64)
+
+
+def _as_series(values: Array) -> Array:
+    if values.ndim not in (1, 2):
+        raise ValueError(f"series has shape {values.shape}; expected (T,) or (T, F)")
+    return values
+
+
+def _columns(values: Array) -> Array:
+    """Return views of the columns."""
+    return values.reshape(len(values), -1).T
+
+
+def _as_column(target: int, shape: tuple[int, ...]) -> int:
+    """Return `target` if it names a column of a series of that shape."""
+    if len(shape) == 1:
+        raise ValueError(f"target is {target!r} for a series of shape {shape}; expected None, or a series (T, F)")
+    try:
+        column = operator.index(target)
+    except TypeError:
+        raise TypeError(f"target is {target!r}; expected an integer or None") from None
+    if not -shape[1] <= column < shape[1]:
+        raise ValueError(f"target is {column}; expected a column from {-shape[1]} to {shape[1] - 1}")
+    return column
+
+
+def _as_rows(X: ArrayLike, features: int) -> Array:
+    values = as_real("X", X, _float_dtype(X))
+    if values.ndim == 0 or values.shape[-1] != features:
+        raise ValueError(f"X has shape {values.shape}; expected (..., {features}), as in fit")
+    return values
