@@ -9,6 +9,7 @@ except ModuleNotFoundError as error:  # the source tree, or a folder named lstm_
     ) from error
 
 from lstm_ext.activations import sigmoid, tanh
+from lstm_ext.data import SequenceScaler, fill_gaps, load_co2, windows
 from lstm_ext.losses import MSE, CrossEntropy
 from lstm_ext.network import LSTM, LSTMCell, LSTMNetwork
 from lstm_ext.optimizers import SGD, Adam
@@ -30,6 +31,7 @@ __all__ = [
     "LSTMNetwork",
     "NonFiniteError",
     "SequenceScaler",
+    "fill_gaps",
     "from_reference",
     "load_co2",
     "parameter_layout",

@@ -1,6 +1,4 @@
-"""The checks of arguments, in one place: each raises an error that names the argument, what came and what was
-expected.
-"""
+"""The checks of arguments: each raises an error that names the argument, what came and what was expected."""
 
 from __future__ import annotations
 

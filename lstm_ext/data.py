@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any, Self
 
 import numpy as np
@@ -274,6 +273,8 @@ def load_co2() -> tuple[NDArray[np.datetime64], NDArray[np.float64]]:
     >>> str(dates[0]), float(ppm[0])
     ('1958-03-29', 316.1)
     """
+    from importlib import resources  # takes longer to import than all of lstm_ext
+
     text = resources.files("lstm_ext").joinpath("records", "co2.csv").read_text(encoding="ascii")
     rows = [line.split(",") for line in text.splitlines()[1:]]
     dates = np.array([date for date, _ in rows], dtype="datetime64[D]")

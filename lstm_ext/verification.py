@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lstm_ext import _kernels, reference
+from lstm_ext import _kernels
 from lstm_ext.checks import Array
 from lstm_ext.network import LSTM, LSTMNetwork
+
+if TYPE_CHECKING:
+    from lstm_ext import reference
 
 # Sequences, steps, input, hidden and output widths: tails of every vector width and of every tile.
 _SHAPES = ((1, 1, 1, 1, 1), (2, 3, 2, 5, 3), (13, 5, 17, 13, 2), (34, 4, 3, 34, 13), (7, 6, 40, 70, 1))
@@ -67,6 +70,8 @@ def verify() -> list[Verification]:
 
 def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> reference.LSTMNetwork:
     """Return the oracle's network with the weights of a compiled one."""
+    from lstm_ext import reference  # here, so that only its users load the oracle
+
     oracle = reference.LSTMNetwork(*network.sizes, dtype=dtype, seed=0)
     oracle.parameters = network.parameters
     return oracle
@@ -106,6 +111,8 @@ def _layer_pairs(
     I: int,
     H: int,
 ) -> Iterator[tuple[str, Array, Array]]:
+    from lstm_ext import reference
+
     ours, oracle = LSTM(I, H, dtype=dtype, seed=1), reference.LSTM(I, H, dtype="float64", seed=1)
     oracle.parameters = ours.parameters
     X, h0, C0, dH, dh_T, dC_T = (

@@ -1,18 +1,18 @@
-"""The training loop: gather a batch, forward, loss, backward, clip, update, for many batches in one call without the GIL.
+"""The training loop: gather a batch, forward, loss, backward, clip, update; many batches in one call, without the GIL.
 
-`run` takes a plan (training.py) and a range of steps. Its phases can be asked for one by one, so that a loss or an optimizer
-written in Python goes between them; the loop is the same.
+`run` takes a plan (plan.py) and a range of steps. Its phases can be asked for one by one, so that a loss or an
+optimizer written in Python goes between them; the loop is the same.
 
-Outputs are stored with time descending: slot s of (slots, B, O) belongs to h_{T - s}. The last step alone is then just one slot,
-and the rows stand in the order in which weight gradients are summed.
+Outputs are stored with time descending: slot s of (slots, B, O) belongs to h_{T - s}. The last step alone is then just
+one slot, and the rows stand in the order in which weight gradients are summed.
 """
 from libc.math cimport isfinite, sqrt
 from libc.string cimport memset
 
 from lstm_ext._kernels cimport active_kernels, adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares
 from lstm_ext._passes cimport (
-    Call, Timer, begin, elapsed, end, multiply, pack_cell, pack_panels, sequence_backward, sequence_forward, start_timer,
-    weight_gradient,
+    Call, Timer, begin, elapsed, end, multiply, pack_cell, pack_panels, sequence_backward, sequence_forward,
+    start_timer, weight_gradient,
 )
 
 FORWARD, LOSS, BACKWARD, UPDATE = 1, 2, 4, 8
@@ -26,8 +26,8 @@ cdef enum:
 
 cdef double batch_loss(
     const kernels *table, Py_ssize_t steps, Py_ssize_t slots, bint every_step, const Py_ssize_t[::1] first,
-    const Py_ssize_t[::1] members, const real[:, ::1] targets, const Py_ssize_t[::1] labels, const real[:, :, ::1] outputs,
-    real[:, :, ::1] doutputs,
+    const Py_ssize_t[::1] members, const real[:, ::1] targets, const Py_ssize_t[::1] labels,
+    const real[:, :, ::1] outputs, real[:, :, ::1] doutputs,
 ) noexcept nogil:
     """The mean loss of a batch: squared error against `targets`, or cross-entropy if there are `labels`.
 
@@ -56,7 +56,10 @@ cdef void update(
     const kernels *table, real[::1] parameters, const real[::1] gradient, double scale, const double[::1] settings,
     double[::1] powers, real[:, ::1] moments,
 ) noexcept nogil:
-    """SGD for settings (learning_rate, momentum); Adam for (learning_rate, beta1, beta2, epsilon), powers (beta1^t, beta2^t)."""
+    """SGD for settings (learning_rate, momentum); Adam for (learning_rate, beta1, beta2, epsilon).
+
+    powers (beta1^t, beta2^t) and moments (velocity, or m and v) change in place.
+    """
     cdef Py_ssize_t n = parameters.shape[0]
     if settings.shape[0] == 2:
         sgd(
@@ -130,18 +133,17 @@ def _run(
                     for b in range(batch):
                         memset(&hx[0, b, 0], 0, hidden_dim * sizeof(real))
                     pack_cell(table, input_dim, hidden_dim, W, b_gates, &packed[0])
-                    sequence_forward(
-                        &call, table, steps, rows, first[:batch], packed, hx, C, gates, no_array)
+                    sequence_forward(&call, table, steps, rows, first[:batch], packed, hx, C, gates, no_array)
                     pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, &packed_y[0])
                     for s in range(slots):
                         multiply(
-                            table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2], &packed_y[0], b_y, 0,
-                            &outputs[0, 0, 0] + s * batch * output_dim, output_dim,
+                            table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2], &packed_y[0], b_y,
+                            0, &outputs[0, 0, 0] + s * batch * output_dim, output_dim,
                         )
                 if phases & _LOSS:
                     losses[step] = batch_loss(
-                        table, steps, slots, every_step, first[:batch], order[start:start + batch], targets, labels, outputs,
-                        doutputs,
+                        table, steps, slots, every_step, first[:batch], order[start:start + batch], targets, labels,
+                        outputs, doutputs,
                     )
                     if not isfinite(losses[step]):
                         finite = False
@@ -168,8 +170,8 @@ def _run(
                         )
                     pack_panels(table, 4 * hidden_dim, hidden_dim, W, K, 1, &packed_h[0])
                     sequence_backward(
-                        &call, table, steps, batch, input_dim, hx, C, gates, packed_h, no_panels, dH, False, dh, dC, no_array,
-                        dW, db, dz, panels,
+                        &call, table, steps, batch, input_dim, hx, C, gates, packed_h, no_panels, dH, False, dh, dC,
+                        no_array, dW, db, dz, panels,
                     )
                     norms[step] = sqrt(sum_of_squares(table, gradient.shape[0], &gradient[0]))
                     if not isfinite(norms[step]):
@@ -192,7 +194,7 @@ def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds=
     Parameters
     ----------
     plan : Plan
-        The arrays and settings (training.py); parameters, optimizer state, losses and norms change in place.
+        The arrays and settings (plan.py); parameters, optimizer state, losses and norms change in place.
     step, last_step : int
         The range of batches of ``plan.order``.
     phases : int

@@ -1,4 +1,5 @@
-# The table of leaf kernels (contracts in kernels.h), and its typed face: one inline function for each kernel, which picks float or double.
+# The table of leaf kernels (contracts in kernels.h), and its typed face: one inline function for each kernel, which
+# picks float or double.
 ctypedef fused real:
     float
     double

@@ -1,7 +1,7 @@
 from lstm_ext._kernels cimport kernels, real
 
-# The block of dy that one pass of a weight gradient works on. A sum goes on from the stored partial result, so the numbers change
-# no bit.
+# The block of dy that one pass of a weight gradient works on. A sum goes on from the stored partial result, so the
+# numbers change no bit.
 cdef enum:
     OUTER_ROWS = 256
     OUTER_COLUMNS = 192
@@ -23,7 +23,7 @@ cdef void end(Call *call) noexcept nogil
 cdef void start_timer(Timer *timer, double seconds) noexcept nogil
 cdef bint elapsed(Timer *timer, double work) noexcept nogil
 
-cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t lanes) noexcept nogil
+cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil
 
 cdef void pack_cell(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,

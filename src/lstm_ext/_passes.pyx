@@ -3,11 +3,11 @@
 Design
 ------
 - Time runs outside, blocks of units and tiles of rows inside; a tile is one call of a leaf kernel (kernels.h).
-- ``hx`` (slots, B, ld) holds the rows [h_{t-1} (H) | x_t (I)] of step t: the very operand of W. Step t writes h_t to the next
-  slot, so t = 0 is no special case. With T + 1 slots everything is kept for the backward pass; with 2 the slots alternate.
+- ``hx`` (slots, B, ld) holds the rows [h_{t-1} (H) | x_t (I)] of step t: the very operand of W. Step t writes h_t to
+  the next slot, so t = 0 is no special case. T + 1 slots keep everything for the backward pass; two slots alternate.
 - Sums keep the contract's order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is
   cut goes on from its stored partial result, so no block size changes a bit.
-- Nothing is allocated here and no Python object is touched; the arrays named ``ws_*`` in workspace.py live from forward to backward.
+- Nothing is allocated here and no Python object is touched; the caller owns every array (workspace.py).
 
 Notation: B batch, T steps, I input_dim, H hidden_dim, gates in the order i, f, g, o.
 """
@@ -47,7 +47,7 @@ cdef bint elapsed(Timer *timer, double work) noexcept nogil:
 
 
 cdef int check_signals(Call *call, double work) except -1 nogil:
-    """Let Python's signal handlers run now and then; what they raise ends the pass, which has changed only scratch arrays."""
+    """Let Python's signal handlers run now and then. What they raise ends the pass, which has changed scratch only."""
     if elapsed(&call.signals, work):
         denormals_restore(call.denormals)
         with gil:
@@ -69,16 +69,16 @@ cdef inline Py_ssize_t panel_width(Py_ssize_t columns, Py_ssize_t V) noexcept no
     return 2 * V if columns > V else V
 
 
-cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t lanes) noexcept nogil:
+cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
     """The elements that `pack_panels` writes."""
-    cdef Py_ssize_t width = TILE_VECTORS * lanes, whole = columns // width * width
-    return depth * (whole + (panel_width(columns - whole, lanes) if columns > whole else 0))
+    cdef Py_ssize_t width = TILE_VECTORS * V, whole = columns // width * width
+    return depth * (whole + (panel_width(columns - whole, V) if columns > whole else 0))
 
 
 cdef void pack_cell(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
 ) noexcept nogil:
-    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, in the order in which cell_forward sums."""
+    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them."""
     cdef Py_ssize_t V = lanes(table, W), K = hidden_dim + input_dim, block, u, units, g, j, k
     cdef const real *row
     cdef real *lane
@@ -126,8 +126,10 @@ cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept
     return <const real *> kernel_zeros
 
 
-cdef inline const real *share_ahead(const real *panel, Py_ssize_t size, Py_ssize_t i, Py_ssize_t depth) noexcept nogil:
-    """What the i-th tile on a panel fetches, one line for each k: its share of the next panel, until that is fetched."""
+cdef inline const real *share_ahead(
+    const real *panel, Py_ssize_t size, Py_ssize_t i, Py_ssize_t depth,
+) noexcept nogil:
+    """What the i-th tile on a panel fetches, a line for each k: its share of the next panel, until all is fetched."""
     cdef Py_ssize_t offset = i * depth * (64 // <Py_ssize_t> sizeof(real))
     return panel + size + offset if offset < size else panel
 
@@ -136,7 +138,7 @@ cdef void multiply(
     const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
     const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
 ) noexcept nogil:
-    """C = start + A B: A (rows, depth), B (depth, columns) packed by `pack_panels`, start NULL for zeros (or C itself)."""
+    """C = start + A B: A (rows, depth), B (depth, columns) packed by `pack_panels`; start NULL for 0, or C."""
     cdef Py_ssize_t V = lanes(table, A), tile = tile_rows(table, A), first = 0, width, count, i, r
     cdef bint resumed = start != NULL
     if not resumed:
@@ -178,8 +180,8 @@ cdef void outer_product(
 
 
 cdef void pack_rows(
-    const kernels *table, Py_ssize_t depth, Py_ssize_t batch, Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t,
-    Py_ssize_t b, real *panels,
+    const kernels *table, Py_ssize_t depth, Py_ssize_t batch, Py_ssize_t columns, const real[:, :, ::1] hx,
+    Py_ssize_t t, Py_ssize_t b, real *panels,
 ) noexcept nogil:
     """Pack rows of hx as `pack_panels` does: from (t, b) on with the batch ascending, then the steps descending."""
     cdef Py_ssize_t V = lanes(table, panels), r, first, width
@@ -205,9 +207,10 @@ cdef void weight_gradient(
 ) noexcept nogil:
     """dW = (dW or 0) + dy^T x, db = (db or 0) + sum of dy, over n rows.
 
-    Row r of dy (n, outputs) belongs to row x = hx[t - r // batch, r % batch, :columns]: steps descend, the batch ascends.
-    dW (outputs, columns), db (outputs); dy readable 4 V past its end; panels: scratch of panels_size(OUTER_ROWS, columns).
-    Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache while the panels of x pass by.
+    Row r of dy (n, outputs) belongs to row hx[t - r // batch, r % batch, :columns]: steps descend, the batch ascends.
+    dW (outputs, columns), db (outputs); dy is readable 4 V past its end; panels is scratch of
+    panels_size(OUTER_ROWS, columns). Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache
+    while the panels of x pass by.
     """
     cdef Py_ssize_t V = lanes(table, dy), depth, start, first, i, j
     cdef real one = 1
@@ -295,7 +298,8 @@ cdef int sequence_backward(
     dC (>= B, H)     in: dL/dC_T; out: dL/dC_0
     dX (B, T, I)     out, unless empty
     dW (4H, H + I), db (4H)  out
-    dz (rows, ld)    scratch for whole steps: rows >= B, readable 4 V past its last row;  panels: scratch of weight_gradient
+    dz (rows, ld)    scratch for whole steps: rows >= B, readable 4 V past its last row
+    panels           scratch of weight_gradient
     """
     cdef Py_ssize_t hidden_dim = C.shape[2], K = hidden_dim + input_dim, ld_dz = dz.shape[1]
     cdef Py_ssize_t slots = max(1, min(steps, dz.shape[0] // batch)), slot = 0, t, b, j

@@ -1,0 +1,162 @@
+"""Networks as files: safetensors with the tensors by name and everything else as JSON in the metadata.
+
+Loading runs no code. Needs the package `safetensors` (``pip install "lstm_ext[cli]"``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstm_ext.data import SequenceScaler
+from lstm_ext.network import LSTMNetwork
+from lstm_ext.parameters import LAYOUT_VERSION
+
+FORMAT = "lstm_ext"
+FORMAT_VERSION = 1
+
+
+class ModelFileError(ValueError):
+    """A file is not a model of this library, is damaged, or is of a newer version."""
+
+
+class Model(NamedTuple):
+    """What `load` returns."""
+
+    network: LSTMNetwork
+    scaler: SequenceScaler | None
+    details: dict[str, Any]
+
+
+def save(
+    path: str | os.PathLike[str],
+    network: LSTMNetwork,
+    *,
+    scaler: SequenceScaler | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network to a file, whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        Replaced if it exists.
+    network : LSTMNetwork
+    scaler : SequenceScaler, optional
+        A fitted one.
+    details : mapping, optional
+        Anything that JSON holds, returned by `load`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; an older one stays as it was.
+    TypeError
+        If `details` is not what JSON holds.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    input_dim, hidden_dim, output_dim = network.sizes
+    header = {
+        "architecture": {"input_dim": input_dim, "hidden_dim": hidden_dim, "output_dim": output_dim},
+        "parameter_layout": LAYOUT_VERSION,
+        "scaler": None if scaler is None else scaler.to_dict(),
+        "details": dict(details or {}),
+    }
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "model": json.dumps(header)}
+    content = to_bytes({name: np.array(weight) for name, weight in network.named_parameters().items()}, metadata)
+    write_whole(Path(path), lambda part: part.write_bytes(content))
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read a network that `save` wrote.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not such a model, is damaged, or is of a newer version.
+    OSError
+        If the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with Path(path).open("rb"):
+        pass  # an unreadable file is an OSError by its own name
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            header = _header(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return _model(path, header, tensors)
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a file beside `path`, then put it in place: a crash leaves the old file or the new one."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError if `write_whole` could not put a file there."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        probe.touch()
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    if metadata.get("format") != FORMAT:
+        raise ModelFileError(f"{path} is not an lstm_ext model: its format is {metadata.get('format')!r}")
+    if metadata.get("version") != str(FORMAT_VERSION):
+        raise ModelFileError(
+            f"{path} has model version {metadata.get('version')!r}; this lstm_ext reads {FORMAT_VERSION}"
+        )
+    try:
+        header = json.loads(metadata["model"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ModelFileError(f"{path} has damaged metadata: {error}") from None
+    if not isinstance(header, dict):
+        raise ModelFileError(f"{path} has damaged metadata")
+    return header
+
+
+def _model(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, Any]) -> Model:
+    try:
+        sizes = (header["architecture"][name] for name in ("input_dim", "hidden_dim", "output_dim"))
+        network = LSTMNetwork(*sizes, dtype=next(iter(tensors.values())).dtype, seed=0)
+        weights = network.named_parameters()
+        if header["parameter_layout"] != LAYOUT_VERSION or tensors.keys() != weights.keys():
+            raise ModelFileError(f"{path} holds the tensors {sorted(tensors)}; expected {sorted(weights)}")
+        for name in weights:
+            if tensors[name].dtype != network.dtype or tensors[name].shape != weights[name].shape:
+                raise ModelFileError(f"{path} holds {name} with shape {tensors[name].shape} {tensors[name].dtype}")
+            weights[name][...] = tensors[name]
+        scaler = None if header["scaler"] is None else SequenceScaler.from_dict(header["scaler"])
+        return Model(network, scaler, dict(header["details"]))
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise ModelFileError(f"{path} has damaged metadata: {error}") from None
