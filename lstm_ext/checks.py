@@ -42,6 +42,15 @@ def as_size(name: str, value: Any) -> int:
     return size
 
 
+def make_generator(seed: Any) -> np.random.Generator:
+    """Return a generator for a seed: None, or an integer of at least 0."""
+    if seed is not None and (isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer))):
+        raise TypeError(f"seed is {seed!r}; expected an integer or None")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed is {seed}; expected at least 0")
+    return np.random.default_rng(seed)
+
+
 def as_number(name: str, value: Any, *, low: float, high: float = math.inf) -> float:
     """Return a finite float in [low, high)."""
     try:

@@ -237,14 +237,7 @@ def fill_gaps(series: ArrayLike) -> Array:
     >>> fill_gaps([1.0, float("nan"), 3.0]).tolist()
     [1.0, 2.0, 3.0]
     """
-    dtype = _float_dtype(series)
-    try:
-        gaps = np.isnan(series)
-        values = np.where(gaps, 0, series)
-    except (TypeError, ValueError):
-        as_real("series", series, dtype)  # says what is wrong
-        raise
-    filled = _as_series(as_real("series", values, dtype)).copy()
+    filled, gaps = find_gaps(series)
     steps = np.arange(len(filled))
     for number, (column, gap) in enumerate(zip(_columns(filled), _columns(gaps), strict=True)):
         name = "series" if filled.ndim == 1 else f"series[:, {number}]"
@@ -253,6 +246,26 @@ def fill_gaps(series: ArrayLike) -> Array:
                 raise ValueError(f"{name} {place} with a gap; expected observed values at both ends")
         column[gap] = np.interp(steps[gap], steps[~gap], column[~gap])
     return filled
+
+
+def find_gaps(series: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
+    """Return a checked copy of a series (T,) or (T, F), 0 in its gaps, and where they are.
+
+    Raises
+    ------
+    TypeError
+        If the series does not hold real numbers.
+    ValueError
+        If it has another rank, is empty or holds Inf.
+    """
+    dtype = _float_dtype(series)
+    try:
+        gaps = np.isnan(series)
+        values = np.where(gaps, 0, series)
+    except (TypeError, ValueError):
+        as_real("series", series, dtype)  # says what is wrong
+        raise
+    return _as_series(as_real("series", values, dtype)).copy(), gaps
 
 
 def load_co2() -> tuple[NDArray[np.datetime64], NDArray[np.float64]]:

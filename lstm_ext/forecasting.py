@@ -16,13 +16,13 @@ series and returns the next `horizon` values at once. Three rules keep the measu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lstm_ext.checks import as_number, as_size
-from lstm_ext.data import SequenceScaler, fill_gaps
+from lstm_ext.data import SequenceScaler, fill_gaps, find_gaps
 
 CO2_VALIDATION = np.datetime64("1990-01-01")
 CO2_HELD_OUT = np.datetime64("1994-01-01")
@@ -62,12 +62,10 @@ class Recipe:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.type == "int":
-                as_size(setting.name, value)
-            else:
-                as_number(setting.name, value, low=0)
+        for name in ("season", "horizon", "window", "trend_seasons", "hidden_dim", "epochs", "batch_size"):
+            object.__setattr__(self, name, as_size(name, getattr(self, name)))
+        for name in ("learning_rate", "clip_norm"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name), low=0))
 
     @property
     def first_origin(self) -> int:
@@ -116,13 +114,11 @@ def find_origins(series: ArrayLike, recipe: Recipe, start: int = 0) -> Indices:
     """
     known, observed = _fill(series)
     first = max(recipe.first_origin, start - 1)
-    steps = np.arange(first, observed[-1] + 1 - recipe.horizon)
+    steps = np.arange(first, len(known) - recipe.horizon)
     origins = steps[np.isin(steps, observed)]
     if not len(origins):
         needed = first + 1 + recipe.horizon
-        raise ValueError(
-            f"series has {len(known)} steps up to its end; expected {needed} or more, and an observed origin"
-        )
+        raise ValueError(f"series ends after {len(known)} steps; expected {needed} or more, and an observed origin")
     return origins
 
 
@@ -212,7 +208,7 @@ def seasonal_naive(series: ArrayLike, origins: ArrayLike, recipe: Recipe, *, dri
     known, steps = _prepare(series, origins, recipe)
     ahead = _ahead(recipe)
     seasons = -(-ahead // recipe.season)
-    last = known[steps + ahead - seasons * recipe.season]
+    last: Floats = known[steps + ahead - seasons * recipe.season]
     return last + seasons * recipe.season * _slope(known, steps, recipe) if drift else last
 
 
@@ -225,7 +221,8 @@ def actual(series: ArrayLike, origins: ArrayLike, recipe: Recipe) -> Floats:
         As `examples`.
     """
     _, steps = _prepare(series, origins, recipe, ahead=recipe.horizon)
-    return np.asarray(series, np.float64)[steps + _ahead(recipe)]
+    observed: Floats = np.asarray(series, np.float64)[steps + _ahead(recipe)]
+    return observed
 
 
 def rmse(forecast: ArrayLike, observed: ArrayLike) -> float:
@@ -250,8 +247,8 @@ def rmse_by_horizon(forecast: ArrayLike, observed: ArrayLike) -> Floats:
     squares = _squared_errors(forecast, observed)
     scored = ~np.isnan(squares)
     with np.errstate(invalid="ignore"):
-        mean: Floats = np.where(scored, squares, 0).sum(axis=0) / scored.sum(axis=0)
-    return np.sqrt(mean)
+        by_step: Floats = np.sqrt(np.where(scored, squares, 0).sum(axis=0) / scored.sum(axis=0))
+    return by_step
 
 
 def _squared_errors(forecast: ArrayLike, observed: ArrayLike) -> Floats:
@@ -268,14 +265,14 @@ def _squared_errors(forecast: ArrayLike, observed: ArrayLike) -> Floats:
 
 def _fill(series: ArrayLike) -> tuple[Floats, Indices]:
     """Return the series filled up to its last observed step, and the observed steps."""
-    values = np.asarray(series, np.float64)
+    values, gaps = find_gaps(series)
     if values.ndim != 1:
         raise ValueError(f"series has shape {values.shape}; expected (T,)")
-    observed = np.flatnonzero(~np.isnan(values))
+    observed = np.flatnonzero(~gaps)
     if not len(observed):
-        raise ValueError("series holds no value; expected an observed step")
-    known: Floats = fill_gaps(values[: observed[-1] + 1])
-    return known, observed
+        raise ValueError("series holds only gaps; expected observed values")
+    known = np.asarray(series, np.float64)[: observed[-1] + 1]
+    return fill_gaps(known), observed
 
 
 def _prepare(series: ArrayLike, origins: ArrayLike, recipe: Recipe, ahead: int = 0) -> tuple[Floats, Indices]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -97,6 +97,14 @@ class _Parametrised:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._sizes = state["sizes"]
         self._use(state["parameters"])
+
+    @classmethod
+    def from_parameters(cls, vector: Array, *sizes: int) -> Self:
+        """Return one whose `parameters` is `vector`, not a copy; contiguous, with the length that `sizes` ask for."""
+        made = cls.__new__(cls)
+        made._sizes = sizes
+        made._use(vector)
+        return made
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(str, self._sizes))}, dtype='{self.dtype}')"
@@ -275,7 +283,7 @@ class LSTM(_Parametrised):
 
     def _use(self, vector: Array) -> None:
         super()._use(vector)
-        self.lstm_cell = _cell_over(vector, *self._sizes)
+        self.lstm_cell = LSTMCell.from_parameters(vector, *self._sizes)
 
     @overload
     def forward(
@@ -434,7 +442,8 @@ class LSTMNetwork(_Parametrised):
 
     def _use(self, vector: Array) -> None:
         super()._use(vector)
-        self.lstm_cell = _cell_over(vector, *self._sizes[:2])
+        cell_sizes = self._sizes[:2]
+        self.lstm_cell = LSTMCell.from_parameters(vector[: parameter_count(*cell_sizes)], *cell_sizes)
 
     @property
     def output_dim(self) -> int:
@@ -559,14 +568,6 @@ class LSTMNetwork(_Parametrised):
         _passes.step(state.steps, x, work.scratch_packed, work.ws_hx, work.ws_C, state.packed_head, state.b_y, y)
         state.steps += 1
         return y, state
-
-
-def _cell_over(vector: Array, input_dim: int, hidden_dim: int) -> LSTMCell:
-    """Return a cell whose parameters are the first of `vector`."""
-    cell = LSTMCell.__new__(LSTMCell)
-    cell._sizes = (input_dim, hidden_dim)
-    cell._use(vector[: parameter_count(input_dim, hidden_dim)])
-    return cell
 
 
 def _state(name: str, value: ArrayLike | None, layer: LSTM, batch: int) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_ext.checks import Array, as_choice
+from lstm_ext.checks import Array, as_choice, make_generator
 
 LAYOUT_VERSION = 1
 """The version of `parameter_layout`: a change of names, order or shapes changes it."""
@@ -76,7 +76,7 @@ def initialize(views: dict[str, Array], init: str, seed: int | None) -> None:
             if name in views:
                 views[name][...] = np.random.randn(*views[name].shape)
     else:
-        _initialize_glorot(views, np.random.default_rng(seed))
+        _initialize_glorot(views, make_generator(seed))
 
 
 def _initialize_glorot(views: dict[str, Array], rng: np.random.Generator) -> None:

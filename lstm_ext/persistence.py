@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lstm_ext.checks import Array, as_size
 from lstm_ext.data import SequenceScaler
 from lstm_ext.network import LSTMNetwork
-from lstm_ext.parameters import LAYOUT_VERSION
+from lstm_ext.parameters import LAYOUT_VERSION, parameter_layout
 
-FORMAT = "lstm_ext"
+METADATA_KEY = "lstm_ext"
 FORMAT_VERSION = 1
 
 
@@ -64,13 +65,14 @@ def save(
 
     input_dim, hidden_dim, output_dim = network.sizes
     header = {
+        "version": FORMAT_VERSION,
         "architecture": {"input_dim": input_dim, "hidden_dim": hidden_dim, "output_dim": output_dim},
         "parameter_layout": LAYOUT_VERSION,
         "scaler": None if scaler is None else scaler.to_dict(),
         "details": dict(details or {}),
     }
-    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "model": json.dumps(header)}
-    content = to_bytes({name: np.array(weight) for name, weight in network.named_parameters().items()}, metadata)
+    tensors = {name: np.array(weight) for name, weight in network.named_parameters().items()}
+    content = to_bytes(tensors, {METADATA_KEY: json.dumps(header)})
     write_whole(Path(path), lambda part: part.write_bytes(content))
 
 
@@ -128,35 +130,32 @@ def check_writable(path: Path) -> None:
 
 
 def _header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    if metadata.get("format") != FORMAT:
-        raise ModelFileError(f"{path} is not an lstm_ext model: its format is {metadata.get('format')!r}")
-    if metadata.get("version") != str(FORMAT_VERSION):
-        raise ModelFileError(
-            f"{path} has model version {metadata.get('version')!r}; this lstm_ext reads {FORMAT_VERSION}"
-        )
+    if METADATA_KEY not in metadata:
+        raise ModelFileError(f"{path} is not an lstm_ext model: its metadata holds {sorted(metadata)}")
     try:
-        header = json.loads(metadata["model"])
-    except (KeyError, json.JSONDecodeError) as error:
+        header = json.loads(metadata[METADATA_KEY])
+        version = header["version"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ModelFileError(f"{path} has damaged metadata: {error}") from None
-    if not isinstance(header, dict):
-        raise ModelFileError(f"{path} has damaged metadata")
-    return header
+    if version != FORMAT_VERSION:
+        raise ModelFileError(f"{path} has model version {version!r}; this lstm_ext reads {FORMAT_VERSION}")
+    return dict(header)
 
 
-def _model(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, Any]) -> Model:
+def _model(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, Array]) -> Model:
     try:
-        sizes = (header["architecture"][name] for name in ("input_dim", "hidden_dim", "output_dim"))
-        network = LSTMNetwork(*sizes, dtype=next(iter(tensors.values())).dtype, seed=0)
-        weights = network.named_parameters()
-        if header["parameter_layout"] != LAYOUT_VERSION or tensors.keys() != weights.keys():
-            raise ModelFileError(f"{path} holds the tensors {sorted(tensors)}; expected {sorted(weights)}")
-        for name in weights:
-            if tensors[name].dtype != network.dtype or tensors[name].shape != weights[name].shape:
-                raise ModelFileError(f"{path} holds {name} with shape {tensors[name].shape} {tensors[name].dtype}")
-            weights[name][...] = tensors[name]
+        sizes = [as_size(name, header["architecture"][name]) for name in ("input_dim", "hidden_dim", "output_dim")]
+        layout = parameter_layout(*sizes)
+        if header["parameter_layout"] != LAYOUT_VERSION:
+            raise ValueError(f"parameter_layout is {header['parameter_layout']!r}; expected {LAYOUT_VERSION}")
         scaler = None if header["scaler"] is None else SequenceScaler.from_dict(header["scaler"])
-        return Model(network, scaler, dict(header["details"]))
-    except ModelFileError:
-        raise
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        details = dict(header["details"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path} has damaged metadata: {error}") from None
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    expected = {name: shape for name, (_, shape) in layout.items()}
+    dtypes = {str(tensor.dtype) for tensor in tensors.values()}
+    if shapes != expected or len(dtypes) != 1 or not dtypes <= {"float32", "float64"}:
+        raise ModelFileError(f"{path} holds tensors of shapes {shapes} and {sorted(dtypes)}; expected {expected}")
+    vector = np.concatenate([tensors[name].reshape(-1) for name in layout])
+    return Model(LSTMNetwork.from_parameters(vector, *sizes), scaler, details)

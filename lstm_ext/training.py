@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstm_ext.checks import Data, as_number, as_size
+from lstm_ext.checks import Data, as_number, as_size, make_generator
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Adam, Optimizer, as_optimizer
@@ -105,7 +105,7 @@ def train(
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
     epochs = as_size("epochs", epochs)
-    rng = np.random.default_rng(seed)
+    rng = make_generator(seed)
     callbacks = tuple(callbacks)
     common: dict[str, Any] = {
         "target": target,

@@ -119,20 +119,21 @@ INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
 #define K(c) NAME(broadcast)((real)(c))
 
 /* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts (Cody and Waite).
-   Returns exp(r) - 1 = r + r^2 q(r), q a minimax polynomial of the relative error, and 2^n in `power`: 0 and Inf where x is
-   past the type's range. Adding `magic` leaves round(y) in the low bits of the sum. */
+   Returns exp(r) - 1 = r + r^2 q(r), q a minimax polynomial of the relative error, and 2^n in `power`. x is clamped: below, 2^n
+   is 0; above, exp(x) is the largest that stays finite, whose reciprocal is denormal and so flushed to 0. Adding `magic` leaves
+   round(y) in the low bits of the sum. */
 INLINE vec NAME(expm1_reduced)(vec x, vec *power)
 {
 #if REAL_IS_DOUBLE
     const vec magic = K(0x1.8p52), ln2_high = K(0x1.62e42fefa2p-1), ln2_low = K(7.3710025651677989e-13);
     const int mantissa_bits = 52;
     const bits exponent_bias = 1023;
-    x = NAME(max)(K(-709), NAME(min)(K(710), x));
+    x = NAME(max)(K(-709), NAME(min)(K(709.4), x));
 #else
     const vec magic = K(0x1.8p23f), ln2_high = K(0x1.62e4p-1f), ln2_low = K(1.4286068203e-06f);
     const int mantissa_bits = 23;
     const bits exponent_bias = 127;
-    x = NAME(max)(K(-88), NAME(min)(K(89), x));
+    x = NAME(max)(K(-88), NAME(min)(K(88.37f), x));
 #endif
     vec shifted = FMA(x, K(1.4426950408889634), magic);
     vec n = shifted - magic;
@@ -166,7 +167,7 @@ INLINE vec NAME(exp)(vec x)
     return FMA(power, p, power);
 }
 
-/* 1 / (1 + exp(-x)): exp overflows to Inf, so the quotient goes to 0 without a branch. */
+/* 1 / (1 + exp(-x)): exp is clamped and denormals are flushed, so the quotient goes to 0 without a branch. */
 INLINE vec NAME(vsigmoid)(vec x) { return K(1) / (K(1) + NAME(exp)(-x)); }
 
 /* tanh|x| = -E / (2 + E), E = expm1(-2|x|), with the sign of x. */
