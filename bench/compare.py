@@ -1,8 +1,9 @@
 """Side-by-side timings of one training step: lstm_ext, PyTorch and the NumPy oracle, one thread.
 
-Everything is measured in one run: a round times each contestant once, in turn, and the machine's peak of fused multiply-adds beside
-them, so a noisy neighbour meets all alike. Printed are medians over the rounds, and the median of the rounds' ratios with its
-quartiles. Only arithmetic that is needed counts: forward 8 H (I + H) T B, weight gradient the same, recurrent backward 8 H^2 T B.
+Everything is measured in one run: a round times each contestant once, in turn, and the machine's peak of fused
+multiply-adds beside them, so a noisy neighbour meets all alike. Printed are medians over the rounds, and the median of
+the rounds' ratios with its quartiles. Only arithmetic that is needed counts: forward 8 H (I + H) T B, weight gradient
+the same, recurrent backward 8 H^2 T B.
 
     pip install . -r bench/requirements.txt
     python bench/compare.py            (two minutes)

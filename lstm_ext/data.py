@@ -265,7 +265,7 @@ def find_gaps(series: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     except (TypeError, ValueError):
         as_real("series", series, dtype)  # says what is wrong
         raise
-    return _as_series(as_real("series", values, dtype)).copy(), gaps
+    return _as_series(as_real("series", values, dtype)), gaps
 
 
 def load_co2() -> tuple[NDArray[np.datetime64], NDArray[np.float64]]:

@@ -56,9 +56,7 @@ def _array(name: str, value: ArrayLike, dtype: np.dtype[Any], *shapes: Shape) ->
 
 def _fits(given: tuple[int, ...], shape: Shape) -> bool:
     pairs = zip(given, shape, strict=False)
-    return len(given) == len(shape) and all(
-        n > 0 if isinstance(m, str) else n == m for n, m in pairs
-    )
+    return len(given) == len(shape) and all(n > 0 if isinstance(m, str) else n == m for n, m in pairs)
 
 
 def _positive(name: str, value: int) -> int:
@@ -132,9 +130,7 @@ def _orthogonal(rng: np.random.Generator, size: int) -> Array:
     return Q * np.sign(np.diag(R))
 
 
-def _gate_weights(
-    rng: np.random.Generator | None, input_dim: int, hidden_dim: int
-) -> dict[str, Array]:
+def _gate_weights(rng: np.random.Generator | None, input_dim: int, hidden_dim: int) -> dict[str, Array]:
     if rng is None:  # the article's draws, in the article's order
         return {gate: np.random.randn(hidden_dim, hidden_dim + input_dim) for gate in "fiCo"}
     weights = {}
@@ -288,9 +284,7 @@ class LSTMCell(_Parametrised):
         C = f * C_prev + i * C_tilde
         return o * tanh(C), C
 
-    def _backward(
-        self, x: Array, h_prev: Array, C_prev: Array, dh: Array, dC: Array
-    ) -> CellGradients:
+    def _backward(self, x: Array, h_prev: Array, C_prev: Array, dh: Array, dC: Array) -> CellGradients:
         """One step back on columns (dim, N); the parameter gradient is summed over N."""
         combined = np.vstack((h_prev, x))
         f, i, C_tilde, o = self._gates(combined)
@@ -355,9 +349,7 @@ class LSTM(_Parametrised):
     def _weights(self) -> list[Array]:
         return self.lstm_cell._weights()
 
-    def forward(
-        self, X: ArrayLike, h0: OrZeros = None, C0: OrZeros = None, *, return_tape: bool = False
-    ) -> Any:
+    def forward(self, X: ArrayLike, h0: OrZeros = None, C0: OrZeros = None, *, return_tape: bool = False) -> Any:
         """Return (H, (h_T, C_T)), or (H, (h_T, C_T), tape) if `return_tape`.
 
         X is (N, T, input_dim), H (N, T, hidden_dim); h0, C0, h_T and C_T are (N, hidden_dim), and
@@ -375,9 +367,7 @@ class LSTM(_Parametrised):
         last = h[T].T.copy(), C[T].T.copy()
         return (H, last, LSTMTape(self.lstm_cell._copy(), X, h, C)) if return_tape else (H, last)
 
-    def backward(
-        self, tape: LSTMTape, dH: OrZeros = None, dh_T: OrZeros = None, dC_T: OrZeros = None
-    ) -> LSTMGradients:
+    def backward(self, tape: LSTMTape, dH: OrZeros = None, dh_T: OrZeros = None, dC_T: OrZeros = None) -> LSTMGradients:
         """Return the gradients of a loss, given dL/dH, dL/dh_T and dL/dC_T; None is zeros."""
         if not isinstance(tape, LSTMTape):
             raise TypeError(f"tape must be one that forward returned, got {type(tape).__name__}")
@@ -471,9 +461,7 @@ class LSTMNetwork(_Parametrised):
         H, _ = self._lstm.forward(X)
         return self._outputs(H[:, steps])
 
-    def gradient(
-        self, X: ArrayLike, Y: ArrayLike, *, loss: str = "mse", target: str = "last"
-    ) -> tuple[float, Array]:
+    def gradient(self, X: ArrayLike, Y: ArrayLike, *, loss: str = "mse", target: str = "last") -> tuple[float, Array]:
         """Return the loss (complex for dtype complex128) and its flat gradient.
 
         Parameters

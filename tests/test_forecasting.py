@@ -23,13 +23,13 @@ from lstm_ext.forecasting import (
 )
 
 NAN = float("nan")
-SMALL = Recipe(season=4, horizon=3, window=5, trend_seasons=2)
+SMALL = Recipe(season=4, horizon=3, window=5, trend_seasons=2, drift_seasons=2)
 RECIPES = [
     SMALL,
     replace(SMALL, window=20, horizon=1),
     replace(SMALL, horizon=9),  # longer than a season
-    replace(SMALL, season=1, trend_seasons=5),
-    replace(SMALL, season=5, trend_seasons=1),
+    replace(SMALL, season=1, trend_seasons=5, drift_seasons=3),
+    replace(SMALL, season=5, trend_seasons=1, drift_seasons=1),
 ]
 WALK = np.random.default_rng(0).normal(size=60).cumsum()
 
@@ -207,11 +207,20 @@ def test_drift_is_the_mean_growth_up_to_the_origin(recipe):
     origin = 44
     season = recipe.season
     growth = np.mean(
-        [WALK[s] - WALK[s - season] for s in range(origin + 1 - recipe.trend_seasons * season, origin + 1)]
+        [WALK[s] - WALK[s - season] for s in range(origin + 1 - recipe.drift_seasons * season, origin + 1)]
     )
     naive = seasonal_naive(WALK, [origin], recipe)
     drift = seasonal_naive(WALK, [origin], recipe, drift=True)
     np.testing.assert_allclose(drift - naive, growth * np.ceil(np.arange(1, recipe.horizon + 1) / season)[None])
+
+
+def test_drift_has_its_own_window():
+    recipe = replace(SMALL, drift_seasons=5)
+    with pytest.raises(ValueError, match="origins holds 22; expected a step from 23 to 59"):
+        seasonal_naive(WALK, [22], recipe, drift=True)
+    growth = (WALK[20:24].mean() - WALK[:4].mean()) / 5
+    naive = seasonal_naive(WALK, [23], recipe)
+    np.testing.assert_allclose(seasonal_naive(WALK, [23], recipe, drift=True), naive + growth)
 
 
 def test_co2_baselines():
@@ -223,7 +232,7 @@ def test_co2_baselines():
     assert (dates[origins[0]], dates[validation]) == (np.datetime64("1989-12-30"), np.datetime64("1990-01-06"))
     assert observed.shape == (157, 52)
     assert rmse(seasonal_naive(ppm, origins, recipe), observed) == pytest.approx(1.252, abs=5e-4)
-    assert rmse(seasonal_naive(ppm, origins, recipe, drift=True), observed) == pytest.approx(0.806, abs=5e-4)
+    assert rmse(seasonal_naive(ppm, origins, recipe, drift=True), observed) == pytest.approx(0.871, abs=5e-4)
 
 
 # --- scores
@@ -259,7 +268,9 @@ def test_scores_refuse(score, forecast, observed, message):
 # --- refusals
 
 
-@pytest.mark.parametrize("name", ["season", "horizon", "window", "trend_seasons", "hidden_dim", "epochs", "batch_size"])
+@pytest.mark.parametrize(
+    "name", ["season", "horizon", "window", "trend_seasons", "drift_seasons", "hidden_dim", "epochs", "batch_size"]
+)
 def test_recipe_refuses_sizes(name):
     with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
         Recipe(**{name: 0})

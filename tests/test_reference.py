@@ -71,7 +71,7 @@ def article_step(cell, x_t, h_prev, C_prev):
 
 
 @pytest.mark.parametrize(("I", "H"), list(product((1, 3), (1, 2, 7))))
-def test_cell_gradients(I, H):  # noqa: E741
+def test_cell_gradients(I, H):
     rng = np.random.default_rng(100 * I + H)
     cell = randomised(LSTMCell(I, H, dtype="float64"), rng)
     twin = LSTMCell(I, H, dtype="complex128")
@@ -93,7 +93,7 @@ def test_cell_gradients(I, H):  # noqa: E741
 
 
 @pytest.mark.parametrize(("T", "N", "I", "H"), SIZES)
-def test_lstm_gradients(T, N, I, H):  # noqa: E741
+def test_lstm_gradients(T, N, I, H):
     rng = np.random.default_rng([T, N, I, H])
     lstm = randomised(LSTM(I, H, dtype="float64"), rng)
     twin = LSTM(I, H, dtype="complex128")
@@ -130,7 +130,7 @@ def random_targets(rng, loss, target, N, T, outputs):
 @pytest.mark.parametrize("T", [1, 2, 5])
 @pytest.mark.parametrize("target", ["last", "steps"])
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-def test_network_gradients(loss, target, N, T, I, H, O):  # noqa: E741
+def test_network_gradients(loss, target, N, T, I, H, O):
     # A gradient that is one number (H = 1) may cancel to 1/200 of its terms, and keep their
     # rounding error; with this seed none does.
     rng = np.random.default_rng([4, N, T, I, H, O])
@@ -384,9 +384,7 @@ def test_glorot_draws_in_the_documented_order():
 def test_seed():
     before = np.random.get_state()[1].copy()
     first = LSTMNetwork(2, 3, 4, dtype="float64", seed=9)
-    assert np.array_equal(
-        first.parameters, LSTMNetwork(2, 3, 4, dtype="float64", seed=9).parameters
-    )
+    assert np.array_equal(first.parameters, LSTMNetwork(2, 3, 4, dtype="float64", seed=9).parameters)
     float32 = LSTMNetwork(2, 3, 4, seed=9).parameters
     assert np.array_equal(float32, first.parameters.astype("float32"))
     for layer in (LSTM, LSTMCell):
