@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 SOURCE = Path("src/lstm_ext")
 RUNTIME = SOURCE / "runtime.c"
-# No compiler contracts a * b + c for us: the kernels write the fused multiply-add out, so the bits are the same everywhere.
+# The kernels write fused multiply-adds out; no compiler may contract others, so the bits are the same everywhere.
 FLAGS = [
     "-O3",
     "-g0",

@@ -21,7 +21,7 @@ _MANTISSA_BITS = {"float32": 24, "float64": 53}
 def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return `dtype` as a NumPy dtype; float32 and float64 are compiled."""
     try:
-        result = np.dtype(dtype)
+        result = None if dtype is None else np.dtype(dtype)
     except TypeError:
         result = None
     if result is None or result.name not in _MANTISSA_BITS:
@@ -53,10 +53,9 @@ def make_generator(seed: Any) -> np.random.Generator:
 
 def as_number(name: str, value: Any, *, low: float, high: float = math.inf) -> float:
     """Return a finite float in [low, high)."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}; expected a number") from None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} is {value!r}; expected a number")
+    number = float(value)
     if not (math.isfinite(number) and low <= number < high):
         upper = "" if math.isinf(high) else f" and below {high:g}"
         raise ValueError(f"{name} is {number}; expected a finite number of at least {low:g}{upper}")
@@ -68,6 +67,16 @@ def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if not (isinstance(value, str) and value in choices):
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
     return value
+
+
+def check_length(name: str, value: Any, length: int) -> None:
+    """Raise unless `value` is a sequence with one entry for each sequence of X."""
+    try:
+        given = len(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; expected {length} targets, one for each sequence of X") from None
+    if given != length:
+        raise ValueError(f"{name} has length {given}; expected {length}, one for each sequence of X")
 
 
 def check_allocatable(what: str, *factors: int) -> None:
@@ -87,10 +96,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     ValueError
         If it is ragged or empty, holds NaN or Inf, or a number that `dtype` cannot hold.
     """
-    try:
-        source = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} is not an array: {error}") from None
+    source = _as_array(name, value)
     if source.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {source.dtype}; expected real numbers")
     if source.size == 0:
@@ -107,6 +113,13 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         result = np.ascontiguousarray(source, dtype)
     _check_finite(name, source, result)
     return result.reshape(source.shape)
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is not an array: {error}") from None
 
 
 def _check_finite(name: str, source: Array, converted: Array) -> None:
@@ -143,7 +156,7 @@ def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array
 
 def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> NDArray[np.intp]:
     """Return class labels of a given shape as contiguous integers in [0, classes)."""
-    source = np.asarray(value)
+    source = _as_array(name, value)
     if source.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {source.dtype}; expected integer classes")
     if source.shape != shape:

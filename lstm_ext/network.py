@@ -387,10 +387,11 @@ class State:
     The weights are packed once, when the state is made: a network that is changed afterwards needs a new state.
     """
 
+    sizes: tuple[int, ...]
+    batch: int
     activations: Activations
     packed_head: Array
     b_y: Array
-    batch: int
     steps: int = 0
 
     @property
@@ -545,7 +546,7 @@ class LSTMNetwork(_Parametrised):
         cell = self.lstm_cell
         packed_head = self._head_panels()
         _passes.pack(cell.W, cell.b, self.W_y, activations.scratch_packed, packed_head)
-        return State(activations, packed_head, self.b_y.copy(), batch)
+        return State(self._sizes, batch, activations, packed_head, self.b_y.copy())
 
     def step(self, x: ArrayLike, state: State) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
@@ -561,7 +562,18 @@ class LSTMNetwork(_Parametrised):
         y : ndarray (batch, output_dim)
         state : State
             The same object.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x has another shape or does not hold finite real numbers, or state is of another network.
         """
+        if not isinstance(state, State):
+            raise TypeError(f"state is {state!r}; expected what initial_state returns")
+        if (state.sizes, state.b_y.dtype) != (self._sizes, self.dtype):
+            raise ValueError(
+                f"state is of a network {state.sizes} {state.b_y.dtype}; expected {self._sizes} {self.dtype}"
+            )
         x = as_shape("x", x, self.dtype, (state.batch, self.input_dim))
         y = np.empty((state.batch, self.output_dim), self.dtype)
         work = state.activations

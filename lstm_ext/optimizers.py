@@ -71,7 +71,7 @@ class SGD(_Compiled):
                 as_number("momentum", momentum, low=0, high=1),
             ]
         )
-        self._rows = 1 if momentum > 0 else 0
+        self._rows = 1 if self.settings[1] > 0 else 0
 
 
 class Adam(_Compiled):

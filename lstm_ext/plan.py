@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lstm_ext import _epoch
-from lstm_ext.checks import Array, Data, as_choice, as_labels, as_shape
+from lstm_ext.checks import Array, Data, as_choice, as_labels, as_shape, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import SGD, Adam, Optimizer
 from lstm_ext.workspace import Activations, BackwardScratch, HeadScratch
@@ -20,7 +20,17 @@ _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is NaN or infinite; the parameters are those before that update."""
+    """A loss or a gradient is NaN or infinite; the parameters are those before that update.
+
+    Attributes
+    ----------
+    step : int
+        The batch of the epoch, from 0.
+    """
+
+    def __init__(self, message: str, step: int = 0) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class Sequences:
@@ -33,7 +43,7 @@ class Sequences:
     """
 
     def __init__(self, X: Data, input_dim: int, dtype: np.dtype[Any]) -> None:
-        if isinstance(X, (list, tuple)) and len(X) > 0 and len({np.shape(x) for x in X}) > 1:
+        if isinstance(X, (list, tuple)) and len(X) > 0:
             parts = [as_shape(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(X)]
             self.rows = np.concatenate(parts)
             lengths = [len(part) for part in parts]
@@ -132,8 +142,7 @@ class Plan:
         N, dtype = len(self.sequences), self.parameters.dtype
         no_targets, no_labels = np.empty((0, output_dim), dtype), np.empty(0, np.intp)
         if not isinstance(self.loss, (MSE, CrossEntropy)):
-            if len(Y) != N:
-                raise ValueError(f"Y has length {len(Y)}; expected {N}, one for each sequence of X")
+            check_length("Y", Y, N)
             return Y, no_targets, no_labels
         if self.loss.takes_labels:
             labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, output_dim), Y)
@@ -149,8 +158,7 @@ class Plan:
         if self.sequences.same_length:
             rows = read("Y", Y, (N, self.sequences.longest))
             return rows.reshape(-1, *rows.shape[2:])
-        if len(Y) != N:
-            raise ValueError(f"Y has length {len(Y)}; expected {N}, one for each sequence of X")
+        check_length("Y", Y, N)
         lengths = self.sequences.lengths()
         return np.concatenate([read(f"Y[{n}]", Y[n], (int(lengths[n]),)) for n in range(N)])
 
@@ -207,6 +215,9 @@ class Plan:
         self.losses[step] = value
         if not np.isfinite(value):
             raise NonFiniteError(f"the loss is {value}", step)
+        gradient = np.asarray(gradient)
+        if gradient.shape == doutputs.shape and not np.isfinite(gradient).all():
+            raise NonFiniteError("the loss's gradient is not finite", step)
         doutputs[...] = as_shape("the loss's gradient", gradient, self.parameters.dtype, doutputs.shape)
 
     def _slots(self, array: Array, members: Array) -> Array:

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstm_ext.checks import Data, as_number, as_size, make_generator
+from lstm_ext.checks import Array, Data, as_column, as_number, as_shape, as_size, check_length, make_generator
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Adam, Optimizer, as_optimizer
-from lstm_ext.plan import NonFiniteError, Plan
+from lstm_ext.plan import NonFiniteError, Plan, Sequences
 
 
 @dataclass
@@ -106,7 +106,7 @@ def train(
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
     epochs = as_size("epochs", epochs)
     rng = make_generator(seed)
-    callbacks = tuple(callbacks)
+    callbacks = _as_callbacks(callbacks)
     common: dict[str, Any] = {
         "target": target,
         "loss": as_loss(loss),
@@ -135,7 +135,7 @@ def train(
             history.seconds.append(time.perf_counter() - started)
             history.loss.append(plan.mean_loss())
             if validation is not None:
-                history.validation_loss.append(_evaluate(validation))
+                history.validation_loss.append(_evaluate(validation, epoch, epochs))
             if True in [callback(network, history) for callback in callbacks]:
                 break
     return history
@@ -173,36 +173,35 @@ def train_lstm(
     TypeError, ValueError
         If an argument is not as above.
     """
-    # Drawn last, so that a bad argument leaves numpy.random's state as it was.
-    epochs = as_size("epochs", epochs)
+    epochs, output_dim = as_size("epochs", epochs), as_size("output_dim", output_dim)
+    sizes = as_size("input_dim", input_dim), as_size("hidden_dim", hidden_dim), output_dim
     optimizer = SGD(learning_rate)
-    targets = np.asarray(Y)
-    if targets.ndim == 3 and targets.shape[2] == 1:
-        targets = targets[:, :, 0]
-    sizes = tuple(
-        as_size(name, size)
-        for name, size in (("input_dim", input_dim), ("hidden_dim", hidden_dim), ("output_dim", output_dim))
+    sequences = Sequences(X, sizes[0], np.dtype(np.float64))
+    targets = _article_targets(Y, len(sequences), output_dim)
+    network = LSTMNetwork(*sizes, dtype="float64", init="reference")  # drawn when nothing can be wrong any more
+    plan = Plan(
+        network.parameters,
+        sizes,
+        list(sequences),
+        targets,
+        target="last",
+        loss=MSE(),
+        optimizer=optimizer,
+        batch_size=1,
     )
-    state = np.random.get_state()
-    network = LSTMNetwork(*sizes, dtype="float64", init="reference")
-    try:
-        plan = Plan(
-            network.parameters,
-            network.sizes,
-            X,
-            targets,
-            target="last",
-            loss=MSE(),
-            optimizer=optimizer,
-            batch_size=1,
-        )
-    except (TypeError, ValueError):
-        np.random.set_state(state)
-        raise
     for epoch in range(epochs):
         _run_epoch(plan, epoch, epochs, lambda _: None)
         print(f"Epoch {epoch + 1}/{epochs}, Loss: {plan.mean_loss()}")
     return network
+
+
+def _article_targets(Y: Any, N: int, output_dim: int) -> Array:
+    """Return Y, an array or a sequence of columns (output_dim, 1) or vectors, as float64 (N, output_dim)."""
+    dtype = np.dtype(np.float64)
+    if isinstance(Y, np.ndarray):
+        return as_shape("Y", Y[:, :, 0] if Y.ndim == 3 and Y.shape[2] == 1 else Y, dtype, (N, output_dim))
+    check_length("Y", Y, N)
+    return np.stack([as_column(f"Y[{n}]", y, dtype, output_dim)[:, 0] for n, y in enumerate(Y)])
 
 
 def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
@@ -211,10 +210,10 @@ def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any
         try:
             after = plan.run(step)
         except NonFiniteError as error:
-            reason, step = error.args
             raise NonFiniteError(
-                f"{reason} in epoch {epoch + 1} of {epochs}, batch {step + 1} of {plan.batches}; training stopped "
-                "before that update: a smaller learning rate or a clip_norm may help"
+                f"{error} in epoch {epoch + 1} of {epochs}, batch {error.step + 1} of {plan.batches}; training stopped "
+                "before that update: a smaller learning rate or a clip_norm may help",
+                error.step,
             ) from None
         advance(after - step)
         step = after
@@ -231,10 +230,24 @@ def _validation_plan(network: LSTMNetwork, data: tuple[Any, Any], common: dict[s
         raise type(error)(f"validation_data: {error}") from None
 
 
-def _evaluate(plan: Plan) -> float:
-    for step in range(plan.batches):
-        plan.forward(step)
+def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:
+    try:
+        for step in range(plan.batches):
+            plan.forward(step)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"validation_data: {error} after epoch {epoch + 1} of {epochs}", error.step) from None
     return plan.mean_loss()
+
+
+def _as_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
+    try:
+        result = tuple(callbacks)
+    except TypeError:
+        raise TypeError(f"callbacks is {callbacks!r}; expected an iterable of callables") from None
+    for n, callback in enumerate(result):
+        if not callable(callback):
+            raise TypeError(f"callbacks[{n}] is {callback!r}; expected a callable")
+    return result
 
 
 def _progress(total: int, verbose: bool) -> AbstractContextManager[Callable[[int], Any]]:
