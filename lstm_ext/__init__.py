@@ -1,7 +1,7 @@
 """LSTM networks that train and run on CPUs at the machine's speed, checked against a NumPy oracle."""
 
 try:
-    from lstm_ext import _kernels as _kernels
+    from lstm_ext._kernels import isa as _isa  # noqa: F401 - the first of the compiled modules
 except ModuleNotFoundError as error:  # the source tree, or a folder named lstm_ext, shadows the installed package
     raise ImportError(
         f"lstm_ext was imported from {__path__[0]} without its compiled half. "

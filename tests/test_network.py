@@ -1,0 +1,866 @@
+"""The compiled cell, layer and network: against the oracle, against themselves bit for bit, and on bad input."""
+
+import copy
+import gc
+import pickle
+import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import lstm_ext
+from lstm_ext import LSTM, LSTMCell, LSTMNetwork, NonFiniteError, parameter_layout, reference
+
+DTYPES = ["float32", "float64"]
+FORWARD = {"float32": 5e-6, "float64": 1e-12}
+GRADIENT = {"float32": 2e-5, "float64": 1e-12}
+# N, T, I, H, O: odd on purpose, and past every block: 192 sequences of inference, 256 rows and
+# 384 columns of a weight gradient, 4 vectors of a panel
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (2, 1, 3, 2, 13),
+    (1, 13, 2, 13, 1),
+    (13, 2, 17, 17, 2),
+    (17, 5, 1, 34, 3),
+    (34, 11, 13, 5, 17),
+    (3, 34, 2, 33, 2),
+    (2, 3, 70, 70, 70),
+    (70, 5, 3, 17, 2),
+    (301, 2, 1, 13, 1),
+    (7, 3, 34, 101, 5),
+]
+LOSSES = [(loss, target) for loss in ("mse", "cross_entropy") for target in ("last", "steps")]
+
+
+def assert_close(actual, expected, tolerance, what=""):
+    """Compare norm-wise."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected)
+    assert actual.shape == expected.shape, what
+    scale = np.linalg.norm(expected) or 1
+    error = np.linalg.norm(actual - expected) / scale
+    assert error <= tolerance, f"{what}: relative error {error}"
+
+
+def assert_parameters_close(actual, expected, tolerance, *sizes):
+    """Compare two flat vectors, each named parameter by itself."""
+    assert actual.shape == expected.shape
+    for name, (offset, (rows, columns)) in parameter_layout(*sizes).items():
+        part = slice(offset, offset + rows * columns)
+        assert_close(actual[part], expected[part], tolerance, name)
+
+
+def assert_same_bits(actual, expected):
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def make(kind, *sizes, dtype="float64", seed=0):
+    """Return a compiled model with the default weights and random biases."""
+    model = kind(*sizes, dtype=dtype, seed=seed)
+    rng = np.random.default_rng(seed)
+    for name, weight in model.named_parameters().items():
+        if name.startswith("b_"):
+            weight += rng.uniform(-0.5, 0.5, weight.shape)
+    return model
+
+
+def oracle(model):
+    """Return the oracle's twin, in float64 with the very same numbers."""
+    twin = getattr(reference, type(model).__name__)(*model.sizes, dtype="float64", seed=0)
+    twin.parameters = model.parameters
+    return twin
+
+
+def problem(shape, dtype):
+    """Return random data for a shape (N, T, I, H, O), in dtype."""
+    N, T, I, H, O = shape
+    rng = np.random.default_rng(shape)
+
+    def normal(*axes):
+        return rng.standard_normal(axes).astype(dtype)
+
+    data = SimpleNamespace(X=normal(N, T, I), h0=normal(N, H), C0=normal(N, H))
+    data.dH, data.dh_T, data.dC_T = normal(N, T, H), normal(N, H), normal(N, H)
+    data.Y = {
+        ("mse", "last"): normal(N, O),
+        ("mse", "steps"): normal(N, T, O),
+        ("cross_entropy", "last"): rng.integers(0, O, N),
+        ("cross_entropy", "steps"): rng.integers(0, O, (N, T)),
+    }
+    return data
+
+
+def layer_results(lstm, data, rows=slice(None)):
+    """Return H, h_T, C_T, dX, dh0, dC0 and the parameters' gradient."""
+    d = {name: value[rows] for name, value in vars(data).items() if name != "Y"}
+    H, state, tape = lstm.forward(d["X"], d["h0"], d["C0"], return_tape=True)
+    return [H, *state, *lstm.backward(tape, d["dH"], d["dh_T"], d["dC_T"])]
+
+
+# --- against the oracle ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cell_agrees_with_the_oracle(isa, shape, dtype):
+    *_, I, H, _ = shape
+    cell, data = make(LSTMCell, I, H, dtype=dtype), problem(shape, dtype)
+    x, h, C, dh, dC = (array[0].reshape(-1, 1) for array in (data.X[:, 0], data.h0, data.C0, data.dh_T, data.dC_T))
+    twin = oracle(cell)
+    for actual, expected in zip(cell.forward(x, h, C), twin.forward(x, h, C), strict=True):
+        assert actual.dtype == dtype
+        assert_close(actual, expected, FORWARD[dtype])
+    *actual, gradient = cell.backward(x, h, C, dh, dC)
+    *expected, expected_gradient = twin.backward(x, h, C, dh, dC)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_close(ours, theirs, GRADIENT[dtype])
+    assert_parameters_close(gradient, expected_gradient, GRADIENT[dtype], I, H)
+    assert_same_bits(cell.forward(x[:, 0], h[:, 0], C[:, 0]), cell.forward(x, h, C))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_agrees_with_the_oracle(isa, shape, dtype):
+    *_, I, H, _ = shape
+    lstm, data = make(LSTM, I, H, dtype=dtype), problem(shape, dtype)
+    actual, expected = layer_results(lstm, data), layer_results(oracle(lstm), data)
+    assert all(array.dtype == dtype for array in actual)
+    for name, *pair in zip(("H", "h_T", "C_T"), actual, expected, strict=False):
+        assert_close(*pair, FORWARD[dtype], name)
+    for t in range(shape[1]):
+        assert_close(actual[3][:, t], expected[3][:, t], GRADIENT[dtype], f"dX, t = {t}")
+    for name, *pair in zip(("dh0", "dC0"), actual[4:6], expected[4:6], strict=True):
+        assert_close(*pair, GRADIENT[dtype], name)
+    assert_parameters_close(actual[6], expected[6], GRADIENT[dtype], I, H)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_network_agrees_with_the_oracle(isa, shape, dtype):
+    network, data = make(LSTMNetwork, *shape[2:], dtype=dtype), problem(shape, dtype)
+    twin = oracle(network)
+    for target in ("last", "steps"):
+        actual = network.predict(data.X, target=target)
+        assert actual.dtype == dtype
+        assert_close(actual, twin.predict(data.X, target=target), FORWARD[dtype])
+    outputs = network.forward(data.X[-1])
+    assert isinstance(outputs, list)
+    assert {y.shape for y in outputs} == {(shape[4], 1)}
+    assert_close(outputs, twin.forward(data.X[-1]), FORWARD[dtype])
+    for (loss, target), Y in data.Y.items():
+        value, gradient = network.gradient(data.X, Y, loss=loss, target=target)
+        expected, expected_gradient = twin.gradient(data.X, Y, loss=loss, target=target)
+        assert isinstance(value, float)
+        assert gradient.dtype == dtype
+        assert_close(value, expected, FORWARD[dtype], f"{loss}, {target}")
+        assert_parameters_close(gradient, expected_gradient, GRADIENT[dtype], *shape[2:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_default_weights_agree_without_biases_too(isa, dtype):
+    network = LSTMNetwork(3, 34, 2, dtype=dtype, seed=5)
+    data = problem((5, 17, 3, 34, 2), dtype)
+    assert_close(network.predict(data.X), oracle(network).predict(data.X), FORWARD[dtype])
+
+
+def test_omitted_states_and_gradients_are_zeros(isa):
+    lstm, data = make(LSTM, 3, 13), problem((5, 4, 3, 13, 1), "float64")
+    zeros, dH = np.zeros((5, 13)), np.zeros_like(data.dH)
+    *_, tape = lstm.forward(data.X, return_tape=True)
+    *_, tape0 = lstm.forward(data.X, zeros, zeros, return_tape=True)
+    assert_same_bits(lstm.backward(tape, data.dH), lstm.backward(tape0, data.dH, zeros, zeros))
+    assert_same_bits(
+        lstm.backward(tape, dh_T=data.dh_T, dC_T=data.dC_T),
+        lstm.backward(tape, dH, data.dh_T, data.dC_T),
+    )
+    assert not any(gradient.any() for gradient in lstm.backward(tape))
+
+
+@pytest.mark.parametrize("N", [7, 401])
+def test_without_a_tape_the_results_are_the_same(isa, N):
+    """Even where the batch runs in parts."""
+    lstm, data = make(LSTM, 3, 13), problem((N, 4, 3, 13, 1), "float64")
+    H, state = lstm.forward(data.X, data.h0, data.C0)
+    assert_same_bits([H, *state], layer_results(lstm, data)[:3])
+
+
+def test_sequences_of_different_lengths(isa):
+    network, rng = make(LSTMNetwork, 3, 13, 2), np.random.default_rng(0)
+    X = [rng.standard_normal((T, 3)) for T in (5, 1, 17)]
+    last, steps = network.predict(X), network.predict(X, target="steps")
+    assert [y.shape for y in steps] == [(5, 2), (1, 2), (17, 2)]
+    for x, y, ys in zip(X, last, steps, strict=True):
+        assert_same_bits([y, ys], [network.predict(x[None])[0], np.hstack(network.forward(x)).T])
+
+
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_cross_entropy_of_large_logits(isa, target):
+    network, data = make(LSTMNetwork, 3, 13, 5), problem((4, 3, 3, 13, 5), "float64")
+    network.b_y = 1e4 * np.arange(-2, 3).reshape(5, 1)
+    Y = data.Y["cross_entropy", target]
+    value, gradient = network.gradient(data.X, Y, loss="cross_entropy", target=target)
+    expected = oracle(network).gradient(data.X, Y, loss="cross_entropy", target=target)
+    assert_close(value, expected[0], 1e-12)
+    assert_close(gradient, expected[1], 1e-12)
+
+
+# --- bit for bit ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bits_are_those_of_every_set(shape, dtype, assert_same_on_every_fma_isa):
+    network, data = make(LSTMNetwork, *shape[2:], dtype=dtype), problem(shape, dtype)
+    lstm = make(LSTM, *shape[2:4], dtype=dtype)
+
+    def results():
+        yield from layer_results(lstm, data)
+        for (loss, target), Y in data.Y.items():
+            yield network.predict(data.X, target=target)
+            value, gradient = network.gradient(data.X, Y, loss=loss, target=target)
+            yield from (np.float64(value), gradient)
+
+    assert_same_on_every_fma_isa(results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [1, 2, 13, 17, 34])
+def test_a_row_does_not_know_its_batch(isa, H, dtype):
+    data, lstm = problem((34, 3, 5, H, 1), dtype), make(LSTM, 5, H, dtype=dtype)
+    whole = layer_results(lstm, data)[:6]
+    orders = [[n] for n in range(34)]
+    orders += [np.random.default_rng(H).permutation(34)[:n] for n in (34, 33, 13, 7, 2)]
+    for order in orders:
+        part = layer_results(lstm, data, order)[:6]
+        assert_same_bits(part, [result[order] for result in whole])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_a_batch_in_parts_is_the_whole_batch(isa, target, dtype):
+    network, data = make(LSTMNetwork, 3, 17, 2, dtype=dtype), problem((401, 2, 3, 17, 2), dtype)
+    whole = network.predict(data.X, target=target)
+    for cut in (1, 34, 192, 200):
+        parts = [network.predict(X, target=target) for X in (data.X[:cut], data.X[cut:])]
+        assert_same_bits([np.concatenate(parts)], [whole])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "H"), [(1, 1), (2, 34), (13, 17), (34, 2)])
+def test_step_by_step_is_the_whole_sequence(isa, N, H, dtype):
+    data, network = problem((N, 7, 3, H, 2), dtype), make(LSTMNetwork, 3, H, 2, dtype=dtype)
+    layer = LSTM(3, H, dtype=dtype)
+    layer.parameters = network.lstm_cell.parameters
+    outputs, (states, (h_T, C_T)) = network.predict(data.X, target="steps"), layer.forward(data.X)
+    state = network.initial_state(N)
+    h = C = np.zeros((H, 1))
+    for t in range(7):
+        y, again = network.step(data.X[:, t], state)
+        assert again is state
+        h, C = network.lstm_cell.forward(data.X[0, t], h, C)
+        assert_same_bits([y, state.h, h[:, 0]], [outputs[:, t], states[:, t], states[0, t]])
+    assert_same_bits([state.h, state.C, C[:, 0]], [h_T, C_T, C_T[0]])
+
+
+def test_a_sequence_cut_in_two_is_the_whole(isa):
+    lstm, data = make(LSTM, 3, 13), problem((5, 9, 3, 13, 1), "float64")
+    H, state = lstm.forward(data.X, data.h0, data.C0)
+    first, middle = lstm.forward(data.X[:, :4], data.h0, data.C0)
+    second, last = lstm.forward(data.X[:, 4:], *middle)
+    assert_same_bits([np.concatenate((first, second), axis=1), *last], [H, *state])
+
+
+def test_a_cell_step_backward_is_a_layer_of_one_step(isa):
+    lstm, data = make(LSTM, 3, 13), problem((1, 1, 3, 13, 1), "float64")
+    arguments = (data.X[0, 0], data.h0[0], data.C0[0], data.dh_T[0], data.dC_T[0])
+    cell = lstm.lstm_cell.backward(*arguments)
+    data.dH[...] = 0
+    layer = layer_results(lstm, data)[3:]
+    assert_same_bits([part.reshape(-1) for part in cell], [part.reshape(-1) for part in layer])
+
+
+# --- a stream's state ---
+
+
+def test_a_state_keeps_the_weights_of_its_start(isa):
+    network, data = make(LSTMNetwork, 3, 13, 2), problem((4, 3, 3, 13, 2), "float64")
+    expected = network.predict(data.X, target="steps")
+    state = network.initial_state(4)
+    network.parameters *= 2
+    for t in range(3):
+        assert_same_bits([network.step(data.X[:, t], state)[0]], [expected[:, t]])
+
+
+def test_results_of_a_step_are_the_callers(isa):
+    network, x = make(LSTMNetwork, 3, 13, 2), np.ones((4, 3))
+    state = network.initial_state(4)
+    y, _ = network.step(x, state)
+    kept, h = y.copy(), state.h
+    state.h[...] = 7
+    state.C[...] = 7
+    network.step(x, state)
+    assert_same_bits([y], [kept])
+    fresh = network.initial_state(4)
+    network.step(x, fresh)
+    assert_same_bits([h], [fresh.h])
+
+
+# --- inputs ---
+
+INPUTS = ("X", "h0", "C0", "dH", "dh_T", "dC_T")
+
+
+def everything(lstm, network, data):
+    """Return the results of every method that takes data."""
+    yield from layer_results(lstm, data)
+    column = [array[0] for array in (data.h0, data.C0, data.dh_T, data.dC_T)]
+    yield from lstm.lstm_cell.forward(data.X[0][0], *column[:2])
+    yield from lstm.lstm_cell.backward(data.X[0][0], *column)
+    yield from network.forward(data.X[0])
+    yield network.step([x[0] for x in data.X], network.initial_state(len(data.X)))[0]
+    for (loss, target), Y in data.Y.items():
+        yield network.predict(data.X, target=target)
+        value, gradient = network.gradient(data.X, Y, loss=loss, target=target)
+        yield from (np.float64(value), gradient)
+
+
+def changed(data, change):
+    """Return the data with every array changed; class labels stay integers."""
+    new = SimpleNamespace(**{name: change(getattr(data, name)) for name in INPUTS})
+    new.Y = {key: change(Y) for key, Y in data.Y.items()}
+    return new
+
+
+def strided(array):
+    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), 99, array.dtype)
+    wide[..., 1::2] = array
+    return wide[..., 1::2]
+
+
+def unaligned(array):
+    raw = np.empty(array.nbytes + 1, np.uint8)
+    result = raw[1:].view(array.dtype).reshape(array.shape)
+    result[...] = array
+    return result
+
+
+def readonly(array):
+    result = array.copy()
+    result.flags.writeable = False
+    return result
+
+
+VARIANTS = {
+    "strided": strided,
+    "reversed": lambda array: np.ascontiguousarray(array[..., ::-1])[..., ::-1],
+    "Fortran order": np.asfortranarray,
+    "transposed": lambda array: np.ascontiguousarray(array.T).T,
+    "big-endian": lambda array: array.astype(array.dtype.newbyteorder(">")),
+    "unaligned": unaligned,
+    "read-only": readonly,
+    "lists": lambda array: array.tolist(),
+    "float64": lambda array: array.astype("float64") if array.dtype.kind == "f" else array,
+    "longdouble": lambda array: array.astype("longdouble") if array.dtype.kind == "f" else array,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_memory_layout_and_dtype_of_inputs_do_not_matter(variant, dtype):
+    lstm, network = make(LSTM, 3, 13, dtype=dtype), make(LSTMNetwork, 3, 13, 5, dtype=dtype)
+    data = problem((5, 4, 3, 13, 5), dtype)
+    expected = list(everything(lstm, network, data))
+    assert_same_bits(everything(lstm, network, changed(data, VARIANTS[variant])), expected)
+
+
+@pytest.mark.parametrize("integer", ["int8", "int64", "uint16", "bool"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_integers_are_numbers(dtype, integer):
+    lstm, network = make(LSTM, 3, 13, dtype=dtype), make(LSTMNetwork, 3, 13, 5, dtype=dtype)
+    data = problem((5, 4, 3, 13, 5), dtype)
+    whole = changed(data, lambda a: np.abs(np.rint(a)).astype(integer) if a.dtype == dtype else a)
+    floats = changed(whole, lambda a: a.astype(dtype) if a.dtype == integer else a)
+    floats.Y = {key: data.Y[key] if key[0] == "cross_entropy" else Y for key, Y in floats.Y.items()}
+    whole.Y = {key: data.Y[key] if key[0] == "cross_entropy" else Y for key, Y in whole.Y.items()}
+    assert_same_bits(everything(lstm, network, whole), list(everything(lstm, network, floats)))
+
+
+@pytest.mark.parametrize("labels", ["int8", "uint64", ">i4"])
+def test_labels_of_any_integer_type(labels):
+    network, data = make(LSTMNetwork, 3, 13, 5), problem((5, 4, 3, 13, 5), "float64")
+    Y = data.Y["cross_entropy", "steps"]
+    expected, actual = (
+        network.gradient(data.X, y, loss="cross_entropy", target="steps")[1]
+        for y in (Y, np.asfortranarray(Y.astype(labels)))
+    )
+    assert_same_bits([actual], [expected])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_are_never_modified(isa, dtype):
+    lstm, network = make(LSTM, 3, 13, dtype=dtype), make(LSTMNetwork, 3, 13, 5, dtype=dtype)
+    data = problem((5, 4, 3, 13, 5), dtype)
+    before = copy.deepcopy(data)
+    results = list(everything(lstm, network, data))
+    for result in results:
+        if result.flags.writeable:
+            result[...] = 7  # no result shares memory with an input or with a weight
+    for name in INPUTS:
+        assert_same_bits([getattr(data, name)], [getattr(before, name)])
+    for key, Y in data.Y.items():
+        assert_same_bits([Y], [before.Y[key]])
+    assert_same_bits([lstm.parameters], [make(LSTM, 3, 13, dtype=dtype).parameters])
+    assert_same_bits([network.parameters], [make(LSTMNetwork, 3, 13, 5, dtype=dtype).parameters])
+
+
+# --- weights ---
+
+MODELS = [(LSTMCell, (3, 13)), (LSTM, (3, 13)), (LSTMNetwork, (3, 13, 2))]
+
+
+@pytest.mark.parametrize(("kind", "sizes"), MODELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("init", ["glorot", "reference"])
+def test_initial_weights_are_the_oracles(init, dtype, kind, sizes):
+    weights = []
+    for module in (lstm_ext, reference):
+        np.random.seed(3)
+        seed = 11 if init == "glorot" else None
+        model = getattr(module, kind.__name__)(*sizes, dtype=dtype, init=init, seed=seed)
+        weights += [model.parameters, np.random.get_state()[1]]
+    assert_same_bits(weights[:2], weights[2:])
+    assert weights[0].any()
+
+
+def test_seeds():
+    weights = [LSTMNetwork(3, 13, 2, seed=seed).parameters for seed in (1, 1, 2, None, None)]
+    assert np.array_equal(weights[0], weights[1])
+    different = weights[1:]
+    assert len({array.tobytes() for array in different}) == len(different)
+    assert LSTMNetwork(3, 13, 2).dtype == np.float32
+
+
+@pytest.mark.parametrize(("kind", "sizes"), MODELS)
+def test_layout_has_no_gaps_and_is_what_the_views_show(kind, sizes):
+    assert parameter_layout(*sizes) == reference.parameter_layout(*sizes)
+    model = kind(*sizes, dtype="float64")
+    vector, end = np.arange(model.parameters.size, dtype=float), 0
+    model.parameters = vector
+    named = model.named_parameters()
+    assert list(named) == list(parameter_layout(*sizes))
+    for name, (offset, (rows, columns)) in parameter_layout(*sizes).items():
+        expected = vector[end : end + rows * columns].reshape(rows, columns)
+        owner = getattr(model, "lstm_cell", model) if name[-1] != "y" else model
+        assert offset == end
+        for view in (named[name], getattr(owner, name)):
+            assert np.array_equal(view, expected)
+            assert np.shares_memory(view, model.parameters)
+        end += rows * columns
+    assert end == model.parameters.size
+
+
+def test_a_written_view_changes_vector_and_results():
+    network, X = make(LSTMNetwork, 3, 13, 2), problem((2, 4, 3, 13, 2), "float64").X
+    for name, (offset, _) in parameter_layout(3, 13, 2).items():
+        owner = network if name[-1] == "y" else network.lstm_cell
+        before, old = network.predict(X), network.parameters[offset]
+        getattr(owner, name)[0, 0] += 0.25
+        assert network.parameters[offset] == old + 0.25
+        assert not np.array_equal(network.predict(X), before)
+        setattr(owner, name, getattr(owner, name) * 0.5)
+        assert network.parameters[offset] == (old + 0.25) / 2
+        assert_close(network.predict(X), oracle(network).predict(X), 1e-12)
+    network.parameters[...] = 0
+    assert not network.lstm_cell.W_o.any()
+    assert not network.predict(X).any()
+
+
+@pytest.mark.parametrize("value", [np.zeros((3, 13)), np.zeros(5), 0.0, np.full((13, 16), np.nan)])
+def test_a_weight_keeps_its_shape(value):
+    cell = LSTMCell(3, 13, seed=0)
+    before = cell.parameters.copy()
+    with pytest.raises(ValueError, match=r"^W_f"):
+        cell.W_f = value
+    with pytest.raises(ValueError, match=r"^parameters"):
+        cell.parameters = value
+    assert_same_bits([cell.parameters], [before])
+
+
+COPIES = {
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+}
+
+
+@pytest.mark.parametrize(("kind", "sizes"), MODELS)
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_have_views_of_their_own(copied, kind, sizes):
+    model = make(kind, *sizes)
+    twin = COPIES[copied](model)
+    assert type(twin) is kind
+    assert twin.sizes == sizes
+    assert twin.dtype == model.dtype
+    assert_same_bits([twin.parameters], [model.parameters])
+    before = model.parameters.copy()
+    cell = getattr(twin, "lstm_cell", twin)
+    cell.W_f[0, 0] = 5
+    assert twin.parameters[parameter_layout(*sizes)["W_f"][0]] == 5
+    twin.parameters[...] = 1
+    assert all((view == 1).all() for view in twin.named_parameters().values())
+    assert_same_bits([model.parameters], [before])
+    x, h = np.ones(3), np.zeros(13)
+    model.parameters[...] = 1
+    ours, theirs = (getattr(m, "lstm_cell", m).forward(x, h, h) for m in (model, twin))
+    assert_same_bits(ours, theirs)
+
+
+# --- tapes and threads ---
+
+
+def test_a_tape_keeps_what_it_saw(isa):
+    lstm, data = make(LSTM, 3, 13), problem((5, 4, 3, 13, 1), "float64")
+    H, state, tape = lstm.forward(data.X, data.h0, data.C0, return_tape=True)
+    arguments = tape, data.dH, data.dh_T, data.dC_T
+    expected = copy.deepcopy(tuple(lstm.backward(*arguments)))
+    assert_same_bits(lstm.backward(*arguments), expected)
+    lstm.forward(2 * data.X, return_tape=True)
+    lstm.parameters *= 3
+    for array in (data.X, data.h0, data.C0, H, *state, *lstm.backward(*arguments)):
+        array[...] = 7
+    assert_same_bits(lstm.backward(*arguments), expected)
+
+
+def test_threads_share_a_model():
+    """Two threads at once give the bits of one after the other."""
+    layer = make(LSTM, 3, 70, dtype="float32")
+    network = make(LSTMNetwork, 3, 70, 5, dtype="float32")
+    tasks = [problem((34, 34, 3, 70, 5), "float32") for _ in range(8)]
+    for k, data in enumerate(tasks):
+        data.X += k
+
+    def work(data):
+        return [*layer_results(layer, data), network.predict(data.X), network.gradient(data.X, data.Y[LOSSES[0]])[1]]
+
+    expected = list(map(work, tasks))
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(4):
+            for actual, wanted in zip(threads.map(work, tasks), expected, strict=True):
+                assert_same_bits(actual, wanted)
+
+
+def test_calls_leak_no_memory():
+    """The smallest array has 3.5 kB; the allowance is for caches that still fill."""
+    lstm, network = make(LSTM, 3, 34), make(LSTMNetwork, 3, 34, 5)
+    data = problem((13, 4, 3, 34, 5), "float64")
+    bad, sizes = np.full((13, 5), 1e300), []
+    tracemalloc.start()
+    try:
+        for rounds in (50, 100):
+            for _ in range(rounds):
+                layer_results(lstm, data)
+                network.predict(data.X)
+                network.step(data.X[:, 0], network.initial_state(13))
+                network.gradient(data.X, data.Y["mse", "last"])
+                with pytest.raises(NonFiniteError):
+                    network.gradient(data.X, bad)
+                with pytest.raises(ValueError, match="X"):
+                    network.predict(data.X[0])
+            gc.collect()
+            sizes.append((tracemalloc.get_traced_memory()[0], sys.getallocatedblocks()))
+    finally:
+        tracemalloc.stop()
+    memory, blocks = np.diff(sizes, axis=0)[0] / 100
+    assert memory < 1000
+    assert blocks < 5
+
+
+# --- bad input: the exception names the argument, and nothing has changed ---
+
+ZERO = np.zeros
+CELL, LAYER = LSTMCell(2, 3, seed=0), LSTM(2, 3, seed=0)
+NETWORK = LSTMNetwork(2, 3, 4, seed=0)
+*_, TAPE = LAYER.forward(ZERO((2, 5, 2)), return_tape=True)
+*_, OTHER_TAPE = LSTM(2, 4).forward(ZERO((2, 5, 2)), return_tape=True)
+*_, DOUBLE_TAPE = LSTM(2, 3, dtype="float64").forward(ZERO((2, 5, 2)), return_tape=True)
+STATE = NETWORK.initial_state(2)
+GOOD = ZERO((2, 5, 2))
+COLUMN = ZERO((3, 1))
+HUGE = 2**62
+
+
+def bad_arrays(shape):
+    """Return what is no array of this shape, with the error that it deserves."""
+    array = ZERO(shape)
+    nan, inf, too_large = array.copy(), array.copy(), array.copy()
+    nan.flat[-1], inf.flat[-1], too_large.flat[-1] = np.nan, -np.inf, 1e39
+    integers = array.astype(np.int64)
+    integers.flat[-1] = -(2**24) - 1
+    last = r"\[" + ", ".join(str(n - 1) for n in shape) + r"\]"
+    return {
+        "rank": (array[None], ValueError, r"has shape \(1, "),
+        "width": (ZERO((*shape[:-1], shape[-1] + 1)), ValueError, "has shape .*; expected"),
+        "empty": (ZERO((0, *shape[1:])), ValueError, r"has shape \(0, "),
+        "empty row": (ZERO((*shape[:-1], 0)), ValueError, r"has shape .*0\)"),
+        "complex": (array.astype(complex), TypeError, "has dtype complex128; expected real"),
+        "object": (array.astype(object), TypeError, "has dtype object; expected real"),
+        "strings": (array.astype(str), TypeError, "has dtype <U32; expected real"),
+        "dates": (array.astype("M8[s]"), TypeError, "has dtype datetime64"),
+        "string": ("abc", TypeError, "has dtype <U3"),
+        "dict": ({}, TypeError, "has dtype object"),
+        "ragged": ([[1.0], [2.0, 3.0]], ValueError, "(is not an array|has shape)"),
+        "NaN": (nan, ValueError, last + " is nan; expected finite"),
+        "Inf": (inf, ValueError, last + " is -inf; expected finite"),
+        "beyond float32": (too_large, ValueError, last + r" is 1e\+39; float32 holds no"),
+        "beyond the mantissa": (integers, ValueError, "holds the integer 16777217"),
+    }
+
+
+ARRAYS = {
+    "LSTM.forward X": ((2, 5, 2), LAYER.forward),
+    "LSTM.forward h0": ((2, 3), lambda h0: LAYER.forward(GOOD, h0)),
+    "LSTM.forward C0": ((2, 3), lambda C0: LAYER.forward(GOOD, None, C0)),
+    "LSTM.backward dH": ((2, 5, 3), lambda dH: LAYER.backward(TAPE, dH)),
+    "LSTM.backward dh_T": ((2, 3), lambda dh: LAYER.backward(TAPE, dh_T=dh)),
+    "LSTM.backward dC_T": ((2, 3), lambda dC: LAYER.backward(TAPE, dC_T=dC)),
+    "LSTMNetwork.forward X": ((5, 2), NETWORK.forward),
+    "LSTMNetwork.predict X": ((2, 5, 2), NETWORK.predict),
+    "LSTMNetwork.step x": ((2, 2), lambda x: NETWORK.step(x, STATE)),
+    "LSTMNetwork.gradient X": ((2, 5, 2), lambda X: NETWORK.gradient(X, ZERO((2, 4)))),
+    "LSTMNetwork.gradient Y": ((2, 4), lambda Y: NETWORK.gradient(GOOD, Y)),
+    "LSTMNetwork.gradient Y (steps)": (
+        (2, 5, 4),
+        lambda Y: NETWORK.gradient(GOOD, Y, target="steps"),
+    ),
+    "LSTMCell.forward x_t": ((2, 1), lambda x: CELL.forward(x, COLUMN, COLUMN)),
+    "LSTMCell.forward h_prev": ((3, 1), lambda h: CELL.forward(ZERO(2), h, COLUMN)),
+    "LSTMCell.forward C_prev": ((3, 1), lambda C: CELL.forward(ZERO(2), COLUMN, C)),
+    "LSTMCell.backward dh_t": (
+        (3, 1),
+        lambda dh: CELL.backward(ZERO(2), COLUMN, COLUMN, dh, COLUMN),
+    ),
+    "LSTMCell.backward dC_t": (
+        (3, 1),
+        lambda dC: CELL.backward(ZERO(2), COLUMN, COLUMN, COLUMN, dC),
+    ),
+    "LSTMCell.W_i": ((3, 5), lambda W: setattr(CELL, "W_i", W)),
+    "LSTMNetwork.b_y": ((4, 1), lambda b: setattr(NETWORK, "b_y", b)),
+}
+BAD_ARRAYS = [
+    pytest.param(call, given, error, f"{argument.split(' ')[0]}.*{message}", id=f"{name}: {what}")
+    for name, (shape, call) in ARRAYS.items()
+    for argument in [name.partition(" ")[2] or name.partition(".")[2]]
+    for what, (given, error, message) in bad_arrays(shape).items()
+]
+
+
+def snapshot():
+    """Return the bits of all that a failed call must leave alone."""
+    arrays = [CELL.parameters, LAYER.parameters, NETWORK.parameters, STATE.h, STATE.C]
+    return [array.tobytes() for array in arrays] + [np.random.get_state()[1].tobytes()]
+
+
+@pytest.mark.parametrize(("call", "given", "error", "message"), BAD_ARRAYS)
+def test_bad_arrays_are_named(call, given, error, message):
+    before = snapshot()
+    with pytest.raises(error, match=f"(?s)^{message}"):
+        call(given)
+    assert snapshot() == before
+
+
+BAD_CALLS = {
+    "zero size": (lambda: LSTMCell(0, 3), ValueError, "input_dim is 0; expected at least 1"),
+    "negative": (lambda: LSTM(2, -3), ValueError, "hidden_dim is -3; expected at least 1"),
+    "zero output": (lambda: LSTMNetwork(2, 3, 0), ValueError, "output_dim is 0"),
+    "float size": (lambda: LSTM(2.0, 3), TypeError, "input_dim is 2.0; expected an integer"),
+    "bool size": (lambda: LSTM(2, True), TypeError, "hidden_dim is True; expected an integer"),
+    "string size": (lambda: LSTM(2, "3"), TypeError, "hidden_dim is '3'; expected an integer"),
+    "None size": (lambda: LSTMNetwork(2, 3, None), TypeError, "output_dim is None"),
+    "array size": (lambda: LSTM(2, np.array([3, 4])), TypeError, "hidden_dim is array"),
+    "product": (lambda: LSTM(2, 2**31), ValueError, "W would have 4 x 2147483648 x"),
+    "huge input": (lambda: LSTM(HUGE, 2), ValueError, "W would have"),
+    "huge output": (lambda: LSTMNetwork(1, 2, HUGE), ValueError, "W_y would have"),
+    "past 64 bits": (lambda: LSTM(2, 2**70), ValueError, "W would have"),
+    "dtype": (lambda: LSTM(2, 3, dtype="float16"), ValueError, "dtype is 'float16'; expected"),
+    "no dtype": (lambda: LSTM(2, 3, dtype="no"), ValueError, "dtype is 'no'; expected"),
+    "dtype None": (lambda: LSTM(2, 3, dtype=None), ValueError, "dtype is None; expected"),
+    "init": (lambda: LSTM(2, 3, init="zeros"), ValueError, "init is 'zeros'; expected one of"),
+    "init None": (lambda: LSTM(2, 3, init=None), ValueError, "init is None; expected one of"),
+    "seed with reference": (
+        lambda: LSTM(2, 3, init="reference", seed=0),
+        ValueError,
+        "seed is 0; expected None",
+    ),
+    "negative seed": (lambda: LSTM(2, 3, seed=-1), ValueError, "seed is -1"),
+    "float seed": (lambda: LSTMNetwork(2, 3, 4, seed=0.5), TypeError, "seed is 0.5"),
+    "batch": (lambda: NETWORK.initial_state(0), ValueError, "batch is 0; expected at least 1"),
+    "float batch": (lambda: NETWORK.initial_state(1.0), TypeError, "batch is 1.0"),
+    "huge batch": (lambda: NETWORK.initial_state(HUGE), ValueError, "a work array would have"),
+    "batch of h0": (lambda: LAYER.forward(GOOD, ZERO((1, 3))), ValueError, r"h0 has shape \(1, 3"),
+    "batch of C0": (lambda: LAYER.forward(GOOD, C0=ZERO((3, 3))), ValueError, r"C0 has shape \(3"),
+    "T = 0": (lambda: LAYER.forward(ZERO((2, 0, 2))), ValueError, r"X has shape \(2, 0, 2\)"),
+    "1-D h_prev": (
+        lambda: CELL.forward(ZERO(2), ZERO(4), COLUMN),
+        ValueError,
+        r"h_prev has shape \(4,\); expected \(3, 1\) or \(3,\)",
+    ),
+    "row": (
+        lambda: CELL.forward(ZERO(2), COLUMN.T, COLUMN),
+        ValueError,
+        r"h_prev has shape \(1, 3\); expected \(3, 1\) or \(3,\)",
+    ),
+    "no tape": (lambda: LAYER.backward(GOOD), TypeError, "tape is .*; expected what forward"),
+    "tape None": (lambda: LAYER.backward(None), TypeError, "tape is None; expected what forward"),
+    "tape of another layer": (
+        lambda: LAYER.backward(OTHER_TAPE),
+        ValueError,
+        r"tape is of a layer with W \(16, 6\) float32; expected \(12, 5\) float32",
+    ),
+    "tape of another dtype": (lambda: LAYER.backward(DOUBLE_TAPE), ValueError, "tape is of a"),
+    "steps of dH": (
+        lambda: LAYER.backward(TAPE, ZERO((2, 4, 3))),
+        ValueError,
+        r"dH has shape \(2, 4, 3\); expected \(2, 5, 3\)",
+    ),
+    "target": (
+        lambda: NETWORK.predict(GOOD, target="all"),
+        ValueError,
+        "target is 'all'; expected one of 'last', 'steps'",
+    ),
+    "target None": (lambda: NETWORK.predict(GOOD, target=None), ValueError, "target is None"),
+    "ragged widths": (
+        lambda: NETWORK.predict([ZERO((5, 2)), ZERO((4, 3))]),
+        ValueError,
+        r"X\[1\] has shape \(4, 3\); expected \(T, 2\)",
+    ),
+    "ragged and empty": (
+        lambda: NETWORK.predict([ZERO((5, 2)), ZERO((0, 2))]),
+        ValueError,
+        r"X\[1\] has shape \(0, 2\)",
+    ),
+    "ragged inside": (
+        lambda: NETWORK.predict([[[1, 2], [3]], [[1, 2], [3, 4]]]),
+        ValueError,
+        "X",
+    ),
+    "ragged with NaN": (
+        lambda: NETWORK.predict([ZERO((5, 2)), np.full((4, 2), np.nan)]),
+        ValueError,
+        r"X\[1\]\[0, 0\] is nan",
+    ),
+    "no sequences": (lambda: NETWORK.predict([]), ValueError, r"X has shape \(0,\)"),
+    "generator": (lambda: NETWORK.predict(x for x in GOOD), TypeError, "X has dtype object"),
+    "gradient of None": (lambda: NETWORK.gradient(None, None), TypeError, "X has dtype object"),
+    "loss": (
+        lambda: NETWORK.gradient(GOOD, ZERO((2, 4)), loss="mae"),
+        ValueError,
+        "loss is 'mae'; expected one of 'mse', 'cross_entropy'",
+    ),
+    "Y None": (lambda: NETWORK.gradient(GOOD, None), TypeError, "Y has dtype object"),
+    "N of Y": (
+        lambda: NETWORK.gradient(GOOD, ZERO((3, 4))),
+        ValueError,
+        r"Y has shape \(3, 4\); expected \(2, 4\)",
+    ),
+    "T of Y": (
+        lambda: NETWORK.gradient(GOOD, ZERO((2, 4, 4)), target="steps"),
+        ValueError,
+        r"Y has shape \(2, 4, 4\); expected \(2, 5, 4\)",
+    ),
+    "float labels": (
+        lambda: NETWORK.gradient(GOOD, [0.0, 1.0], loss="cross_entropy"),
+        TypeError,
+        "Y has dtype float64; expected integer classes",
+    ),
+    "bool labels": (
+        lambda: NETWORK.gradient(GOOD, [True, False], loss="cross_entropy"),
+        TypeError,
+        "Y has dtype bool; expected integer classes",
+    ),
+    "label too large": (
+        lambda: NETWORK.gradient(GOOD, [0, 4], loss="cross_entropy"),
+        ValueError,
+        r"Y\[1\] is 4; expected a class from 0 to 3",
+    ),
+    "label negative": (
+        lambda: NETWORK.gradient(GOOD, [[0] * 5, [3, 3, -1, 0, 0]], **CLASSES_OF_STEPS),
+        ValueError,
+        r"Y\[1, 2\] is -1; expected a class from 0 to 3",
+    ),
+    "label past 64 bits": (
+        lambda: NETWORK.gradient(GOOD, np.array([0, 2**63], "u8"), loss="cross_entropy"),
+        ValueError,
+        r"Y\[1\] is 9223372036854775808",
+    ),
+    "N of labels": (
+        lambda: NETWORK.gradient(GOOD, [0], loss="cross_entropy"),
+        ValueError,
+        r"Y has shape \(1,\); expected \(2,\)",
+    ),
+    "one-hot labels": (
+        lambda: NETWORK.gradient(GOOD, np.eye(4, dtype=int)[:2], loss="cross_entropy"),
+        ValueError,
+        r"Y has shape \(2, 4\); expected \(2,\)",
+    ),
+    "ragged labels": (
+        lambda: NETWORK.gradient(GOOD, [[0, 1], [0]], **CLASSES_OF_STEPS),
+        ValueError,
+        "Y is not an array",
+    ),
+    "no state": (lambda: NETWORK.step(ZERO((2, 2)), None), TypeError, "state is None"),
+    "state of another network": (
+        lambda: LSTMNetwork(2, 70, 4).step(ZERO((2, 2)), STATE),
+        ValueError,
+        "state is ",
+    ),
+    "state of another head": (
+        lambda: LSTMNetwork(2, 3, 70).step(ZERO((2, 2)), STATE),
+        ValueError,
+        "state is ",
+    ),
+    "state of another dtype": (
+        lambda: LSTMNetwork(2, 3, 4, dtype="float64").step(ZERO((2, 2)), STATE),
+        ValueError,
+        "state is ",
+    ),
+    "batch of x": (
+        lambda: NETWORK.step(ZERO((3, 2)), STATE),
+        ValueError,
+        r"x has shape \(3, 2\); expected \(2, 2\)",
+    ),
+}
+CLASSES_OF_STEPS = {"loss": "cross_entropy", "target": "steps"}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_arguments_are_named(name):
+    call, error, message = BAD_CALLS[name]
+    before = snapshot()
+    with pytest.raises(error, match=f"(?s)^{message}"):
+        call()
+    assert snapshot() == before
+
+
+def test_a_loss_that_is_not_finite_is_told():
+    network = LSTMNetwork(2, 3, 4, dtype="float64", seed=0)
+    with pytest.raises(NonFiniteError, match=r"^the loss is inf"):
+        network.gradient(GOOD, np.full((2, 4), 1e300))
+    network = LSTMNetwork(2, 3, 1, seed=0)
+    with pytest.raises(NonFiniteError, match=r"^the gradient's norm is"):
+        network.gradient(np.ones((1, 5, 2)), [[-3e38]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_integers_up_to_the_mantissa_are_exact(dtype):
+    limit = 2 ** {"float32": 24, "float64": 53}[dtype]
+    layer = LSTM(1, 1, dtype=dtype)
+    layer.forward([[[limit]]])
+    layer.forward([[[-limit]]])
+    for integer in (limit + 1, -limit - 1):
+        with pytest.raises(ValueError, match=f"^X holds the integer {limit + 1} in magnitude"):
+            layer.forward([[[integer]]])

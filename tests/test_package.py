@@ -1,0 +1,170 @@
+"""The package as a whole: who imports whom, what an import brings, how the instruction set is chosen."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lstm_ext
+from lstm_ext import _kernels
+
+PACKAGE = Path(lstm_ext.__file__).parent
+MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
+COMPILED = {"_kernels", "_passes", "_epoch"}
+# Imports go down this list. `reference`, the oracle, stands beside it (a test of its own).
+LAYERS = [
+    {"__main__"},
+    {"cli"},
+    {"__init__"},
+    {"forecasting", "persistence", "verification"},
+    {"training"},
+    {"network"},
+    {"plan"},
+    {"losses", "optimizers", "workspace", "parameters", "activations", "data"},
+    {"checks"},
+    COMPILED,
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def imports(module):
+    """Return what a file imports, wherever it does: full names, of modules or of things in them."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, ("lstm_ext" if node.level else "", node.module)))
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def siblings(module):
+    """Return which modules of the package a module imports; the package itself is `__init__`."""
+    names = [name.split(".") for name in imports(module)]
+    own = {name[1] if len(name) > 1 else "" for name in names if name[0] == "lstm_ext"}
+    known = MODULES.keys() | COMPILED
+    return {name if name in known else "__init__" for name in own}
+
+
+def python(*arguments, cwd=None, **environment):
+    """Run another Python on the package under test."""
+    path = {"PYTHONPATH": str(PACKAGE.parent), **environment}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={name: value for name, value in os.environ.items() if name != "LSTM_EXT_ISA"} | path,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# --- architecture ---
+
+
+def test_every_module_has_its_place():
+    assert MODULES.keys() - {"reference"} <= RANK.keys()
+    assert {"network", "plan", "reference", "training"} <= MODULES.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"reference"}))
+def test_imports_go_one_way(module):
+    for other in siblings(module) - {"reference"}:
+        assert RANK[module] < RANK[other], f"{module} imports {other}"
+
+
+def test_the_oracle_imports_numpy_alone():
+    foreign = {name.split(".")[0] for name in imports("reference")} - sys.stdlib_module_names
+    assert foreign == {"numpy"}
+
+
+def test_the_oracle_is_imported_for_verification_alone():
+    users = {module for module in MODULES if "reference" in siblings(module)}
+    assert users <= {"verification"}
+
+
+def test_the_package_needs_numpy_alone():
+    optional = {"cli": {"click", "matplotlib", "tqdm"}, "__main__": set(), "training": {"tqdm"}}
+    optional |= {"forecasting": {"matplotlib"}, "persistence": {"safetensors"}}
+    for module in MODULES:
+        foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names
+        assert foreign - {"lstm_ext", "numpy"} <= optional.get(module, set()), module
+
+
+def test_an_import_brings_nothing_but_numpy():
+    code = "import sys, lstm_ext; print(*{name.split('.')[0] for name in sys.modules})"
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert {"lstm_ext", "numpy"} <= loaded
+    optional = {"click", "keras", "matplotlib", "onnx", "pandas", "safetensors", "scipy", "torch"}
+    assert not loaded & (optional | {"tqdm", "sklearn", "statsmodels", "pytest"})
+
+
+def test_public_names_exist():
+    assert len(set(lstm_ext.__all__)) == len(lstm_ext.__all__)
+    missing = [name for name in lstm_ext.__all__ if not hasattr(lstm_ext, name)]
+    assert not missing
+    promised = "sigmoid tanh LSTMCell LSTM LSTMNetwork train train_lstm History verify"
+    assert set(promised.split()) <= set(lstm_ext.__all__)
+
+
+# --- the instruction set ---
+
+PRINT_ISA = "from lstm_ext import _kernels; print(_kernels.isa())"
+
+
+def test_the_widest_set_is_the_default():
+    for value in ({}, {"LSTM_EXT_ISA": ""}):
+        result = python("-c", PRINT_ISA, **value)
+        assert result.stdout.strip() == _kernels.available_isas()[0], result.stderr
+
+
+@pytest.mark.parametrize("name", _kernels.available_isas())
+def test_the_variable_chooses_the_set(name):
+    result = python("-c", PRINT_ISA, LSTM_EXT_ISA=name)
+    assert result.stdout.strip() == name, result.stderr
+
+
+def test_an_unknown_set_is_an_import_error_that_lists_the_others():
+    result = python("-c", "import lstm_ext", LSTM_EXT_ISA="nonsense")
+    assert result.returncode == 1
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith("ImportError: LSTM_EXT_ISA")
+    assert "'nonsense'" in error
+    assert all(name in error for name in _kernels.available_isas())
+
+
+def test_use_isa_names_what_is_there(restored_isa):
+    before = _kernels.isa()
+    sets = ", ".join(_kernels.available_isas())
+    with pytest.raises(ValueError, match=f"'sse9' is not available here; expected one of {sets}"):
+        _kernels.use_isa("sse9")
+    assert _kernels.isa() == before
+    for name in _kernels.available_isas():
+        _kernels.use_isa(name)
+        assert _kernels.isa() == name
+
+
+# --- without the compiled half ---
+
+
+def test_without_the_compiled_half_the_error_says_what_to_do(tmp_path):
+    target = tmp_path / "lstm_ext"
+    target.mkdir()
+    for path in PACKAGE.iterdir():
+        if path.suffix == ".py":
+            shutil.copy(path, target)
+    # without site: an editable install would lend its own
+    result = python("-S", "-c", "import lstm_ext", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith("ImportError: ")
+    assert str(target) in error
+    assert "pip install -e ." in error

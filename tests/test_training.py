@@ -1,0 +1,917 @@
+"""Training: against a plain NumPy loop, against PyTorch, bit for bit, interrupted, and on bad input."""
+
+import math
+import os
+import re
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lstm_ext import (
+    LSTM,
+    MSE,
+    SGD,
+    Adam,
+    CrossEntropy,
+    History,
+    LSTMNetwork,
+    NonFiniteError,
+    reference,
+    train,
+    train_lstm,
+)
+
+LOSSES = [(loss, target) for loss in ("mse", "cross_entropy") for target in ("last", "steps")]
+QUIET = {"verbose": False}
+
+
+def relative_error(actual, expected):
+    return np.linalg.norm(np.subtract(actual, expected)) / (np.linalg.norm(expected) or 1)
+
+
+def data(N, T, I, O, loss="mse", target="last", seed=0):
+    rng = np.random.default_rng(seed)
+    rows = (N,) if target == "last" else (N, T)
+    if loss == "cross_entropy":
+        return rng.standard_normal((N, T, I)), rng.integers(0, O, rows)
+    return rng.standard_normal((N, T, I)), rng.standard_normal((*rows, O))
+
+
+def network(*sizes, dtype="float64", seed=0):
+    return LSTMNetwork(*sizes, dtype=dtype, seed=seed)
+
+
+# --- a training loop in plain NumPy, on the oracle's gradients ---
+
+
+def sgd_in_numpy(learning_rate, momentum):
+    velocity = 0.0
+
+    def update(p, g):
+        nonlocal velocity
+        velocity = momentum * velocity + g
+        return p - learning_rate * velocity
+
+    return update
+
+
+def adam_in_numpy(learning_rate, beta1, beta2, epsilon):
+    m = v = 0.0
+    t = 0
+
+    def update(p, g):
+        nonlocal m, v, t
+        t += 1
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        return p - learning_rate * m_hat / (np.sqrt(v_hat) + epsilon)
+
+    return update
+
+
+OPTIMIZERS = {
+    "sgd": (lambda: SGD(0.3), lambda: sgd_in_numpy(0.3, 0)),
+    "momentum": (lambda: SGD(0.1, 0.9), lambda: sgd_in_numpy(0.1, 0.9)),
+    "adam": (lambda: Adam(0.02), lambda: adam_in_numpy(0.02, 0.9, 0.999, 1e-8)),
+    "adam of other rates": (
+        lambda: Adam(0.05, 0.5, 0.75, 1e-3),
+        lambda: adam_in_numpy(0.05, 0.5, 0.75, 1e-3),
+    ),
+}
+
+
+def train_in_numpy(model, X, Y, update, batch_size, epochs, clip_norm, seed, **how):
+    """Train the oracle's network and return its losses and how many gradients were clipped."""
+    rng, losses, clipped = np.random.default_rng(seed), [], 0
+    for _ in range(epochs):
+        order, total = rng.permutation(len(X)), 0.0
+        for start in range(0, len(X), batch_size):
+            part = order[start : start + batch_size]
+            value, gradient = model.gradient(X[part], Y[part], **how)
+            norm = np.linalg.norm(gradient)
+            if clip_norm is not None and norm > clip_norm:
+                gradient, clipped = gradient * clip_norm / norm, clipped + 1
+            model.parameters = update(model.parameters, gradient)
+            total += value * len(part)
+        losses.append(total / len(X))
+    return losses, clipped
+
+
+@pytest.mark.parametrize(("loss", "target"), LOSSES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("clips", [False, True])
+def test_training_agrees_with_numpy(isa, optimizer, clips, loss, target):
+    """21 updates, every seventh on a smaller batch."""
+    X, Y = data(34, 5, 3, 4, loss, target)
+    ours, (compiled, plain) = network(3, 13, 4), OPTIMIZERS[optimizer]
+    theirs = reference.LSTMNetwork(3, 13, 4, dtype="float64")
+    theirs.parameters = start = ours.parameters.copy()
+    common = {"batch_size": 5, "epochs": 3, "seed": 17, "loss": loss, "target": target}
+    common["clip_norm"] = {"last": 0.5, "steps": 0.25}[target] if clips else None
+    history = train(ours, X, Y, optimizer=compiled(), **common, **QUIET)
+    losses, clipped = train_in_numpy(theirs, X, Y, plain(), **common)
+    assert 0 < clipped < 21 if clips else not clipped
+    assert relative_error(history.loss, losses) <= 1e-10
+    assert relative_error(ours.parameters - start, theirs.parameters - start) <= 1e-10
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_float32_training_agrees_with_numpy(isa, optimizer):
+    X, Y = data(17, 5, 3, 2)
+    ours, (compiled, plain) = network(3, 13, 2, dtype="float32"), OPTIMIZERS[optimizer]
+    theirs = reference.LSTMNetwork(3, 13, 2, dtype="float64")
+    theirs.parameters = start = ours.parameters.copy()
+    common = {"batch_size": 5, "epochs": 2, "seed": 17, "clip_norm": None}
+    history = train(ours, X, Y, optimizer=compiled(), **common, **QUIET)
+    losses, _ = train_in_numpy(theirs, X.astype("f4"), Y.astype("f4"), plain(), **common)
+    assert relative_error(history.loss, losses) <= 1e-5
+    assert relative_error(ours.parameters - start, theirs.parameters - start) <= 1e-3  # Adam divides
+
+
+def test_names_stand_for_the_defaults():
+    X, Y = data(13, 4, 3, 2)
+    C = np.arange(13) % 2
+    pairs = [
+        ({"optimizer": "sgd"}, {"optimizer": SGD(0.01, 0.0)}, Y),
+        ({"optimizer": "adam"}, {"optimizer": Adam(0.001, 0.9, 0.999, 1e-8)}, Y),
+        ({}, {"optimizer": Adam(), "loss": MSE(), "batch_size": 32, "epochs": 10}, Y),
+        ({"loss": "cross_entropy"}, {"loss": CrossEntropy()}, C),
+    ]
+    for short, long, targets in pairs:
+        ours, theirs = network(3, 2, 2), network(3, 2, 2)
+        train(ours, X, targets, seed=1, **short, **QUIET)
+        train(theirs, X, targets, seed=1, **long, **QUIET)
+        assert np.array_equal(ours.parameters, theirs.parameters)
+
+
+# --- against PyTorch ---
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+class InTorch:
+    """nn.LSTM and nn.Linear in float64 with a network's weights; the second bias stays zero."""
+
+    def __init__(self, torch, model):
+        self.torch, (I, H, O) = torch, model.sizes
+        self.lstm = torch.nn.LSTM(I, H, batch_first=True, dtype=torch.float64)
+        self.head = torch.nn.Linear(H, O, dtype=torch.float64)
+        W, b = model.lstm_cell.W.copy(), model.lstm_cell.b[:, 0].copy()
+        with torch.no_grad():
+            self.lstm.weight_hh_l0.copy_(torch.from_numpy(W[:, :H]))
+            self.lstm.weight_ih_l0.copy_(torch.from_numpy(W[:, H:]))
+            self.lstm.bias_ih_l0.copy_(torch.from_numpy(b))
+            self.lstm.bias_hh_l0.zero_()
+            self.head.weight.copy_(torch.from_numpy(model.W_y.copy()))
+            self.head.bias.copy_(torch.from_numpy(model.b_y[:, 0].copy()))
+        self.lstm.bias_hh_l0.requires_grad_(False)
+
+    def trained(self):
+        return [
+            self.lstm.weight_hh_l0,
+            self.lstm.weight_ih_l0,
+            self.lstm.bias_ih_l0,
+            *self.head.parameters(),
+        ]
+
+    def flat(self, gradient=False):
+        """Return the parameters, or their gradients, in our layout."""
+        arrays = [p.grad if gradient else p.detach() for p in self.trained()]
+        W_h, W_x, b, W_y, b_y = (array.numpy() for array in arrays)
+        W = np.concatenate((W_h, W_x), axis=1)
+        return np.concatenate([array.ravel() for array in (W, b, W_y, b_y)])
+
+    def loss(self, X, Y, loss, target):
+        X, Y = self.torch.from_numpy(X), self.torch.from_numpy(Y)
+        outputs = self.head(self.lstm(X)[0])
+        if target == "last":
+            outputs = outputs[:, -1]
+        if loss == "mse":
+            return self.torch.nn.functional.mse_loss(outputs, Y)
+        logits = outputs.reshape(-1, outputs.shape[-1])
+        return self.torch.nn.functional.cross_entropy(logits, Y.reshape(-1))
+
+
+@pytest.mark.parametrize(("loss", "target"), LOSSES)
+def test_gradients_agree_with_torch(isa, torch, loss, target):
+    X, Y = data(13, 17, 3, 4, loss, target)
+    ours = network(3, 34, 4)
+    theirs = InTorch(torch, ours)
+    value, gradient = ours.gradient(X, Y, loss=loss, target=target)
+    expected = theirs.loss(X, Y, loss, target)
+    expected.backward()
+    assert relative_error(value, expected.item()) <= 1e-12
+    assert relative_error(gradient, theirs.flat(gradient=True)) <= 1e-12
+    with torch.no_grad():
+        outputs = theirs.head(theirs.lstm(torch.from_numpy(X))[0]).numpy()
+    assert relative_error(ours.predict(X, target="steps"), outputs) <= 1e-12
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize(
+    ("ours", "name", "theirs"),
+    [
+        (lambda: SGD(0.2), "SGD", {"lr": 0.2}),
+        (lambda: SGD(0.1, 0.9), "SGD", {"lr": 0.1, "momentum": 0.9}),
+        (lambda: Adam(0.01), "Adam", {"lr": 0.01}),
+    ],
+    ids=["sgd", "momentum", "adam"],
+)
+def test_training_agrees_with_torch(isa, torch, ours, name, theirs, loss):
+    """30 steps on one batch."""
+    X, Y = data(13, 7, 3, 4, loss, "steps")
+    model = network(3, 17, 4)
+    twin, start = InTorch(torch, model), model.parameters.copy()
+    optimizer, losses = getattr(torch.optim, name)(twin.trained(), **theirs), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        value = twin.loss(X, Y, loss, "steps")
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    how = {"loss": loss, "target": "steps", "batch_size": 13, "epochs": 30, "shuffle": False}
+    history = train(model, X, Y, optimizer=ours(), **how, **QUIET)
+    assert relative_error(history.loss, losses) <= 1e-9
+    assert relative_error(model.parameters - start, twin.flat() - start) <= 1e-9
+
+
+# --- losses and optimizers written in Python ---
+
+
+def python_mse(outputs, targets):
+    error = outputs - np.asarray(targets).reshape(outputs.shape)
+    return np.mean(error**2), 2 * error / error.size
+
+
+class PythonSGD:
+    def update(self, parameters, gradient):
+        parameters -= 0.3 * gradient
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.4])
+@pytest.mark.parametrize("target", ["last", "steps"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_python_parts_do_as_compiled_ones(dtype, target, clip_norm):
+    X, Y = data(17, 5, 3, 2, target=target)
+    common = {"target": target, "batch_size": 5, "epochs": 3, "seed": 3, "clip_norm": clip_norm}
+    expected = network(3, 13, 2, dtype=dtype)
+    start = expected.parameters.copy()
+    history = train(expected, X, Y, optimizer=SGD(0.3), validation_data=(X[:7], Y[:7]), **common, **QUIET)
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    for loss, optimizer in ((python_mse, "sgd"), ("mse", PythonSGD()), (python_mse, PythonSGD())):
+        actual = network(3, 13, 2, dtype=dtype)
+        if optimizer == "sgd":
+            optimizer = SGD(0.3)
+        how = {"loss": loss, "optimizer": optimizer, "validation_data": (X[:7], Y[:7])}
+        again = train(actual, X, Y, **how, **common, **QUIET)
+        assert relative_error(actual.parameters - start, expected.parameters - start) <= tolerance
+        assert relative_error(again.loss, history.loss) <= tolerance
+        assert relative_error(again.validation_loss, history.validation_loss) <= tolerance
+    value, gradient = expected.gradient(X, Y, target=target)
+    twice = expected.gradient(X, Y, target=target, loss=python_mse)
+    assert relative_error(twice[0], value) <= tolerance
+    assert relative_error(twice[1], gradient) <= tolerance
+
+
+def test_python_loss_sees_the_batch_and_owns_its_outputs():
+    X, _ = data(5, 3, 2, 1)
+    names = [f"sequence {n}" for n in range(5)]
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append((outputs.copy(), list(targets)))
+        outputs[...] = 7
+        return 0.0, np.zeros_like(outputs)
+
+    model = network(2, 3, 1)
+    train(model, X, names, loss=loss, batch_size=2, epochs=1, shuffle=False, **QUIET)
+    assert [targets for _, targets in seen] == [names[:2], names[2:4], names[4:]]
+    expected = model.predict(X)
+    assert np.array_equal(np.concatenate([outputs for outputs, _ in seen]), expected)
+
+
+def test_sequences_of_different_lengths():
+    """One at a time, whichever their lengths, as the oracle does."""
+    rng = np.random.default_rng(0)
+    X = [rng.standard_normal((T, 3)) for T in (5, 1, 17, 2)]
+    for target in ("last", "steps"):
+        Y = [rng.standard_normal((len(x), 2) if target == "steps" else 2) for x in X]
+        expected = reference.LSTMNetwork(3, 13, 2, dtype="float64")
+        compiled, python = network(3, 13, 2), network(3, 13, 2)
+        expected.parameters = compiled.parameters
+        common = {"batch_size": 1, "epochs": 2, "shuffle": False, "target": target}
+        history = train(compiled, X, Y, optimizer=SGD(0.1), **common, **QUIET)
+        train(python, X, Y, optimizer=SGD(0.1), loss=python_mse, **common, **QUIET)
+        losses = []
+        for _ in range(2):
+            for x, y in zip(X, Y, strict=True):
+                value, gradient = expected.gradient(x[None], y[None], target=target)
+                expected.parameters = expected.parameters - 0.1 * gradient
+                losses.append(value)
+        assert relative_error(history.loss, np.reshape(losses, (2, 4)).mean(1)) <= 1e-12
+        for model in (compiled, python):
+            assert relative_error(model.parameters, expected.parameters) <= 1e-12
+
+
+# --- bits ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_same_seed_same_bits(isa, dtype):
+    X, Y = data(17, 5, 3, 2)
+    bits = []
+    for seed in (1, 1, 2):
+        model = network(3, 13, 2, dtype=dtype)
+        history = train(model, X, Y, batch_size=5, epochs=3, seed=seed, **QUIET)
+        bits.append((model.parameters.tobytes(), tuple(history.loss)))
+    assert bits[0] == bits[1] != bits[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("loss", "target"), LOSSES)
+def test_bits_are_those_of_every_set(dtype, loss, target, assert_same_on_every_fma_isa):
+    X, Y = data(34, 17, 3, 5, loss, target)
+    common = {"loss": loss, "target": target, "batch_size": 13, "epochs": 3, "seed": 1}
+
+    def results():
+        for optimizer in (SGD(0.1), SGD(0.1, 0.9), Adam(0.01)):
+            model = network(3, 34, 5, dtype=dtype)
+            history = train(model, X, Y, optimizer=optimizer, clip_norm=0.5, **common, **QUIET)
+            yield from (model.parameters, np.array(history.loss))
+
+    assert_same_on_every_fma_isa(results)
+
+
+def test_batches_are_those_of_the_permutation():
+    """`seed` draws one permutation for each epoch; without shuffling the order is that of X."""
+    seen = []
+
+    def loss(outputs, targets):
+        seen.extend(targets.tolist())
+        return 0.0, np.zeros_like(outputs)
+
+    X, _ = data(13, 2, 1, 1)
+    for seed, shuffle in ((7, True), (None, False)):
+        seen.clear()
+        how = {"batch_size": 5, "epochs": 2, "seed": seed, "shuffle": shuffle}
+        train(network(1, 2, 1), X, np.arange(13), loss=loss, **how, **QUIET)
+        rng = np.random.default_rng(7)
+        orders = [rng.permutation(13) if shuffle else np.arange(13) for _ in range(2)]
+        assert seen == np.concatenate(orders).tolist()
+
+
+def fraction(*shape):
+    """Return numbers in (-1, 1) that every machine computes alike."""
+    k = np.arange(math.prod(shape))
+    return ((k * 37 + 11) % 101 / 50.5 - 1).reshape(shape)
+
+
+def trace(optimizer, target="steps"):
+    """Return ten losses of a training that draws nothing at random."""
+    model = network(3, 13, 2)
+    model.parameters = 0.4 * fraction(model.parameters.size)
+    X, Y = fraction(17, 9, 3), fraction(17, 9, 2)
+    if target == "last":
+        Y = Y[:, -1]
+    how = {"target": target, "batch_size": 17, "epochs": 10, "shuffle": False, "clip_norm": 0.05}
+    return train(model, X, Y, optimizer=optimizer, **how, **QUIET).loss
+
+
+TRACES = {
+    "momentum": (
+        lambda: (SGD(0.1, 0.9),),
+        [
+            "0x1.6801128204696p-2",  # 0.35157
+            "0x1.66f9dc3fbfd05p-2",
+            "0x1.651b87de417f7p-2",
+            "0x1.62a2a084c1741p-2",
+            "0x1.5fd2ed257bdb1p-2",
+            "0x1.5cf382979e02cp-2",
+            "0x1.5a4bc6c785e73p-2",
+            "0x1.5820fde5d1383p-2",
+            "0x1.56b37456a1ca7p-2",
+            "0x1.563826ef2b970p-2",  # 0.33420
+        ],
+    ),
+    "adam": (
+        lambda: (Adam(0.02), "last"),
+        [
+            "0x1.6eb5ad6db7bbcp-2",  # 0.35811
+            "0x1.51b98ce74bfc0p-2",
+            "0x1.44a0280e891aap-2",
+            "0x1.401f8067ff3ccp-2",
+            "0x1.3a014714a0d58p-2",
+            "0x1.330d4951143a1p-2",
+            "0x1.2dceec0515e6ep-2",
+            "0x1.29a2b7431661cp-2",
+            "0x1.24b2729267325p-2",
+            "0x1.1e395ec8dd58fp-2",  # 0.27952
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_frozen_trace(isa, name):
+    """The losses of this library's first version: to the bit with fused multiply-adds."""
+    make, losses = TRACES[name]
+    actual, expected = trace(*make()), [float.fromhex(loss) for loss in losses]
+    if isa == "baseline":
+        assert relative_error(actual, expected) <= 1e-9
+    else:
+        assert [loss.hex() for loss in actual] == [loss.hex() for loss in expected]
+
+
+# --- the history, validation, callbacks, going on ---
+
+
+def test_history_and_validation():
+    X, Y = data(17, 5, 3, 2)
+    C = np.arange(17) % 2
+    model = network(3, 13, 2)
+    recomputed = []
+
+    def callback(trained, history):
+        assert trained is model
+        assert isinstance(history, History)
+        recomputed.append(np.mean((model.predict(X[10:]) - Y[10:]) ** 2))
+        assert len(history.loss) == len(history.validation_loss) == len(recomputed)
+
+    how = {"batch_size": 4, "epochs": 5, "callbacks": iter([callback])}
+    history = train(model, X[:10], Y[:10], validation_data=(X[10:], Y[10:]), **how, **QUIET)
+    assert len(history.loss) == len(history.seconds) == 5
+    assert all(seconds > 0 for seconds in history.seconds)
+    assert relative_error(history.validation_loss, recomputed) <= 1e-12
+    assert history.loss[-1] < history.loss[0]
+
+    def entropy(trained, history):
+        logits = model.predict(X[10:], target="last")
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        recomputed.append(-np.mean(np.log(p[np.arange(7), C[10:]])))
+
+    recomputed.clear()
+    how = {"batch_size": 4, "epochs": 2, "callbacks": [entropy], "loss": "cross_entropy"}
+    history = train(model, X[:10], C[:10], validation_data=(X[10:], C[10:]), **how, **QUIET)
+    assert relative_error(history.validation_loss, recomputed) <= 1e-12
+    assert train(model, X, Y, epochs=1, **QUIET).validation_loss == []
+
+
+def test_validation_changes_nothing():
+    X, Y = data(17, 5, 3, 2)
+    models = network(3, 13, 2), network(3, 13, 2)
+    for model, validation in zip(models, (None, (10 * X, Y)), strict=True):
+        train(model, X, Y, batch_size=4, epochs=3, seed=0, validation_data=validation, **QUIET)
+    assert np.array_equal(models[0].parameters, models[1].parameters)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_sequences():
+    X, Y = data(17, 5, 3, 2)
+    model = network(3, 13, 2)
+    history = train(model, X, Y, batch_size=5, epochs=1, optimizer=SGD(0.0), **QUIET)
+    assert relative_error(history.loss[0], np.mean((model.predict(X) - Y) ** 2)) <= 1e-12
+
+
+def test_callbacks_stop_training():
+    X, Y = data(5, 3, 2, 1)
+    calls = []
+
+    def second(model, history):
+        calls.append("second")
+        return len(history.loss) == 2
+
+    def after(model, history):
+        calls.append("after")
+
+    history = train(network(2, 3, 1), X, Y, epochs=9, callbacks=[second, after], **QUIET)
+    assert len(history.loss) == 2
+    assert calls == ["second", "after"] * 2  # every callback sees every epoch
+
+
+def test_an_exception_in_a_callback_keeps_the_epoch():
+    X, Y = data(5, 3, 2, 1)
+    expected, actual = network(2, 3, 1), network(2, 3, 1)
+    train(expected, X, Y, epochs=2, seed=0, **QUIET)
+
+    def callback(model, history):
+        if len(history.loss) == 2:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(actual, X, Y, epochs=9, seed=0, callbacks=[callback], **QUIET)
+    assert np.array_equal(actual.parameters, expected.parameters)
+
+
+@pytest.mark.parametrize("make", [lambda: SGD(0.1), lambda: SGD(0.1, 0.9), lambda: Adam(0.01)])
+def test_an_optimizer_goes_on(isa, make):
+    X, Y = data(17, 5, 3, 2)
+    models, optimizer = (network(3, 13, 2), network(3, 13, 2)), make()
+    common = {"batch_size": 5, "shuffle": False}
+    train(models[0], X, Y, optimizer=make(), epochs=2, **common, **QUIET)
+    for _ in range(2):
+        train(models[1], X, Y, optimizer=optimizer, epochs=1, **common, **QUIET)
+    assert np.array_equal(models[0].parameters, models[1].parameters)
+
+
+# --- losses and gradients that are not finite ---
+
+
+def replay(updates, X, Y, make, batch_size, **how):
+    """Return the parameters after so many updates of an unshuffled training."""
+    model, optimizer, batches = network(3, 13, 2), make(), -(-len(X) // batch_size)
+    for k in range(updates):
+        part = slice(k % batches * batch_size, (k % batches + 1) * batch_size)
+        once = {"optimizer": optimizer, "epochs": 1, "shuffle": False, "batch_size": batch_size}
+        train(model, X[part], Y[part], **once, **how, **QUIET)
+    return model.parameters
+
+
+@pytest.mark.parametrize("make", [lambda: SGD(0.1, 0.9), lambda: Adam(0.01)])
+def test_a_loss_that_is_not_finite_stops_training(isa, make):
+    X, Y = data(17, 5, 3, 2)
+    Y[11] = 1e200
+    expected = replay(2, X, Y, make, 5)
+    model, optimizer = network(3, 13, 2), make()
+    common = {"batch_size": 5, "shuffle": False, "optimizer": optimizer}
+    message = "^the loss is inf in epoch 1 of 3, batch 3 of 4"
+    with pytest.raises(NonFiniteError, match=message):
+        train(model, X, Y, epochs=3, **common, **QUIET)
+    assert np.array_equal(model.parameters, expected)
+    train(model, X[:5], Y[:5], epochs=1, **common, **QUIET)  # the optimizer is as it was, too
+    order = np.r_[0:10, 0:5]
+    assert np.array_equal(model.parameters, replay(3, X[order], Y[order], make, 5))
+
+
+def test_a_gradient_that_is_not_finite_stops_training(isa):
+    X, Y = data(5, 4, 3, 1)
+    Y[2] = -3e38  # the squared error is summed in double; its gradient overflows float32
+    model, expected = (network(3, 13, 1, dtype="float32") for _ in range(2))
+    common = {"batch_size": 1, "optimizer": SGD(0.1), "shuffle": False}
+    train(expected, X[:2], Y[:2], epochs=1, **common, **QUIET)
+    message = "^the gradient's norm is (inf|nan) in epoch 1 of 3, batch 3 of 5"
+    with pytest.raises(NonFiniteError, match=message):
+        train(model, X, Y, epochs=3, **common, **QUIET)
+    assert np.array_equal(model.parameters, expected.parameters)
+
+
+def test_a_learning_rate_that_is_too_large_stops_training(isa):
+    X, Y = data(17, 5, 3, 2)
+    model = network(3, 13, 2)
+    common = {"batch_size": 5, "epochs": 3, "shuffle": False, "optimizer": SGD(1e155)}
+    message = r"is (inf|nan) in epoch (\d) of 3, batch (\d) of 4"
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        train(model, X, Y, **common, **QUIET)
+    _, epoch, batch = re.search(message, str(caught.value)).groups()
+    updates = 4 * (int(epoch) - 1) + int(batch) - 1
+    assert updates > 0
+    assert np.array_equal(model.parameters, replay(updates, X, Y, lambda: SGD(1e155), 5))
+    assert np.isfinite(model.parameters).all()
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_python_loss_that_is_not_finite_stops_training(what, value):
+    X, Y = data(17, 5, 3, 2)
+    calls = []
+
+    def loss(outputs, targets):
+        calls.append(None)
+        result, gradient = python_mse(outputs, targets)
+        if len(calls) == 7:
+            return (value, gradient) if what == "loss" else (result, np.full_like(gradient, value))
+        return result, gradient
+
+    model = network(3, 13, 2)
+    common = {"batch_size": 5, "epochs": 3, "shuffle": False, "optimizer": SGD(0.1, 0.9)}
+    with pytest.raises(NonFiniteError, match=f"{what}.* in epoch 2 of 3, batch 3 of 4"):
+        train(model, X, Y, loss=loss, **common, **QUIET)
+    expected = replay(6, X, Y, lambda: SGD(0.1, 0.9), 5, loss=python_mse)
+    assert np.array_equal(model.parameters, expected)
+
+
+def test_a_validation_loss_that_is_not_finite_is_told():
+    X, Y = data(5, 3, 3, 2)
+    with pytest.raises(NonFiniteError, match=r"inf.* epoch 1 of 3"):
+        train(network(3, 13, 2), X, Y, epochs=3, validation_data=(X, np.full((5, 2), 1e300)))
+
+
+# --- the article's program ---
+
+
+def printed_losses(capsys):
+    lines = capsys.readouterr().out.splitlines()
+    pattern = rf"Epoch (\d+)/{len(lines)}, Loss: (\S+)"
+    found = [re.fullmatch(pattern, line) for line in lines]
+    assert [int(match[1]) for match in found] == list(range(1, len(lines) + 1))
+    return [float(match[2]) for match in found]
+
+
+@pytest.mark.parametrize("epochs", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_articles_program_prints_the_oracles_losses(isa, capsys, epochs):
+    losses, models = [], []
+    for function in (train_lstm, reference.train_lstm):
+        np.random.seed(0)
+        X, Y = np.random.randn(100, 10, 3), np.random.randn(100, 1)
+        models.append(function(X, Y, 3, 5, 1, learning_rate=0.01, epochs=epochs))
+        losses.append(printed_losses(capsys))
+    assert len(losses[0]) == epochs
+    assert np.allclose(*losses, rtol=1e-10, atol=0)
+    assert relative_error(models[0].parameters, models[1].parameters) <= 1e-10
+    assert models[0].dtype == np.float64
+    assert models[0].sizes == (3, 5, 1)
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_train_lstm_takes_what_the_article_takes(capsys):
+    """Lists of different lengths, columns and 1-D targets, in any mixture."""
+    rng = np.random.default_rng(0)
+    X = [rng.standard_normal((T, 2)) for T in (3, 1, 5, 2)]
+    Y = rng.standard_normal((4, 2))
+    mixed = [y if n % 2 else y.reshape(2, 1) for n, y in enumerate(Y)]
+    results = []
+    for function, targets in (
+        (reference.train_lstm, Y),
+        (train_lstm, Y),
+        (train_lstm, Y[:, :, None]),
+        (train_lstm, list(Y)),
+        (train_lstm, [y.reshape(2, 1) for y in Y]),
+        (train_lstm, Y.tolist()),
+        (train_lstm, mixed),
+    ):
+        np.random.seed(1)
+        model = function(X, targets, 2, 3, 2, epochs=3)
+        results.append((model.parameters, printed_losses(capsys)))
+    for parameters, losses in results[1:]:
+        assert relative_error(parameters, results[0][0]) <= 1e-12
+        assert relative_error(losses, results[0][1]) <= 1e-12
+        assert np.array_equal(parameters, results[1][0])
+
+
+# --- Ctrl-C ---
+
+
+class Interrupted:
+    """Send SIGINT to this process after some seconds, and expect KeyboardInterrupt soon after."""
+
+    def __init__(self, seconds):
+        self.timer = threading.Timer(seconds, self.send)
+
+    def send(self):
+        self.sent = time.monotonic()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def __enter__(self):
+        self.before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.timer.start()
+
+    def __exit__(self, kind, *_):
+        arrived = time.monotonic()
+        self.timer.cancel()
+        self.timer.join()
+        signal.signal(signal.SIGINT, self.before)
+        assert kind is KeyboardInterrupt
+        assert arrived - self.sent < 0.5
+        return True
+
+
+@pytest.mark.parametrize("kind", ["compiled", "Python"])
+def test_interrupted_at_a_step_boundary(kind):
+    """The parameters are those of one of the updates of a replay, batch by batch."""
+    X, Y = data(1300, 7, 3, 2)
+    how = {"loss": python_mse} if kind == "Python" else {}
+    model, optimizer = network(3, 34, 2), SGD(0.01, 0.9)
+    start = model.parameters.copy()
+    common = {"batch_size": 13, "shuffle": False, **how, **QUIET}
+    with Interrupted(0.2):
+        train(model, X, Y, optimizer=optimizer, epochs=10**6, **common)
+    assert np.isfinite(model.parameters).all()
+    assert not np.array_equal(model.parameters, start)
+    again, optimizer = network(3, 34, 2), SGD(0.01, 0.9)
+    for k in range(10_000):
+        part = slice(13 * (k % 100), 13 * (k % 100 + 1))
+        train(again, X[part], Y[part], optimizer=optimizer, epochs=1, **common)
+        if np.array_equal(again.parameters, model.parameters):
+            break
+    else:
+        pytest.fail("the parameters are not those of a step boundary")
+
+
+@pytest.mark.parametrize("call", ["train", "forward", "backward"])
+def test_interrupted_in_the_middle_of_a_long_pass(slowest_isa, call):
+    """Each takes a second or more, all of it in one call of a compiled pass."""
+    X, model = np.ones((64, 300, 8)), network(8, 256, 2)
+    before = model.parameters.copy()
+    if call == "train":
+        with Interrupted(0.15):
+            train(model, X, np.ones((64, 2)), batch_size=64, epochs=100, **QUIET)
+        assert np.array_equal(model.parameters, before)  # in its first step
+    elif call == "forward":
+        with Interrupted(0.15):
+            model.predict(np.concatenate((X, X, X), axis=1))
+    else:
+        layer = LSTM(8, 256, dtype="float64", seed=0)
+        *_, tape = layer.forward(X, return_tape=True)
+        with Interrupted(0.15):
+            layer.backward(tape)
+
+
+def test_train_lstm_can_be_interrupted(capsys):
+    X, Y = data(1000, 10, 3, 1)
+    with Interrupted(0.2):
+        train_lstm(X, Y, 3, 5, 1, epochs=10**6)
+
+
+# --- bad input: the exception names the argument, and nothing has changed ---
+
+MODEL, USED, OTHERS = network(2, 3, 4), Adam(), Adam()
+X, Y = np.ones((5, 3, 2)), np.ones((5, 4))
+train(MODEL, X, Y, optimizer=USED, epochs=1, **QUIET)
+train(network(2, 5, 4), X, Y, optimizer=OTHERS, epochs=1, **QUIET)
+CLASSES = np.arange(5) % 4
+
+
+def with_value(array, index, value):
+    array = array.astype(float)
+    array[index] = value
+    return array
+
+
+ENTROPY = {"loss": "cross_entropy"}
+STEPS = {"target": "steps"}
+BAD_TRAINING = {
+    "X and Y": ((X, Y[:4]), {}, ValueError, r"Y has shape \(4, 4\); expected \(5, 4\)"),
+    "X and Y, steps": ((X, np.ones((4, 3, 4))), STEPS, ValueError, r"Y has shape \(4, 3, 4\)"),
+    "last for steps": ((X, Y), STEPS, ValueError, r"Y has shape \(5, 4\); expected \(5, 3, 4\)"),
+    "steps for last": ((X, np.ones((5, 3, 4))), {}, ValueError, r"Y has shape \(5, 3, 4\)"),
+    "1-D Y": ((X, np.ones(5)), {}, ValueError, r"Y has shape \(5,\); expected \(5, 4\)"),
+    "width of X": ((X[..., :1], Y), {}, ValueError, r"X has shape .*; expected \(N, T, 2\)"),
+    "rank of X": ((X[0], Y), {}, ValueError, r"X has shape \(3, 2\); expected \(N, T, 2\)"),
+    "no data": (([], []), {}, ValueError, r"X has shape \(0,\)"),
+    "no steps": ((X[:, :0], Y), {}, ValueError, r"X has shape \(5, 0, 2\)"),
+    "None": ((None, Y), {}, TypeError, "X has dtype object"),
+    "Y None": ((X, None), {}, TypeError, "Y has dtype object"),
+    "Y None, Python": ((X, None), {"loss": python_mse}, TypeError, "Y is None"),
+    "few Y, Python": ((X, Y[:4]), {"loss": python_mse}, ValueError, "Y has length 4; expected 5"),
+    "NaN in X": ((with_value(X, (4, 1, 0), np.nan), Y), {}, ValueError, r"X\[4, 1, 0\] is nan"),
+    "Inf in X": ((with_value(X, (0, 2, 1), np.inf), Y), {}, ValueError, r"X\[0, 2, 1\] is inf"),
+    "NaN in Y": ((X, with_value(Y, (3, 2), np.nan)), {}, ValueError, r"Y\[3, 2\] is nan"),
+    "Inf in Y": ((X, with_value(Y, (3, 2), -np.inf)), {}, ValueError, r"Y\[3, 2\] is -inf"),
+    "complex X": ((X + 0j, Y), {}, TypeError, "X has dtype complex128; expected real numbers"),
+    "strings": ((X, Y.astype(str)), {}, TypeError, "Y has dtype <U32; expected real numbers"),
+    "ragged batch": (
+        ([X[0], X[0, :2]], Y[:2]),
+        {"batch_size": 2},
+        ValueError,
+        "X holds sequences of 2 to 3 steps; expected one length, or batch_size=1",
+    ),
+    "ragged Y": (
+        ([X[0], X[0, :2]], [np.ones((3, 4)), np.ones((3, 4))]),
+        {"batch_size": 1, **STEPS},
+        ValueError,
+        r"Y\[1\] has shape \(3, 4\); expected \(2, 4\)",
+    ),
+    "few ragged Y": (
+        ([X[0], X[0, :2]], [np.ones((3, 4))]),
+        {"batch_size": 1, **STEPS},
+        ValueError,
+        "Y has length 1; expected 2",
+    ),
+    "label too large": ((X, CLASSES + 1), ENTROPY, ValueError, r"Y\[3\] is 4; expected a class"),
+    "label negative": ((X, CLASSES - 1), ENTROPY, ValueError, r"Y\[0\] is -1; expected a class"),
+    "float labels": ((X, CLASSES / 1), ENTROPY, TypeError, "Y has dtype float64; expected integer"),
+    "labels of steps": ((X, CLASSES), {**ENTROPY, **STEPS}, ValueError, r"Y has shape \(5,\)"),
+    "number of labels": ((X, CLASSES[:4]), ENTROPY, ValueError, r"Y has shape \(4,\)"),
+    "zero epochs": ((X, Y), {"epochs": 0}, ValueError, "epochs is 0; expected at least 1"),
+    "float epochs": ((X, Y), {"epochs": 2.0}, TypeError, "epochs is 2.0; expected an integer"),
+    "negative batch": ((X, Y), {"batch_size": -1}, ValueError, "batch_size is -1"),
+    "zero batch": ((X, Y), {"batch_size": 0}, ValueError, "batch_size is 0; expected at least 1"),
+    "batch None": ((X, Y), {"batch_size": None}, TypeError, "batch_size is None"),
+    "float batch": ((X, Y), {"batch_size": 1.5}, TypeError, "batch_size is 1.5"),
+    "negative clip": ((X, Y), {"clip_norm": -1}, ValueError, "clip_norm is -1"),
+    "clip NaN": ((X, Y), {"clip_norm": np.nan}, ValueError, "clip_norm is nan"),
+    "clip string": ((X, Y), {"clip_norm": "1"}, TypeError, "clip_norm is '1'"),
+    "loss": ((X, Y), {"loss": "mae"}, ValueError, "loss is 'mae'; expected one of 'mse'"),
+    "loss None": ((X, Y), {"loss": None}, ValueError, "loss is None; expected one of 'mse'"),
+    "loss class": ((X, Y), {"loss": MSE}, ValueError, "loss is <class"),
+    "optimizer": ((X, Y), {"optimizer": "lion"}, ValueError, "optimizer is 'lion'; expected one"),
+    "optimizer None": ((X, Y), {"optimizer": None}, ValueError, "optimizer is None; expected one"),
+    "optimizer class": ((X, Y), {"optimizer": Adam}, ValueError, "optimizer is <class"),
+    "target": ((X, Y), {"target": "all"}, ValueError, "target is 'all'; expected one of 'last'"),
+    "another's optimizer": ((X, Y), {"optimizer": OTHERS}, ValueError, "optimizer holds the state"),
+    "seed": ((X, Y), {"seed": -1}, ValueError, "seed is -1"),
+    "string seed": ((X, Y), {"seed": "a"}, TypeError, "seed is 'a'"),
+    "callbacks": ((X, Y), {"callbacks": 5}, TypeError, "callbacks is 5"),
+    "callback": ((X, Y), {"callbacks": [print, 5]}, TypeError, r"callbacks\[1\] is 5"),
+    "validation": ((X, Y), {"validation_data": X}, TypeError, "validation_data is not a pair"),
+    "validation 5": ((X, Y), {"validation_data": 5}, TypeError, "validation_data is not a pair"),
+    "validation X": (
+        (X, Y),
+        {"validation_data": (X[..., :1], Y)},
+        ValueError,
+        "validation_data: X has shape",
+    ),
+    "validation Y": (
+        (X, Y),
+        {"validation_data": (X, with_value(Y, (0, 1), np.nan))},
+        ValueError,
+        r"validation_data: Y\[0, 1\] is nan",
+    ),
+}
+
+
+def snapshot():
+    """Return the bits of all that a failed call must leave alone."""
+    arrays = [MODEL.parameters, X, Y, np.random.get_state()[1]]
+    for optimizer in (USED, OTHERS):
+        arrays += [optimizer.moments, optimizer.powers, optimizer.settings]
+    return [array.tobytes() for array in arrays]
+
+
+@pytest.mark.parametrize("name", BAD_TRAINING)
+def test_bad_arguments_of_train_are_named(name, capsys):
+    arguments, how, error, message = BAD_TRAINING[name]
+    before = snapshot()
+    with pytest.raises(error, match=f"(?s)^{message}"):
+        train(MODEL, *arguments, **{"optimizer": USED, **how})
+    assert snapshot() == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_training_takes_a_network_only():
+    with pytest.raises(TypeError, match=r"(?s)^network is .*; expected an LSTMNetwork"):
+        train(MODEL.lstm_cell, X, Y)
+
+
+def test_a_new_optimizer_stays_new_after_an_error():
+    optimizer = Adam()
+    with pytest.raises(ValueError, match=r"^Y"):
+        train(MODEL, X, Y[:4], optimizer=optimizer)
+    assert optimizer.moments is None
+    assert optimizer.powers.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: SGD(-0.1), ValueError, "learning_rate is -0.1; expected a finite number of at"),
+        (lambda: SGD(np.nan), ValueError, "learning_rate is nan"),
+        (lambda: SGD(np.inf), ValueError, "learning_rate is inf"),
+        (lambda: SGD("0.1"), TypeError, "learning_rate is '0.1'; expected a number"),
+        (lambda: SGD(None), TypeError, "learning_rate is None"),
+        (lambda: SGD(0.1j), TypeError, "learning_rate is 0.1j"),
+        (lambda: SGD([0.1, 0.2]), TypeError, "learning_rate is"),
+        (lambda: SGD(0.1, 1), ValueError, "momentum is 1.0; expected .* below 1"),
+        (lambda: SGD(0.1, -0.5), ValueError, "momentum is -0.5"),
+        (lambda: SGD(0.1, "0.5"), TypeError, "momentum is '0.5'; expected a number"),
+        (lambda: Adam(-1), ValueError, "learning_rate is -1"),
+        (lambda: Adam(beta1=1), ValueError, "beta1 is 1.0; expected .* below 1"),
+        (lambda: Adam(beta2=-0.1), ValueError, "beta2 is -0.1"),
+        (lambda: Adam(epsilon=-1e-8), ValueError, "epsilon is -1e-08"),
+    ],
+)
+def test_bad_settings_of_optimizers_are_named(make, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        make()
+
+
+BAD_PROGRAMS = {
+    "X and Y": ((X, Y[:4], 2, 3, 4), ValueError, r"Y has shape \(4, 4\); expected \(5, 4\)"),
+    "width of X": ((X, Y, 3, 3, 4), ValueError, r"X has shape .*; expected \(N, T, 3\)"),
+    "width of Y": ((X, Y, 2, 3, 3), ValueError, r"Y has shape \(5, 4\); expected \(5, 3\)"),
+    "rows for columns": ((X, Y[:, None], 2, 3, 4), ValueError, "Y"),
+    "ragged Y": ((X[:2], [np.ones(4), np.ones(3)], 2, 3, 4), ValueError, "Y"),
+    "ragged X": (([X[0], X[0, :, :1]], Y[:2], 2, 3, 4), ValueError, r"X\[1\] has shape \(3, 1\)"),
+    "no data": (([], [], 2, 3, 4), ValueError, r"X has shape \(0,\)"),
+    "X a number": ((5, Y, 2, 3, 4), ValueError, r"X has shape \(\)"),
+    "Y None": ((X, None, 2, 3, 4), TypeError, "Y "),
+    "NaN in X": ((with_value(X, (4, 1, 0), np.nan), Y, 2, 3, 4), ValueError, r"X\[4, 1, 0\] is nan"),
+    "NaN in Y": ((X, with_value(Y, (3, 2), np.nan), 2, 3, 4), ValueError, r"Y\[3, 2\] is nan"),
+    "Inf in Y": ((X, with_value(Y, (3, 2), np.inf), 2, 3, 4), ValueError, r"Y\[3, 2\] is inf"),
+    "complex Y": ((X, Y + 0j, 2, 3, 4), TypeError, "Y has dtype complex128"),
+    "object X": ((X.astype(object), Y, 2, 3, 4), TypeError, "X has dtype object"),
+    "negative size": ((X, Y, -2, 3, 4), ValueError, "input_dim is -2; expected at least 1"),
+    "zero size": ((X, Y, 2, 0, 4), ValueError, "hidden_dim is 0; expected at least 1"),
+    "float size": ((X, Y, 2, 3, 4.0), TypeError, "output_dim is 4.0; expected an integer"),
+    "huge size": ((X, Y, 2, 2**40, 4), ValueError, "W would have"),
+    "learning rate": ((X, Y, 2, 3, 4, -1), ValueError, "learning_rate is -1"),
+    "learning rate NaN": ((X, Y, 2, 3, 4, np.nan), ValueError, "learning_rate is nan"),
+    "learning rate string": ((X, Y, 2, 3, 4, "0.1"), TypeError, "learning_rate is '0.1'"),
+    "epochs": ((X, Y, 2, 3, 4, 0.1, 0), ValueError, "epochs is 0; expected at least 1"),
+    "float epochs": ((X, Y, 2, 3, 4, 0.1, 1.5), TypeError, "epochs is 1.5; expected an integer"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROGRAMS)
+def test_bad_arguments_of_train_lstm_are_named(name, capsys):
+    arguments, error, message = BAD_PROGRAMS[name]
+    before = snapshot()
+    with pytest.raises(error, match=f"(?s)^{message}"):
+        train_lstm(*arguments)
+    assert snapshot() == before
+    assert capsys.readouterr() == ("", "")
