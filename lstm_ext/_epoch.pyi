@@ -1,3 +1,4 @@
+from lstm_ext.checks import Array
 from lstm_ext.plan import Plan
 
 FORWARD: int
@@ -5,4 +6,7 @@ LOSS: int
 BACKWARD: int
 UPDATE: int
 
-def run(plan: Plan, step: int, last_step: int, phases: int, seconds: float = ...) -> tuple[int, bool]: ...
+def update_parameters(
+    isa: int, settings: Array, powers: Array, moments: Array, parameters: Array, gradient: Array
+) -> None: ...
+def run(plan: Plan, step: int, last_step: int, phases: int, seconds: float) -> tuple[int, bool]: ...

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lstm_ext import _kernels
-from lstm_ext.checks import Array
+from lstm_ext.checks import Array, as_array, float_dtype
 
 
 def sigmoid(x: ArrayLike) -> Array:
@@ -40,10 +39,10 @@ def tanh(x: ArrayLike) -> Array:
 
 
 def _apply(kernel: Callable[[Array, Array], None], x: ArrayLike) -> Array:
-    source: np.ndarray[Any, Any] = np.asarray(x)
+    source = as_array("x", x)
     if source.dtype.kind not in "fiub":
         raise TypeError(f"x has dtype {source.dtype}; expected real numbers")
-    dtype = np.dtype(np.float32 if source.dtype.itemsize == 4 and source.dtype.kind == "f" else np.float64)
+    dtype = float_dtype(source)
     result = np.empty(source.shape, dtype)
     kernel(np.ascontiguousarray(source, dtype).reshape(-1), result.reshape(-1))
     return result

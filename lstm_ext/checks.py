@@ -55,7 +55,10 @@ def as_number(name: str, value: Any, *, low: float, high: float = math.inf) -> f
     """Return a finite float in [low, high)."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} is {value!r}; expected a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not (math.isfinite(number) and low <= number < high):
         upper = "" if math.isinf(high) else f" and below {high:g}"
         raise ValueError(f"{name} is {number}; expected a finite number of at least {low:g}{upper}")
@@ -96,7 +99,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     ValueError
         If it is ragged or empty, holds NaN or Inf, or a number that `dtype` cannot hold.
     """
-    source = _as_array(name, value)
+    source = as_array(name, value)
     if source.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {source.dtype}; expected real numbers")
     if source.size == 0:
@@ -115,11 +118,21 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     return result.reshape(source.shape)
 
 
-def _as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array:
+    """Return `value` as an array; ragged lists and masked elements are refused."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} has masked elements; expected none: fill or drop them first")
     try:
         return np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} is not an array: {error}") from None
+
+
+def float_dtype(value: Any) -> np.dtype[Any]:
+    """Return float32 for an array of float32 in any byte order, float64 for everything else."""
+    dtype = getattr(value, "dtype", None)
+    single = isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize == 4
+    return np.dtype(np.float32 if single else np.float64)
 
 
 def _check_finite(name: str, source: Array, converted: Array) -> None:
@@ -156,7 +169,7 @@ def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array
 
 def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> NDArray[np.intp]:
     """Return class labels of a given shape as contiguous integers in [0, classes)."""
-    source = _as_array(name, value)
+    source = as_array(name, value)
     if source.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {source.dtype}; expected integer classes")
     if source.shape != shape:

@@ -30,11 +30,13 @@ from lstm_ext.forecasting import (
 )
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.training import History
-from lstm_ext.verification import to_reference
+from lstm_ext.verification import VerificationError, to_reference
 
 try:
     import click
-except ImportError:  # pragma: no cover - the message is tested in a subprocess
+    import matplotlib
+    import safetensors  # noqa: F401 - missing, it should not be missed after the work
+except ImportError:
     sys.exit('lstm-ext: the command line needs more packages: pip install "lstm_ext[cli]"')
 
 
@@ -59,13 +61,14 @@ def verify() -> None:
 
 
 _CO2 = Recipe()
+_FORMATS = ("png", "svg", "pdf")
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @commands.command()
 @click.option("--model", default="co2.safetensors", show_default=True, type=_FILE, help="Where to write the network.")
 @click.option(
-    "--plot", default="co2.png", show_default=True, type=_FILE, help="Where to write the picture (png, svg, pdf)."
+    "--plot", default="co2.png", show_default=True, type=_FILE, help="Where to write the picture: .png, .svg or .pdf."
 )
 @click.option("--hidden", default=_CO2.hidden_dim, show_default=True, help="Hidden units.")
 @click.option("--epochs", default=_CO2.epochs, show_default=True, help="Passes over the training years.")
@@ -74,11 +77,10 @@ def train(model: Path, plot: Path, hidden: int, epochs: int, seed: int) -> None:
     """Train a forecaster on the weekly CO2 record of Mauna Loa and measure it on the last years.
 
     The network is trained on the years before 1990 and watched on 1990 to 1993; its settings were chosen on the years
-    up to there. Then it is trained anew on all of them, and forecasts 52 weeks ahead from every observed week of 1994
-    to 2001, which are looked at only now.
+    up to there. Then it is trained anew on all of them, and forecasts the held-out years 1994 to 2001, 52 weeks ahead
+    from every observed week.
     """
-    for path in (model, plot):  # rather now than after the work
-        persistence.check_writable(path)
+    _check_outputs(model, plot)
     recipe = Recipe(hidden_dim=hidden, epochs=epochs)
     dates, ppm = lstm_ext.load_co2()
     _watch(dates, ppm, recipe, seed)
@@ -90,7 +92,7 @@ def train(model: Path, plot: Path, hidden: int, epochs: int, seed: int) -> None:
     errors = {name: rmse(forecast, evaluation.observed) for name, forecast in evaluation.forecasts.items()}
     _report(errors, len(evaluation.origins), network, inputs(ppm, evaluation.origins, recipe, scaler), history)
     persistence.save(model, network, scaler=scaler, details={"rmse_ppm": errors, "seed": seed})
-    persistence.write_whole(plot, lambda part: _plot(part, plot.suffix[1:] or "png", dates, ppm, evaluation))
+    persistence.write_whole(plot, lambda part: _plot(part, plot.suffix[1:], dates, ppm, evaluation))
     click.echo(f"wrote {model} and {plot}")
 
 
@@ -98,15 +100,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error the user can mend is one line on stderr and exit status 2."""
     try:
         commands.main(arguments, prog_name="lstm-ext", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
-    except click.Abort:
+    except click.Abort:  # what click makes of Ctrl-C
+        click.echo("lstm-ext: interrupted", err=True)
         sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("lstm-ext: interrupted, nothing written", err=True)
-        sys.exit(130)
-    except (OSError, ValueError, TypeError, lstm_ext.NonFiniteError) as error:
+    except (OSError, ValueError, MemoryError, lstm_ext.NonFiniteError, VerificationError) as error:
         _fail(str(error))
+
+
+def _check_outputs(model: Path, plot: Path) -> None:
+    """Raise now what would go wrong after the work."""
+    if model.resolve() == plot.resolve():
+        raise click.BadParameter(f"model and plot are both {model}; expected two files")
+    if plot.suffix[1:] not in _FORMATS:
+        raise click.BadParameter(f"plot is {plot}; expected a name that ends in one of {', '.join(_FORMATS)}")
+    for path in (model, plot):
+        persistence.check_writable(path)
 
 
 def _fail(message: str) -> None:
@@ -175,8 +188,6 @@ def _report(errors: dict[str, float], origins: int, network: LSTMNetwork, X: Flo
 
 
 def _plot(path: Path, file_format: str, dates: Any, ppm: Floats, evaluation: Evaluation) -> None:
-    import matplotlib
-
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_ext.checks import Array, as_real, as_size
+from lstm_ext.checks import Array, as_array, as_real, as_size, float_dtype
 
 
 def windows(
@@ -61,7 +61,7 @@ def windows(
     >>> X.shape, Y.tolist()
     ((2, 2, 1), [[2.0, 3.0], [3.0, 4.0]])
     """
-    values = _as_series(as_real("series", series, _float_dtype(series)))
+    values = _as_series(as_real("series", series, float_dtype(series)))
     n_in, n_out, step = as_size("n_in", n_in), as_size("n_out", n_out), as_size("step", step)
     if len(values) < n_in + n_out:
         raise ValueError(f"series has {len(values)} rows; expected at least n_in + n_out = {n_in + n_out}")
@@ -154,13 +154,13 @@ class SequenceScaler:
         """
         mean, scale = self._fitted()
         values = _as_rows(X, len(mean))
-        return ((values - mean) / scale).astype(values.dtype, copy=False)
+        return _finite_in((values - mean) / scale, values.dtype)
 
     def inverse_transform(self, X: ArrayLike) -> Array:
         """Return X * scale + mean; parameter, result and errors are those of `transform`."""
         mean, scale = self._fitted()
         values = _as_rows(X, len(mean))
-        return (values * scale + mean).astype(values.dtype, copy=False)
+        return _finite_in(values * scale + mean, values.dtype)
 
     def to_dict(self) -> dict[str, list[float]]:
         """Return ``{"mean": [...], "scale": [...]}``, which JSON keeps to the bit.
@@ -258,13 +258,10 @@ def find_gaps(series: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     ValueError
         If it has another rank, is empty or holds Inf.
     """
-    dtype = _float_dtype(series)
-    try:
-        gaps = np.isnan(series)
-        values = np.where(gaps, 0, series)
-    except (TypeError, ValueError):
-        as_real("series", series, dtype)  # says what is wrong
-        raise
+    source = as_array("series", series)
+    dtype = float_dtype(source)
+    gaps = np.isnan(source) if source.dtype.kind == "f" else np.zeros(source.shape, np.bool_)
+    values = np.where(gaps, 0, source) if gaps.any() else source.copy()
     return _as_series(as_real("series", values, dtype)), gaps
 
 
@@ -295,10 +292,6 @@ def load_co2() -> tuple[NDArray[np.datetime64], NDArray[np.float64]]:
     return dates, ppm
 
 
-def _float_dtype(value: Any) -> np.dtype[Any]:
-    return np.dtype(np.float32 if getattr(value, "dtype", None) == np.float32 else np.float64)
-
-
 def _as_series(values: Array) -> Array:
     if values.ndim not in (1, 2):
         raise ValueError(f"series has shape {values.shape}; expected (T,) or (T, F)")
@@ -315,6 +308,8 @@ def _as_column(target: int, shape: tuple[int, ...]) -> int:
     if len(shape) == 1:
         raise ValueError(f"target is {target!r} for a series of shape {shape}; expected None, or a series (T, F)")
     try:
+        if isinstance(target, (bool, np.bool_)):
+            raise TypeError
         column = operator.index(target)
     except TypeError:
         raise TypeError(f"target is {target!r}; expected an integer or None") from None
@@ -323,8 +318,13 @@ def _as_column(target: int, shape: tuple[int, ...]) -> int:
     return column
 
 
+def _finite_in(result: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the result of a transform in `dtype`, or raise ValueError where it overflows."""
+    return as_real("the scaled X", result, dtype)
+
+
 def _as_rows(X: ArrayLike, features: int) -> Array:
-    values = as_real("X", X, _float_dtype(X))
+    values = as_real("X", X, float_dtype(X))
     if values.ndim == 0 or values.shape[-1] != features:
         raise ValueError(f"X has shape {values.shape}; expected (..., {features}), as in fit")
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from lstm_ext.checks import Array
 
@@ -30,10 +30,15 @@ class CrossEntropy:
 LOSSES: dict[str, MSE | CrossEntropy] = {"mse": MSE(), "cross_entropy": CrossEntropy()}
 
 
+def is_compiled(loss: Any) -> TypeGuard[MSE | CrossEntropy]:
+    """Return whether a loss runs in compiled code; a subclass does not, for it may change anything."""
+    return type(loss) in (MSE, CrossEntropy)
+
+
 def as_loss(loss: str | MSE | CrossEntropy | Loss) -> MSE | CrossEntropy | Loss:
     """Return a loss given by name or as an object."""
     if isinstance(loss, str) and loss in LOSSES:
         return LOSSES[loss]
-    if isinstance(loss, (MSE, CrossEntropy)) or (callable(loss) and not isinstance(loss, type)):
+    if is_compiled(loss) or (callable(loss) and not isinstance(loss, type)):
         return loss
     raise ValueError(f"loss is {loss!r}; expected one of {', '.join(map(repr, LOSSES))}, or a callable")

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from lstm_ext import _passes
+from lstm_ext import _kernels, _passes
 from lstm_ext.checks import (
     Array,
     Data,
@@ -28,7 +28,7 @@ from lstm_ext.checks import (
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.parameters import initialize, parameter_count, parameter_views
 from lstm_ext.plan import TARGETS, Plan, Sequences
-from lstm_ext.workspace import Activations, BackwardScratch, aligned_empty
+from lstm_ext.workspace import Activations, BackwardScratch, Shape, aligned_empty
 
 _INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
@@ -55,10 +55,9 @@ class LSTMGradients(NamedTuple):
 class Tape:
     """What `LSTM.backward` needs of one `LSTM.forward`: activations, and the weights as they were."""
 
+    shape: Shape
     activations: Activations
     W: Array
-    batch: int
-    steps: int
 
 
 class _Weight:
@@ -99,7 +98,7 @@ class _Parametrised:
         self._use(state["parameters"])
 
     @classmethod
-    def from_parameters(cls, vector: Array, *sizes: int) -> Self:
+    def _from_parameters(cls, vector: Array, *sizes: int) -> Self:
         """Return one whose `parameters` is `vector`, not a copy; contiguous, with the length that `sizes` ask for."""
         made = cls.__new__(cls)
         made._sizes = sizes
@@ -191,8 +190,8 @@ class LSTMCell(_Parametrised):
         super()._use(vector)
         gates = 4 * self.hidden_dim
         end = gates * (self.hidden_dim + self.input_dim)
-        self.W = vector[:end].reshape(gates, -1)
-        self.b = vector[end : end + gates].reshape(gates, 1)
+        self._W = vector[:end].reshape(gates, -1)
+        self._b = vector[end : end + gates].reshape(gates, 1)
 
     def forward(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[Array, Array]:
         """Run one step.
@@ -283,7 +282,12 @@ class LSTM(_Parametrised):
 
     def _use(self, vector: Array) -> None:
         super()._use(vector)
-        self.lstm_cell = LSTMCell.from_parameters(vector, *self._sizes)
+        self._lstm_cell = LSTMCell._from_parameters(vector, *self._sizes)
+
+    @property
+    def lstm_cell(self) -> LSTMCell:
+        """The cell: a view of this layer's parameters."""
+        return self._lstm_cell
 
     @overload
     def forward(
@@ -368,15 +372,15 @@ class LSTM(_Parametrised):
         """
         if not isinstance(tape, Tape):
             raise TypeError(f"tape is {tape!r}; expected what forward returns with return_tape")
-        if tape.W.shape != self.lstm_cell.W.shape or tape.W.dtype != self.dtype:
+        if tape.W.shape != self.lstm_cell._W.shape or tape.W.dtype != self.dtype:
             raise ValueError(
                 f"tape is of a layer with W {tape.W.shape} {tape.W.dtype}; "
-                f"expected {self.lstm_cell.W.shape} {self.dtype}"
+                f"expected {self.lstm_cell._W.shape} {self.dtype}"
             )
         if dH is not None:
-            shape = (tape.batch, tape.steps, self.hidden_dim)
+            shape = (tape.shape.batch, tape.shape.steps, self.hidden_dim)
             dH = as_shape("dH", dH, self.dtype, shape)
-        dh, dC = (_state(*pair, self, tape.batch) for pair in (("dh_T", dh_T), ("dC_T", dC_T)))
+        dh, dC = (_state(*pair, self, tape.shape.batch) for pair in (("dh_T", dh_T), ("dC_T", dC_T)))
         return _backward(self.lstm_cell, tape, dH, dh.copy(), dC.copy())
 
 
@@ -444,7 +448,12 @@ class LSTMNetwork(_Parametrised):
     def _use(self, vector: Array) -> None:
         super()._use(vector)
         cell_sizes = self._sizes[:2]
-        self.lstm_cell = LSTMCell.from_parameters(vector[: parameter_count(*cell_sizes)], *cell_sizes)
+        self._lstm_cell = LSTMCell._from_parameters(vector[: parameter_count(*cell_sizes)], *cell_sizes)
+
+    @property
+    def lstm_cell(self) -> LSTMCell:
+        """The cell: a view of this network's parameters."""
+        return self._lstm_cell
 
     @property
     def output_dim(self) -> int:
@@ -489,12 +498,13 @@ class LSTMNetwork(_Parametrised):
         H, h, _, _ = _forward(self.lstm_cell, X, zeros, zeros, want_H=every_step)
         rows = H.reshape(-1, self.hidden_dim) if every_step else h
         Y = np.empty((len(rows), self.output_dim), self.dtype)
-        _passes.linear(rows, self.W_y, self.b_y, self._head_panels(), Y)
+        shape = self._shape(1, len(rows))
+        panels = aligned_empty((shape.packed_sizes()["head"],), self.dtype)
+        _passes.linear(shape.isa, rows, self.W_y, self.b_y, panels, Y)
         return Y.reshape(*(H.shape[:2] if every_step else h.shape[:1]), self.output_dim)
 
-    def _head_panels(self) -> Array:
-        size = _passes.packed_sizes(self.input_dim, self.hidden_dim, self.output_dim, self.dtype.name)["head"]
-        return aligned_empty((size,), self.dtype)
+    def _shape(self, steps: int, batch: int) -> Shape:
+        return Shape(steps, batch, self.input_dim, self.hidden_dim, self.output_dim, self.dtype, _kernels.current())
 
     def gradient(
         self,
@@ -539,14 +549,14 @@ class LSTMNetwork(_Parametrised):
 
     def initial_state(self, batch: int = 1) -> State:
         """Return the zero state of `batch` streams, with the weights packed as they are now."""
-        batch = as_size("batch", batch)
-        activations = Activations(1, batch, self.input_dim, self.hidden_dim, self.dtype, keep=False)
+        shape = self._shape(1, as_size("batch", batch))
+        activations = Activations(shape, keep="latest")
         activations.ws_hx[...] = 0
         activations.ws_C[...] = 0
         cell = self.lstm_cell
-        packed_head = self._head_panels()
-        _passes.pack(cell.W, cell.b, self.W_y, activations.scratch_packed, packed_head)
-        return State(self._sizes, batch, activations, packed_head, self.b_y.copy())
+        packed_head = aligned_empty((shape.packed_sizes()["head"],), self.dtype)
+        _passes.pack(shape.isa, cell._W, cell._b, self.W_y, activations.scratch_packed, packed_head)
+        return State(self._sizes, shape.batch, activations, packed_head, self.b_y.copy())
 
     def step(self, x: ArrayLike, state: State) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
@@ -577,7 +587,9 @@ class LSTMNetwork(_Parametrised):
         x = as_shape("x", x, self.dtype, (state.batch, self.input_dim))
         y = np.empty((state.batch, self.output_dim), self.dtype)
         work = state.activations
-        _passes.step(state.steps, x, work.scratch_packed, work.ws_hx, work.ws_C, state.packed_head, state.b_y, y)
+        _passes.step(
+            work.isa, state.steps, x, work.scratch_packed, work.ws_hx, work.ws_C, state.packed_head, state.b_y, y
+        )
         state.steps += 1
         return y, state
 
@@ -602,7 +614,8 @@ def _forward(
     h, C = np.empty((N, hidden_dim), dtype), np.empty((N, hidden_dim), dtype)
     H = np.empty((N, T, hidden_dim) if want_H else (0, 0, 0), dtype)
     size = N if keep else min(N, _INFERENCE_ROWS)
-    work = Activations(T, size, I, hidden_dim, dtype, keep=keep)
+    shape = Shape(T, size, I, hidden_dim, 1, dtype, _kernels.current())
+    work = Activations(shape, keep="all" if keep else "latest")
     rows = X.reshape(N * T, I)
     for part in _chunks(X, size):
         count = part.stop - part.start
@@ -610,22 +623,33 @@ def _forward(
         work.ws_C[0, :count] = C0[part]
         first = np.arange(part.start, part.stop, dtype=np.intp) * T
         _passes.forward(
-            T, rows, first, cell.W, cell.b, work.scratch_packed, work.ws_hx, work.ws_C, work.ws_gates, H[part]
+            work.isa,
+            T,
+            rows,
+            first,
+            cell._W,
+            cell._b,
+            work.scratch_packed,
+            work.ws_hx,
+            work.ws_C,
+            work.ws_gates,
+            H[part],
         )
         h[part] = work.ws_hx[T % len(work.ws_hx), :count, :hidden_dim]
         C[part] = work.ws_C[T % len(work.ws_C), :count]
-    return H, h, C, Tape(work, cell.W.copy(), N, T) if keep else None
+    return H, h, C, Tape(shape, work, cell._W.copy()) if keep else None
 
 
 def _backward(cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array) -> LSTMGradients:
     """Backpropagate; dh and dC, (N, H), are changed to the gradients of the initial state."""
     dtype, work = cell.dtype, tape.activations
-    dX = np.empty((tape.batch, tape.steps, cell.input_dim), dtype)
+    dX = np.empty((tape.shape.batch, tape.shape.steps, cell.input_dim), dtype)
     gradient = np.empty(cell.parameters.shape, dtype)
-    scratch = BackwardScratch(tape.steps, tape.batch, cell.input_dim, cell.hidden_dim, dtype, want_dX=True)
+    scratch = BackwardScratch(tape.shape, want_dX=True)
     _passes.backward(
-        tape.steps,
-        tape.batch,
+        work.isa,
+        tape.shape.steps,
+        tape.shape.batch,
         tape.W,
         work.ws_hx,
         work.ws_C,

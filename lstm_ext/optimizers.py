@@ -6,15 +6,16 @@ for a new network.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_ext.checks import Array, as_number
+from lstm_ext import _epoch, _kernels
+from lstm_ext.checks import Array, as_number, as_shape
 
 
-@runtime_checkable
 class Optimizer(Protocol):
     """What `train` asks of an optimizer written in Python."""
 
@@ -33,11 +34,16 @@ class _Compiled:
         self.moments: Array | None = None
 
     def check(self, parameters: Array) -> None:
-        """Raise ValueError if the state belongs to parameters of another number or dtype."""
-        if self.moments is None:
-            return
+        """Raise ValueError if settings or state do not fit the parameters; change nothing."""
+        with np.errstate(over="ignore"):
+            settings = self.settings.astype(parameters.dtype)
+        if not np.isfinite(settings).all() or (self._rows == 2 and settings[-1] == 0):
+            raise ValueError(
+                f"optimizer has the settings {self.settings.tolist()}; expected numbers that {parameters.dtype} holds, "
+                "an epsilon above 0 among them"
+            )
         kept = self.moments
-        if kept.dtype != parameters.dtype or (self._rows and kept.shape[1] != parameters.size):
+        if kept is not None and kept.size and (kept.dtype, kept.shape[1]) != (parameters.dtype, parameters.size):
             raise ValueError(
                 f"optimizer holds the state of {kept.shape[1]} {kept.dtype} parameters; expected "
                 f"{parameters.size} {parameters.dtype}: use a new optimizer for a new network"
@@ -45,9 +51,21 @@ class _Compiled:
 
     def state(self, parameters: Array) -> Array:
         """Return the moments, zero at first."""
-        if self.moments is None:
+        if self.moments is None or self.moments.dtype != parameters.dtype:
             self.moments = np.zeros((self._rows, parameters.size), parameters.dtype)
         return self.moments
+
+    def update(self, parameters: Array, gradient: Array) -> None:
+        """Make one update: change contiguous `parameters` (n,) in place, given `gradient` (n,) of the same dtype.
+
+        For models built on `LSTM`; `train` makes its updates in the compiled loop.
+        """
+        if parameters.ndim != 1 or not parameters.flags.c_contiguous:
+            raise ValueError(f"parameters has shape {parameters.shape}; expected a contiguous vector")
+        gradient = as_shape("gradient", gradient, parameters.dtype, parameters.shape)
+        self.check(parameters)
+        moments = self.state(parameters)
+        _epoch.update_parameters(_kernels.current(), self.settings, self.powers, moments, parameters, gradient)
 
 
 class SGD(_Compiled):
@@ -107,13 +125,16 @@ class Adam(_Compiled):
 OPTIMIZERS = {"sgd": SGD, "adam": Adam}
 
 
-def as_optimizer(optimizer: str | Optimizer | SGD | Adam) -> Optimizer | SGD | Adam:
+def is_compiled(optimizer: Any) -> TypeGuard[SGD | Adam]:
+    """Return whether an optimizer's updates run in the compiled loop; a subclass's do not."""
+    return type(optimizer) in (SGD, Adam)
+
+
+def as_optimizer(optimizer: str | Optimizer) -> Optimizer:
     """Return an optimizer given by name (with its defaults) or as an object."""
     if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
         return SGD() if optimizer == "sgd" else Adam()
-    if isinstance(optimizer, (SGD, Adam)) or (
-        not isinstance(optimizer, (str, type)) and isinstance(optimizer, Optimizer)
-    ):
+    if not isinstance(optimizer, (str, type, Mapping)) and callable(getattr(optimizer, "update", None)):
         return optimizer
     raise ValueError(
         f"optimizer is {optimizer!r}; expected one of {', '.join(map(repr, OPTIMIZERS))}, or an object with update()"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_ext.checks import Array, as_choice, make_generator
+from lstm_ext.checks import Array, as_choice, as_size, make_generator
 
 LAYOUT_VERSION = 1
 """The version of `parameter_layout`: a change of names, order or shapes changes it."""
@@ -34,9 +34,11 @@ def parameter_layout(
         (hidden, hidden + input) with columns [h | x]; b_i, b_f, b_C, b_o, each (hidden, 1); W_y (output, hidden), b_y
         (output, 1).
     """
+    input_dim, hidden_dim = as_size("input_dim", input_dim), as_size("hidden_dim", hidden_dim)
     shapes = {f"W_{gate}": (hidden_dim, hidden_dim + input_dim) for gate in GATES}
     shapes |= {f"b_{gate}": (hidden_dim, 1) for gate in GATES}
     if output_dim is not None:
+        output_dim = as_size("output_dim", output_dim)
         shapes |= {"W_y": (output_dim, hidden_dim), "b_y": (output_dim, 1)}
     layout, offset = {}, 0
     for name, shape in shapes.items():

@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +59,19 @@ def save(
     ------
     OSError
         If the file cannot be written; an older one stays as it was.
-    TypeError
-        If `details` is not what JSON holds.
+    TypeError, ValueError
+        If an argument is not as above, or `details` is not what JSON holds.
+    RuntimeError
+        If the scaler is not fitted.
     """
     from safetensors.numpy import save as to_bytes
 
+    if not isinstance(network, LSTMNetwork):
+        raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
+    if not isinstance(scaler, (SequenceScaler, NoneType)):
+        raise TypeError(f"scaler is {scaler!r}; expected a SequenceScaler or None")
+    if not isinstance(details, (Mapping, NoneType)):
+        raise TypeError(f"details is {details!r}; expected a mapping or None")
     input_dim, hidden_dim, output_dim = network.sizes
     header = {
         "version": FORMAT_VERSION,
@@ -102,7 +111,9 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a file beside `path`, then put it in place: a crash leaves the old file or the new one."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    path = path.resolve()  # a link stays a link
+    check_writable(path)
+    part = _part(path)
     try:
         write(part)
         with part.open("rb") as file:
@@ -120,13 +131,21 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise OSError if `write_whole` could not put a file there."""
-    if path.is_dir():
+    if path.is_dir() or not path.name:
         raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
-    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written")
+    probe = _part(path)
     try:
         probe.touch()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
 def _header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -158,4 +177,4 @@ def _model(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[s
     if shapes != expected or len(dtypes) != 1 or not dtypes <= {"float32", "float64"}:
         raise ModelFileError(f"{path} holds tensors of shapes {shapes} and {sorted(dtypes)}; expected {expected}")
     vector = np.concatenate([tensors[name].reshape(-1) for name in layout])
-    return Model(LSTMNetwork.from_parameters(vector, *sizes), scaler, details)
+    return Model(LSTMNetwork._from_parameters(vector, *sizes), scaler, details)

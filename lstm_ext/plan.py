@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from lstm_ext import _epoch
+from lstm_ext import _epoch, _kernels, losses, optimizers
 from lstm_ext.checks import Array, Data, as_choice, as_labels, as_shape, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
-from lstm_ext.optimizers import SGD, Adam, Optimizer
-from lstm_ext.workspace import Activations, BackwardScratch, HeadScratch
+from lstm_ext.optimizers import Optimizer
+from lstm_ext.workspace import Activations, BackwardScratch, HeadScratch, Shape, StateGradients
 
 TARGETS = ("last", "steps")
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
@@ -88,6 +88,8 @@ class Plan:
         All sequences by default.
     clip_norm : float
         Infinity for none.
+    forward_only : bool
+        Whether only losses are wanted, as for validation.
     """
 
     def __init__(
@@ -99,9 +101,10 @@ class Plan:
         *,
         target: str,
         loss: MSE | CrossEntropy | Loss,
-        optimizer: Optimizer | SGD | Adam | None,
+        optimizer: Optimizer | None,
         batch_size: int | None,
         clip_norm: float = np.inf,
+        forward_only: bool = False,
     ) -> None:
         input_dim, hidden_dim, output_dim = sizes
         dtype = parameters.dtype
@@ -111,23 +114,28 @@ class Plan:
         if not self.sequences.same_length and batch_size > 1:
             lengths = self.sequences.lengths()
             raise ValueError(
-                f"X holds sequences of {lengths.min()} to {lengths.max()} steps; expected one length, or batch_size=1"
+                f"X holds sequences of {lengths.min()} to {lengths.max()} steps; expected one length in a batch "
+                f"(batch_size is {batch_size})"
             )
         self.parameters, self.batch_size, self.clip_norm = parameters, batch_size, clip_norm
         self.loss, self.optimizer = loss, optimizer
-        self.python_loss = None if isinstance(loss, (MSE, CrossEntropy)) else loss
-        self.python_optimizer = None if optimizer is None or isinstance(optimizer, (SGD, Adam)) else optimizer
+        self.python_loss = None if losses.is_compiled(loss) else cast(Loss, loss)
+        self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
         self.rows, self.offsets = self.sequences.rows, self.sequences.offsets
         self.Y, self.targets, self.labels = self._read_targets(Y, output_dim)
-        if isinstance(optimizer, (SGD, Adam)):
+        if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
 
-        steps = self.sequences.longest
-        slots = steps if self.every_step else 1
-        self.activations = Activations(steps, batch_size, input_dim, hidden_dim, dtype, keep=True)
-        self.scratch = BackwardScratch(steps, batch_size, input_dim, hidden_dim, dtype, want_dX=False)
-        self.head = HeadScratch(slots, batch_size, hidden_dim, output_dim, dtype, every_step=self.every_step)
-        self.gradient = np.zeros_like(parameters)
+        self.isa = _kernels.current()
+        shape = Shape(self.sequences.longest, batch_size, input_dim, hidden_dim, output_dim, dtype, self.isa)
+        self.activations = Activations(shape, keep="hidden" if forward_only else "all")
+        self.head = HeadScratch(shape, every_step=self.every_step)
+        self.scratch = self.state_gradients = None
+        self.gradient = np.empty(0, dtype)
+        if not forward_only:
+            self.scratch = BackwardScratch(shape, want_dX=False)
+            self.state_gradients = StateGradients(shape, every_step=self.every_step)
+            self.gradient = np.zeros_like(parameters)
         self.first = np.empty(batch_size, np.intp)
         self.order = np.arange(len(self.sequences))
         self.losses, self.norms = np.zeros(self.batches), np.zeros(self.batches)
@@ -141,9 +149,9 @@ class Plan:
         """Return Y for a loss in Python, target rows for the mean squared error, labels for the cross-entropy."""
         N, dtype = len(self.sequences), self.parameters.dtype
         no_targets, no_labels = np.empty((0, output_dim), dtype), np.empty(0, np.intp)
-        if not isinstance(self.loss, (MSE, CrossEntropy)):
+        if not losses.is_compiled(self.loss):
             check_length("Y", Y, N)
-            return Y, no_targets, no_labels
+            return np.asarray(Y) if hasattr(Y, "__array__") else Y, no_targets, no_labels
         if self.loss.takes_labels:
             labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, output_dim), Y)
             return None, no_targets, labels
@@ -177,7 +185,8 @@ class Plan:
             return self._phases(step, step + 1, _epoch.UPDATE)
         if self.norms[step] > self.clip_norm:
             self.gradient *= self.clip_norm / self.norms[step]
-        self.python_optimizer.update(self.parameters, self.gradient)
+        if cast(Any, self.python_optimizer).update(self.parameters, self.gradient) is not None:
+            raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
         return step + 1
 
     def gradients(self, step: int) -> None:
@@ -211,8 +220,12 @@ class Plan:
         members = self.order[step * self.batch_size : (step + 1) * self.batch_size]
         outputs, doutputs = (self._slots(array, members) for array in (self.head.ws_outputs, self.head.ws_doutputs))
         targets = self.Y[members] if isinstance(self.Y, np.ndarray) else [self.Y[n] for n in members]
-        value, gradient = loss(outputs.copy(), targets)
-        self.losses[step] = value
+        result = loss(outputs.copy(), targets)
+        try:
+            value, gradient = result
+            self.losses[step] = value
+        except (TypeError, ValueError):
+            raise TypeError(f"loss returned {result!r}; expected (value, gradient)") from None
         if not np.isfinite(value):
             raise NonFiniteError(f"the loss is {value}", step)
         gradient = np.asarray(gradient)

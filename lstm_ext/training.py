@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from lstm_ext.checks import Array, Data, as_column, as_number, as_shape, as_size, check_length, make_generator
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
-from lstm_ext.optimizers import SGD, Adam, Optimizer, as_optimizer
+from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
 from lstm_ext.plan import NonFiniteError, Plan, Sequences
 
 
@@ -49,7 +49,7 @@ def train(
     *,
     target: str = "last",
     loss: str | MSE | CrossEntropy | Loss = "mse",
-    optimizer: str | SGD | Adam | Optimizer = "adam",
+    optimizer: str | Optimizer = "adam",
     batch_size: int = 32,
     epochs: int = 10,
     clip_norm: float | None = None,
@@ -136,7 +136,7 @@ def train(
             history.loss.append(plan.mean_loss())
             if validation is not None:
                 history.validation_loss.append(_evaluate(validation, epoch, epochs))
-            if True in [callback(network, history) for callback in callbacks]:
+            if any([callback(network, history) is True for callback in callbacks]):  # noqa: C419 - call them all
                 break
     return history
 
@@ -217,6 +217,10 @@ def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any
             ) from None
         advance(after - step)
         step = after
+    if not np.isfinite(plan.parameters).all():
+        raise NonFiniteError(
+            f"parameters are NaN or infinite after epoch {epoch + 1} of {epochs}: try a smaller learning rate"
+        )
 
 
 def _validation_plan(network: LSTMNetwork, data: tuple[Any, Any], common: dict[str, Any]) -> Plan:
@@ -225,7 +229,7 @@ def _validation_plan(network: LSTMNetwork, data: tuple[Any, Any], common: dict[s
     except (TypeError, ValueError):
         raise TypeError("validation_data is not a pair; expected (X, Y)") from None
     try:
-        return Plan(network.parameters, network.sizes, X, Y, optimizer=None, **common)
+        return Plan(network.parameters, network.sizes, X, Y, optimizer=None, forward_only=True, **common)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation_data: {error}") from None
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,54 +38,73 @@ def _row_stride(columns: int, dtype: np.dtype[Any]) -> int:
     return (-(-columns // per_line) | 1) * per_line
 
 
-class Activations:
-    """What sequence_forward works on: all T + 1 states if `keep`, else the latest two, which alternate."""
+class Shape(NamedTuple):
+    """What the size of every work array follows from."""
 
-    def __init__(
-        self, steps: int, batch: int, input_dim: int, hidden_dim: int, dtype: np.dtype[Any], *, keep: bool
-    ) -> None:
+    steps: int
+    batch: int
+    input_dim: int
+    hidden_dim: int
+    output_dim: int
+    dtype: np.dtype[Any]
+    isa: int
+
+    def packed_sizes(self) -> dict[str, int]:
+        """Return the number of elements of every packed array."""
+        return _passes.packed_sizes(self.isa, self.input_dim, self.hidden_dim, self.output_dim, self.dtype.name)
+
+
+class Activations:
+    """What sequence_forward works on.
+
+    Parameters
+    ----------
+    shape : Shape
+    keep : {"all", "hidden", "latest"}
+        Keep the states and gates of all steps, for a backward pass; only h of all steps; or the latest states, in two
+        slots that alternate.
+    """
+
+    def __init__(self, shape: Shape, *, keep: str) -> None:
+        steps, batch, input_dim, hidden_dim, _, dtype, self.isa = shape
         stride = _row_stride(hidden_dim + input_dim, dtype)
-        slots = steps + 1 if keep else 2
-        self.ws_hx = aligned_empty((slots, batch, stride), dtype)
-        self.ws_C = aligned_empty((slots if keep else 1, batch, hidden_dim), dtype)
-        self.ws_gates = aligned_empty((steps if keep else 0, batch, 4 * hidden_dim), dtype)
-        size = _passes.packed_sizes(input_dim, hidden_dim, 1, dtype.name)["cell"]
-        self.scratch_packed = aligned_empty((size,), dtype)
+        self.ws_hx = aligned_empty((2 if keep == "latest" else steps + 1, batch, stride), dtype)
+        self.ws_C = aligned_empty((steps + 1 if keep == "all" else 1, batch, hidden_dim), dtype)
+        self.ws_gates = aligned_empty((steps if keep == "all" else 0, batch, 4 * hidden_dim), dtype)
+        self.scratch_packed = aligned_empty((shape.packed_sizes()["cell"],), dtype)
 
 
 class BackwardScratch:
-    """What sequence_backward needs beside the activations."""
+    """What sequence_backward needs beside the activations and the gradients of the states."""
 
-    def __init__(
-        self, steps: int, batch: int, input_dim: int, hidden_dim: int, dtype: np.dtype[Any], *, want_dX: bool
-    ) -> None:
-        sizes = _passes.packed_sizes(input_dim, hidden_dim, 1, dtype.name)
+    def __init__(self, shape: Shape, *, want_dX: bool) -> None:
+        steps, batch, _, hidden_dim, _, dtype, _ = shape
+        sizes = shape.packed_sizes()
         self.scratch_packed_h = aligned_empty((sizes["h"],), dtype)
         self.scratch_packed_x = aligned_empty((sizes["x"] if want_dX else 0,), dtype)
         self.scratch_rows = aligned_empty((sizes["rows"],), dtype)
-        stride = _row_stride(4 * hidden_dim, dtype)
         rows = max(1, min(steps, _CHUNK_ROWS // batch)) * batch
-        self.scratch_dz = _with_slack((rows, stride), sizes["slack"], dtype)
-        self.scratch_dh = aligned_empty((batch, hidden_dim), dtype)
-        self.scratch_dC = aligned_empty((batch, hidden_dim), dtype)
+        self.scratch_dz = _with_slack((rows, _row_stride(4 * hidden_dim, dtype)), sizes["slack"], dtype)
 
 
 class HeadScratch:
     """The outputs of every slot (see _epoch.pyx) and their gradient, and what the head's passes need."""
 
-    def __init__(
-        self,
-        slots: int,
-        batch: int,
-        hidden_dim: int,
-        output_dim: int,
-        dtype: np.dtype[Any],
-        *,
-        every_step: bool,
-    ) -> None:
-        sizes = _passes.packed_sizes(1, hidden_dim, output_dim, dtype.name)
+    def __init__(self, shape: Shape, *, every_step: bool) -> None:
+        steps, batch, _, _, output_dim, dtype, _ = shape
+        sizes = shape.packed_sizes()
+        slots = steps if every_step else 1
         self.ws_outputs = aligned_empty((slots, batch, output_dim), dtype)
         self.ws_doutputs = _with_slack((slots, batch, output_dim), sizes["slack"], dtype)
-        self.scratch_dH = aligned_empty((batch if every_step else 0, slots, hidden_dim), dtype)
         self.scratch_packed = aligned_empty((sizes["head"],), dtype)
         self.scratch_packed_backward = aligned_empty((sizes["head_backward"],), dtype)
+
+
+class StateGradients:
+    """The gradients that pass from step to step, and those that the head sends to every step."""
+
+    def __init__(self, shape: Shape, *, every_step: bool) -> None:
+        steps, batch, _, hidden_dim, _, dtype, _ = shape
+        self.scratch_dh = aligned_empty((batch, hidden_dim), dtype)
+        self.scratch_dC = aligned_empty((batch, hidden_dim), dtype)
+        self.scratch_dH = aligned_empty((batch if every_step else 0, steps, hidden_dim), dtype)

@@ -95,10 +95,13 @@ def test_verify_prints_every_set(capsys):
 
 
 def test_verify_fails_loudly(monkeypatch, capsys):
-    monkeypatch.setattr(lstm_ext._passes, "linear", lambda X, W, b, panels, Y: Y.fill(0))
-    with pytest.raises(lstm_ext.verification.VerificationError, match="float32"):
+    monkeypatch.setattr(lstm_ext._passes, "linear", lambda *arguments: arguments[-1].fill(0))
+    with pytest.raises(SystemExit) as stopped:
         run("verify")
-    assert "DISAGREES" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "DISAGREES" in captured.out
+    assert "float32" in captured.err
 
 
 def test_python_m():
@@ -108,12 +111,33 @@ def test_python_m():
     assert lstm_ext.__version__ in done.stdout
 
 
-def test_without_click_it_says_what_to_install(tmp_path):
-    (tmp_path / "click.py").write_text("raise ImportError")
+@pytest.mark.parametrize("missing", ["click", "matplotlib", "safetensors"])
+def test_without_the_extra_it_says_what_to_install(tmp_path, missing):
+    (tmp_path / f"{missing}.py").write_text("raise ImportError")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lstm_ext.cli"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.returncode != 0
     assert "lstm_ext[cli]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--plot", "co2.jpeg3"), "png, svg, pdf"),
+        (("--plot", "one.png", "--model", "./one.png"), "two files"),
+        (("--hidden", "3000000"), "allocate"),
+    ],
+)
+def test_what_would_fail_later_fails_at_once(folder, capsys, arguments, words):
+    assert words in fails(capsys, "train", *arguments)
+    assert list(folder.iterdir()) == []
+
+
+def test_without_arguments_it_shows_the_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 2
+    assert "Commands:" in capsys.readouterr().out
 
 
 def test_an_interrupt_writes_nothing(folder, monkeypatch, capsys):

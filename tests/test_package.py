@@ -90,7 +90,7 @@ def test_the_oracle_is_imported_for_verification_alone():
 
 
 def test_the_package_needs_numpy_alone():
-    optional = {"cli": {"click", "matplotlib", "tqdm"}, "__main__": set(), "training": {"tqdm"}}
+    optional = {"cli": {"click", "matplotlib", "safetensors", "tqdm"}, "__main__": set(), "training": {"tqdm"}}
     optional |= {"forecasting": {"matplotlib"}, "persistence": {"safetensors"}}
     for module in MODULES:
         foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names

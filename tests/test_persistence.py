@@ -110,6 +110,29 @@ def test_a_huge_architecture_is_refused_before_memory_is_taken(tmp_path, network
         persistence.load(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"network": None}, "network is None"),
+        ({"scaler": 5}, "scaler is 5"),
+        ({"details": [1]}, "details is"),
+        ({"details": {"a": object()}}, "JSON serializable"),
+    ],
+)
+def test_bad_arguments_write_nothing(tmp_path, network, arguments, words):
+    with pytest.raises(TypeError, match=words):
+        persistence.save(tmp_path / "model", **{"network": network, **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_a_link(tmp_path, network):
+    (tmp_path / "target").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    persistence.save(tmp_path / "link", network)
+    assert (tmp_path / "link").is_symlink()
+    assert persistence.load(tmp_path / "target").network.sizes == network.sizes
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         persistence.load(tmp_path / "none")

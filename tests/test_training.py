@@ -768,7 +768,7 @@ BAD_TRAINING = {
         ([X[0], X[0, :2]], Y[:2]),
         {"batch_size": 2},
         ValueError,
-        "X holds sequences of 2 to 3 steps; expected one length, or batch_size=1",
+        "X holds sequences of 2 to 3 steps; expected one length in a batch",
     ),
     "ragged Y": (
         ([X[0], X[0, :2]], [np.ones((3, 4)), np.ones((3, 4))]),

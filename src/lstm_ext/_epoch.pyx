@@ -9,7 +9,7 @@ one slot, and the rows stand in the order in which weight gradients are summed.
 from libc.math cimport isfinite, sqrt
 from libc.string cimport memset
 
-from lstm_ext._kernels cimport active_kernels, adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares
+from lstm_ext._kernels cimport adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares, table_at
 from lstm_ext._passes cimport (
     Call, Timer, begin, elapsed, end, multiply, pack_cell, pack_panels, sequence_backward, sequence_forward,
     start_timer, weight_gradient,
@@ -75,6 +75,18 @@ cdef void update(
         )
 
 
+def update_parameters(
+    int isa, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[::1] parameters,
+    const real[::1] gradient,
+):
+    """Make one update by itself, outside of the loop."""
+    cdef Call call
+    with nogil:
+        begin(&call)
+        update(table_at(isa), parameters, gradient, 1, settings, powers, moments)
+        end(&call)
+
+
 def _run(
     const real[:, ::1] rows, plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds,
 ):
@@ -91,14 +103,19 @@ def _run(
     cdef double[::1] powers = optimizer.powers if updates else None
     cdef real[:, ::1] moments = optimizer.state(plan.parameters) if updates else None
 
-    activations, scratch, head = plan.activations, plan.scratch, plan.head
+    activations, head = plan.activations, plan.head
     cdef real[:, :, ::1] hx = activations.ws_hx, C = activations.ws_C, gates = activations.ws_gates
-    cdef real[:, :, ::1] outputs = head.ws_outputs, doutputs = head.ws_doutputs, dH = head.scratch_dH
-    cdef real[:, :, ::1] no_array = hx[:0]
-    cdef real[:, ::1] dh = scratch.scratch_dh, dC = scratch.scratch_dC, dz = scratch.scratch_dz
-    cdef real[::1] packed = activations.scratch_packed, packed_h = scratch.scratch_packed_h
-    cdef real[::1] no_panels = packed[:0], panels = scratch.scratch_rows
-    cdef real[::1] packed_y = head.scratch_packed, packed_y_backward = head.scratch_packed_backward
+    cdef real[:, :, ::1] outputs = head.ws_outputs, doutputs = head.ws_doutputs, no_array = hx[:0]
+    cdef real[::1] packed = activations.scratch_packed, packed_y = head.scratch_packed, no_panels = packed[:0]
+    cdef real[::1] packed_y_backward = head.scratch_packed_backward
+
+    cdef bint backward = phases & _BACKWARD
+    scratch, states = plan.scratch, plan.state_gradients
+    cdef real[:, :, ::1] dH = states.scratch_dH if backward else None
+    cdef real[:, ::1] dh = states.scratch_dh if backward else None, dC = states.scratch_dC if backward else None
+    cdef real[:, ::1] dz = scratch.scratch_dz if backward else None
+    cdef real[::1] packed_h = scratch.scratch_packed_h if backward else None
+    cdef real[::1] panels = scratch.scratch_rows if backward else None
 
     cdef Py_ssize_t N = order.shape[0], batch_size = first.shape[0]
     cdef Py_ssize_t input_dim = rows.shape[1], hidden_dim = C.shape[2], output_dim = outputs.shape[2]
@@ -112,7 +129,7 @@ def _run(
     cdef real *dW_y = db + 4 * hidden_dim
     cdef real *db_y = dW_y + output_dim * hidden_dim
     cdef double cell_work = 4. * hidden_dim * K, head_work = <double> output_dim * hidden_dim, scale
-    cdef const kernels *table = active_kernels()
+    cdef const kernels *table = table_at(plan.isa)
     cdef Call call
     cdef Timer timer
     cdef bint finite = True
@@ -188,7 +205,7 @@ def _run(
     return step, finite
 
 
-def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds=0.05):
+def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds):
     """Run steps of an epoch until `last_step`, until `seconds` have passed at a step's end, or until one is not finite.
 
     Parameters

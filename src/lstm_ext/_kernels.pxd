@@ -64,8 +64,9 @@ cdef extern from "runtime.h" nogil:
     const double kernel_zeros[]
 
 
-# The table in use: chosen at import, changed by use_isa alone.
-cdef const kernels *active_kernels() noexcept nogil
+# The table at a position of all_kernels, which `current` returns. Arrays are packed for one table: whoever makes them
+# keeps the position, so that use_isa in another thread changes nothing under way.
+cdef const kernels *table_at(int isa) noexcept nogil
 
 
 cdef inline Py_ssize_t lanes(const kernels *table, const real *tag) noexcept nogil:

@@ -5,11 +5,11 @@ The set is chosen once, at import: the widest that this machine runs, or the one
 """
 import os
 
-cdef const kernels *_active = NULL
+cdef int _current = 0
 
 
-cdef const kernels *active_kernels() noexcept nogil:
-    return _active
+cdef const kernels *table_at(int isa) noexcept nogil:
+    return all_kernels[isa]
 
 
 def available_isas() -> tuple[str, ...]:
@@ -25,22 +25,29 @@ def available_isas() -> tuple[str, ...]:
 
 def isa() -> str:
     """Return the name of the instruction set in use."""
-    return _active.name.decode()
+    return table_at(_current).name.decode()
+
+
+def current() -> int:
+    """Return the position of the instruction set in use, for the passes."""
+    return _current
 
 
 def use_isa(name: str) -> None:
-    """Use another instruction set from now on, in the whole process: for tests and ``verify``.
+    """Use another instruction set from now on, in every thread: for tests and ``verify``.
+
+    What is under way, and every tape, stream state and training, keeps the set that it began with.
 
     Raises
     ------
     ValueError
         If this machine, or this build, does not have the set.
     """
-    global _active
-    cdef Py_ssize_t j = 0
+    global _current
+    cdef int j = 0
     while all_kernels[j] != NULL:
         if all_kernels[j].name.decode() == name and kernels_runnable(all_kernels[j]):
-            _active = all_kernels[j]
+            _current = j
             return
         j += 1
     raise ValueError(f"instruction set {name!r} is not available here; expected one of {', '.join(available_isas())}")
@@ -64,7 +71,7 @@ def apply_sigmoid(const real[::1] x, real[::1] y):
         return
     with nogil:
         denormals = denormals_flush()
-        sigmoid(_active, x.shape[0], &x[0], &y[0])
+        sigmoid(table_at(_current), x.shape[0], &x[0], &y[0])
         denormals_restore(denormals)
 
 
@@ -75,5 +82,5 @@ def apply_tanh(const real[::1] x, real[::1] y):
         return
     with nogil:
         denormals = denormals_flush()
-        tanh(_active, x.shape[0], &x[0], &y[0])
+        tanh(table_at(_current), x.shape[0], &x[0], &y[0])
         denormals_restore(denormals)

@@ -15,8 +15,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.string cimport memcpy, memset
 
 from lstm_ext._kernels cimport (
-    TILE_VECTORS, active_kernels, cell_backward, cell_forward, denormals_flush, denormals_restore, kernel_zeros,
-    kernels, lanes, matmul, outer, real, tile_rows, wall_seconds,
+    TILE_VECTORS, cell_backward, cell_forward, denormals_flush, denormals_restore, kernel_zeros,
+    kernels, lanes, matmul, outer, real, table_at, tile_rows, wall_seconds,
 )
 
 # A check waits 5 ms for the GIL while another thread holds it, so not more often.
@@ -340,9 +340,9 @@ cdef int sequence_backward(
     return 0
 
 
-def packed_sizes(Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, dtype) -> dict:
-    """Return the number of elements of every packed array, for the instruction set in use."""
-    cdef const kernels *table = active_kernels()
+def packed_sizes(int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, dtype) -> dict:
+    """Return the number of elements of every packed array for an instruction set."""
+    cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t V = table.f32.lanes if dtype == "float32" else table.f64.lanes
     blocks = tiles(hidden_dim, V)
     return {
@@ -357,12 +357,12 @@ def packed_sizes(Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_
 
 
 def forward(
-    Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[:, ::1] W, const real[:, ::1] b,
+    int isa, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[:, ::1] W, const real[:, ::1] b,
     real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
 ):
     """Pack the weights and run `sequence_forward`. W (4H, H + I), b (4H, 1)."""
     cdef Call call
-    cdef const kernels *table = active_kernels()
+    cdef const kernels *table = table_at(isa)
     with nogil:
         begin(&call)
         try:
@@ -373,13 +373,13 @@ def forward(
 
 
 def backward(
-    Py_ssize_t steps, Py_ssize_t batch, const real[:, ::1] W, const real[:, :, ::1] hx, const real[:, :, ::1] C,
+    int isa, Py_ssize_t steps, Py_ssize_t batch, const real[:, ::1] W, const real[:, :, ::1] hx, const real[:, :, ::1] C,
     const real[:, :, ::1] gates, const real[:, :, ::1] dH, real[:, ::1] dh, real[:, ::1] dC, real[:, :, ::1] dX,
     real[:, ::1] dW, real[:, ::1] db, real[::1] packed_h, real[::1] packed_x, real[:, ::1] dz, real[::1] panels,
 ):
     """Pack the weights and run `sequence_backward`. W, dW (4H, H + I), db (4H, 1); dh comes back as dL/dh_0."""
     cdef Call call
-    cdef const kernels *table = active_kernels()
+    cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t hidden_dim = C.shape[2], K = W.shape[1]
     with nogil:
         begin(&call)
@@ -395,9 +395,9 @@ def backward(
             end(&call)
 
 
-def linear(const real[:, ::1] X, const real[:, ::1] W, const real[:, ::1] b, real[::1] panels, real[:, ::1] Y):
+def linear(int isa, const real[:, ::1] X, const real[:, ::1] W, const real[:, ::1] b, real[::1] panels, real[:, ::1] Y):
     """Y = X W^T + b^T: X (rows, H), W (O, H), b (O, 1)."""
-    cdef const kernels *table = active_kernels()
+    cdef const kernels *table = table_at(isa)
     cdef unsigned long long denormals
     with nogil:
         denormals = denormals_flush()
@@ -410,10 +410,10 @@ def linear(const real[:, ::1] X, const real[:, ::1] W, const real[:, ::1] b, rea
 
 
 def pack(
-    const real[:, ::1] W, const real[:, ::1] b, const real[:, ::1] W_y, real[::1] packed, real[::1] packed_head,
+    int isa, const real[:, ::1] W, const real[:, ::1] b, const real[:, ::1] W_y, real[::1] packed, real[::1] packed_head,
 ):
     """Pack a network's weights for `step`."""
-    cdef const kernels *table = active_kernels()
+    cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t hidden_dim = W_y.shape[1]
     with nogil:
         pack_cell(table, W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
@@ -421,11 +421,11 @@ def pack(
 
 
 def step(
-    Py_ssize_t t, const real[:, ::1] x, const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C,
+    int isa, Py_ssize_t t, const real[:, ::1] x, const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C,
     const real[::1] packed_head, const real[:, ::1] b_y, real[:, ::1] y,
 ):
     """Advance B streams by step t: x (B, I), y (B, O) out; hx has two slots and C one."""
-    cdef const kernels *table = active_kernels()
+    cdef const kernels *table = table_at(isa)
     cdef unsigned long long denormals
     cdef Py_ssize_t batch = x.shape[0], input_dim = x.shape[1], hidden_dim = C.shape[2], b
     cdef real *now = &hx[t % 2, 0, 0]
