@@ -49,7 +49,7 @@ class Row(NamedTuple):
     input_dim: int
     hidden_dim: int
 
-    def multiply_adds(self) -> int:
+    def operations(self) -> int:
         """Return the needed floating-point operations of one training step."""
         H, K = self.hidden_dim, self.input_dim + self.hidden_dim
         return (2 * 8 * H * K + 8 * H * H) * self.steps * self.batch
@@ -97,10 +97,9 @@ def step_ours(row: Row, updates: int) -> Contestant:
     optimizer = lstm_ext.SGD(LEARNING_RATE)
 
     def run() -> float:
-        history = lstm_ext.train(
-            network, X, Y, optimizer=optimizer, batch_size=row.batch, epochs=updates, verbose=False
-        )
-        return statistics.median(history.seconds)
+        started = time.perf_counter()
+        lstm_ext.train(network, X, Y, optimizer=optimizer, batch_size=row.batch, epochs=updates, verbose=False)
+        return (time.perf_counter() - started) / updates
 
     return run
 
@@ -146,14 +145,15 @@ def step_torch(row: Row, updates: int, dtype: str) -> Contestant:
 def fma_peak() -> Contestant | None:
     """Return a contestant that measures seconds for one float32 operation, or None without a C compiler."""
     lanes = {"avx512": 16, "avx2": 8}.get(_kernels.isa(), 4)
-    library = Path(tempfile.mkdtemp()) / "peak.so"
-    source = Path(__file__).with_name("peak.c")
     command = [os.environ.get("CC", "cc"), "-O2", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-    try:
-        subprocess.run([*command, f"-DLANES={lanes}", str(source), "-o", str(library)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    multiply_adds = ctypes.CDLL(str(library)).multiply_adds
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "peak.so"
+        command += [f"-DLANES={lanes}", str(Path(__file__).with_name("peak.c")), "-o", str(library)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        multiply_adds = ctypes.CDLL(str(library)).multiply_adds
     multiply_adds.argtypes = [ctypes.c_long]
     repeats = 1_000_000
 
@@ -174,13 +174,14 @@ def contestants(row: Row, *, quick: bool) -> dict[str, Contestant]:
         with contextlib.suppress(ImportError):
             result["torch"] = step_torch(row, 200, "float64")
     else:
-        result = {"lstm_ext": step_ours(row, 3)}
+        updates = 3 if quick else 10
+        result = {"lstm_ext": step_ours(row, updates)}
         with contextlib.suppress(ImportError):
-            result["torch"] = step_torch(row, 3, "float32")
+            result["torch"] = step_torch(row, updates, "float32")
         if not quick:
             result["oracle"] = step_oracle(row, 1)
-    if (peak := fma_peak()) is not None:
-        result["peak"] = peak
+        if (peak := fma_peak()) is not None:
+            result["peak"] = peak
     return result
 
 
@@ -197,10 +198,11 @@ def measure(row: Row, rounds: int, *, quick: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"row": row._asdict(), "seconds": {}, "ratio": {}}
     for name in times.keys() - {"peak"}:
         result["seconds"][name] = statistics.median(times[name])
+    for name in result["seconds"].keys() - {"lstm_ext"}:
         ratios = [theirs / our for theirs, our in zip(times[name], ours, strict=True)]
         result["ratio"][name] = statistics.quantiles(ratios, n=4)
     if "peak" in times:
-        fractions = [row.multiply_adds() * op / our for op, our in zip(times["peak"], ours, strict=True)]
+        fractions = [row.operations() * op / our for op, our in zip(times["peak"], ours, strict=True)]
         result["peak_gflops"] = 1e-9 / statistics.median(times["peak"])
         result["peak_fraction"] = statistics.quantiles(fractions, n=4)
     return result
@@ -227,11 +229,11 @@ def show(result: dict[str, Any]) -> None:
     print(f"\n{row.name} {sizes}: lstm_ext {ours * 1e6:,.1f} us", end="")
     if "peak_fraction" in result:
         low, middle, high = result["peak_fraction"]
-        rate = row.multiply_adds() / ours * 1e-9
+        rate = row.operations() / ours * 1e-9
         print(f" = {rate:.1f} GFLOP/s, {middle:.0%} ({low:.0%} to {high:.0%}) of the ", end="")
         print(f"FMA peak {result['peak_gflops']:.1f}", end="")
     print()
-    for name in sorted(result["ratio"].keys() - {"lstm_ext"}):
+    for name in sorted(result["ratio"]):
         low, middle, high = result["ratio"][name]
         seconds = result["seconds"][name]
         print(f"    {name:8} {seconds * 1e6:>12,.1f} us    {middle:8.2f} x ours ({low:.2f} to {high:.2f})")
@@ -246,7 +248,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     results = []
     for row in ROWS:
-        results.append(measure(row, 3 if options.quick else 15, quick=options.quick))
+        results.append(measure(row, 3 if options.quick else 9, quick=options.quick))
         show(results[-1])
     if options.json:
         options.json.write_text(json.dumps({"machine": about, "rows": results}, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """LSTM networks that train and run on CPUs at the machine's speed, checked against a NumPy oracle."""
 
 try:
-    from lstm_ext._kernels import isa as _isa  # noqa: F401 - the first of the compiled modules
+    from lstm_ext._kernels import isa
 except ModuleNotFoundError as error:  # the source tree, or a folder named lstm_ext, shadows the installed package
     raise ImportError(
         f"lstm_ext was imported from {__path__[0]} without its compiled half. "
@@ -14,9 +14,10 @@ from lstm_ext.losses import MSE, CrossEntropy
 from lstm_ext.network import LSTM, LSTMCell, LSTMNetwork
 from lstm_ext.optimizers import SGD, Adam
 from lstm_ext.parameters import parameter_layout
+from lstm_ext.persistence import ModelFileError, load, save
 from lstm_ext.plan import NonFiniteError
 from lstm_ext.training import History, train, train_lstm
-from lstm_ext.verification import from_reference, to_reference, verify
+from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
 
 __version__ = "0.1.0"
 
@@ -29,12 +30,17 @@ __all__ = [
     "History",
     "LSTMCell",
     "LSTMNetwork",
+    "ModelFileError",
     "NonFiniteError",
     "SequenceScaler",
+    "VerificationError",
     "fill_gaps",
     "from_reference",
+    "isa",
+    "load",
     "load_co2",
     "parameter_layout",
+    "save",
     "sigmoid",
     "tanh",
     "to_reference",

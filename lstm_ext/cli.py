@@ -10,7 +10,6 @@ import numpy as np
 
 import lstm_ext
 from lstm_ext import persistence
-from lstm_ext._kernels import isa
 from lstm_ext.forecasting import (
     CO2_HELD_OUT,
     CO2_VALIDATION,
@@ -175,7 +174,7 @@ def _evaluate(
 
 
 def _report(errors: dict[str, float], origins: int, network: LSTMNetwork, X: Floats, history: History) -> None:
-    click.echo(f"trained in {sum(history.seconds):.2f} s ({isa()}, one thread)")
+    click.echo(f"trained in {sum(history.seconds):.2f} s ({lstm_ext.isa()}, one thread)")
     click.echo(f"held-out years, 52 weeks ahead from {origins} weeks:")
     for name, error in errors.items():
         click.echo(f"  {name:26} RMSE {error:.3f} ppm")

@@ -1,6 +1,6 @@
 """Networks as files: safetensors with the tensors by name and everything else as JSON in the metadata.
 
-Loading runs no code. Needs the package `safetensors` (``pip install "lstm_ext[cli]"``).
+Loading runs no code. Needs the package `safetensors` (``pip install "lstm_ext[models]"``).
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ def save(
     RuntimeError
         If the scaler is not fitted.
     """
-    from safetensors.numpy import save as to_bytes
-
+    library = _safetensors()
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
     if not isinstance(scaler, (SequenceScaler, NoneType)):
@@ -81,7 +80,7 @@ def save(
         "details": dict(details or {}),
     }
     tensors = {name: np.array(weight) for name, weight in network.named_parameters().items()}
-    content = to_bytes(tensors, {METADATA_KEY: json.dumps(header)})
+    content = library.numpy.save(tensors, {METADATA_KEY: json.dumps(header)})
     write_whole(Path(path), lambda part: part.write_bytes(content))
 
 
@@ -95,17 +94,16 @@ def load(path: str | os.PathLike[str]) -> Model:
     OSError
         If the file cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
+    library = _safetensors()
     with Path(path).open("rb"):
         pass  # an unreadable file is an OSError by its own name
     try:
-        with safe_open(str(path), framework="numpy") as file:
+        with library.safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             header = _header(path, metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         return _model(path, header, tensors)
-    except SafetensorError as error:
+    except library.SafetensorError as error:
         raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from None
 
 
@@ -127,6 +125,14 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError('model files need the package safetensors: pip install "lstm_ext[models]"') from error
+    return safetensors
 
 
 def check_writable(path: Path) -> None:
