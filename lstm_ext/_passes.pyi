@@ -1,13 +1,13 @@
 from lstm_ext.checks import Array
 
 def packed_sizes(isa: int, input_dim: int, hidden_dim: int, output_dim: int, dtype: str) -> dict[str, int]: ...
+def pack_cell_weights(isa: int, W: Array, b: Array, packed: Array) -> None: ...
+def pack_head_weights(isa: int, W_y: Array, panels: Array) -> None: ...
 def forward(
     isa: int,
     steps: int,
     rows: Array,
     first: Array,
-    W: Array,
-    b: Array,
     packed: Array,
     hx: Array,
     C: Array,
@@ -33,8 +33,7 @@ def backward(
     dz: Array,
     panels: Array,
 ) -> None: ...
-def linear(isa: int, X: Array, W: Array, b: Array, panels: Array, Y: Array) -> None: ...
-def pack(isa: int, W: Array, b: Array, W_y: Array, packed: Array, packed_head: Array) -> None: ...
+def linear(isa: int, X: Array, panels: Array, b: Array, Y: Array) -> None: ...
 def step(
-    isa: int, t: int, x: Array, packed: Array, hx: Array, C: Array, packed_head: Array, b_y: Array, y: Array
+    isa: int, t: int, x: Array, packed: Array, hx: Array, C: Array, panels: Array, b_y: Array, y: Array
 ) -> None: ...

@@ -168,7 +168,7 @@ def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array
 
 
 def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> NDArray[np.intp]:
-    """Return class labels of a given shape as contiguous integers in [0, classes)."""
+    """Return class labels of a given shape as a contiguous copy of integers in [0, classes)."""
     source = as_array(name, value)
     if source.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {source.dtype}; expected integer classes")
@@ -179,4 +179,4 @@ def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> ND
         index = tuple(int(j) for j in np.argwhere(wrong)[0])
         place = f"{name}[{', '.join(map(str, index))}]"
         raise ValueError(f"{place} is {source[index]}; expected a class from 0 to {classes - 1}")
-    return np.ascontiguousarray(source, np.intp)
+    return np.array(source, np.intp, order="C")

@@ -499,12 +499,17 @@ class LSTMNetwork(_Parametrised):
         rows = H.reshape(-1, self.hidden_dim) if every_step else h
         Y = np.empty((len(rows), self.output_dim), self.dtype)
         shape = self._shape(1, len(rows))
-        panels = aligned_empty((shape.packed_sizes()["head"],), self.dtype)
-        _passes.linear(shape.isa, rows, self.W_y, self.b_y, panels, Y)
+        panels = self._packed_head(shape)
+        _passes.linear(shape.isa, rows, panels, self.b_y, Y)
         return Y.reshape(*(H.shape[:2] if every_step else h.shape[:1]), self.output_dim)
 
     def _shape(self, steps: int, batch: int) -> Shape:
         return Shape(steps, batch, self.input_dim, self.hidden_dim, self.output_dim, self.dtype, _kernels.current())
+
+    def _packed_head(self, shape: Shape) -> Array:
+        panels = aligned_empty((shape.packed_sizes()["head"],), self.dtype)
+        _passes.pack_head_weights(shape.isa, self.W_y, panels)
+        return panels
 
     def gradient(
         self,
@@ -553,9 +558,8 @@ class LSTMNetwork(_Parametrised):
         activations = Activations(shape, keep="latest")
         activations.ws_hx[...] = 0
         activations.ws_C[...] = 0
-        cell = self.lstm_cell
-        packed_head = aligned_empty((shape.packed_sizes()["head"],), self.dtype)
-        _passes.pack(shape.isa, cell._W, cell._b, self.W_y, activations.scratch_packed, packed_head)
+        _pack_cell(self.lstm_cell, activations)
+        packed_head = self._packed_head(shape)
         return State(self._sizes, shape.batch, activations, packed_head, self.b_y.copy())
 
     def step(self, x: ArrayLike, state: State) -> tuple[Array, State]:
@@ -576,7 +580,7 @@ class LSTMNetwork(_Parametrised):
         Raises
         ------
         TypeError, ValueError
-            If x has another shape or does not hold finite real numbers, or state is of another network.
+            If x has another shape or does not hold finite real numbers, or the state is of a network of other sizes.
         """
         if not isinstance(state, State):
             raise TypeError(f"state is {state!r}; expected what initial_state returns")
@@ -605,6 +609,10 @@ def _chunks(X: Array, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, len(X))) for start in range(0, len(X), size))
 
 
+def _pack_cell(cell: LSTMCell, work: Activations) -> None:
+    _passes.pack_cell_weights(work.isa, cell._W, cell._b, work.scratch_packed)
+
+
 def _forward(
     cell: LSTMCell, X: Array, h0: Array, C0: Array, *, keep: bool = False, want_H: bool = False
 ) -> tuple[Array, Array, Array, Tape | None]:
@@ -616,6 +624,7 @@ def _forward(
     size = N if keep else min(N, _INFERENCE_ROWS)
     shape = Shape(T, size, I, hidden_dim, 1, dtype, _kernels.current())
     work = Activations(shape, keep="all" if keep else "latest")
+    _pack_cell(cell, work)
     rows = X.reshape(N * T, I)
     for part in _chunks(X, size):
         count = part.stop - part.start
@@ -627,8 +636,6 @@ def _forward(
             T,
             rows,
             first,
-            cell._W,
-            cell._b,
             work.scratch_packed,
             work.ws_hx,
             work.ws_C,
@@ -663,6 +670,6 @@ def _backward(cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array
         scratch.scratch_packed_h,
         scratch.scratch_packed_x,
         scratch.scratch_dz,
-        scratch.scratch_rows,
+        scratch.scratch_panels,
     )
     return LSTMGradients(dX, dh, dC, gradient)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, cast
@@ -137,7 +138,7 @@ class Plan:
             self.state_gradients = StateGradients(shape, every_step=self.every_step)
             self.gradient = np.zeros_like(parameters)
         self.first = np.empty(batch_size, np.intp)
-        self.order = np.arange(len(self.sequences))
+        self.order = np.arange(len(self.sequences), dtype=np.intp)
         self.losses, self.norms = np.zeros(self.batches), np.zeros(self.batches)
 
     @property
@@ -205,9 +206,9 @@ class Plan:
     def mean_loss(self) -> float:
         """Return the mean of the batches' losses, each weighted by its sequences."""
         N, size = len(self.sequences), self.batch_size
-        weights = np.full(self.batches, size)
-        weights[-1] = N - size * (self.batches - 1)
-        return float(self.losses @ weights / N)
+        sums = self.losses * size
+        sums[-1] = self.losses[-1] * (N - size * (self.batches - 1))
+        return math.fsum(sums) / N
 
     def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:
         step, finite = _epoch.run(self, step, last_step, phases, seconds)

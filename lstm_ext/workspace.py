@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from lstm_ext import _passes
 from lstm_ext.checks import Array, check_allocatable
 
 _LINE = 64  # bytes of a cache line
-_CHUNK_ROWS = 256  # rows of dz that wait for one weight-gradient product
+_CHUNK_ROWS = 256  # rows of dz that wait for one weight-gradient product (OUTER_ROWS of _passes.pyx)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -73,6 +73,9 @@ class Activations:
         self.ws_gates = aligned_empty((steps if keep == "all" else 0, batch, 4 * hidden_dim), dtype)
         self.scratch_packed = aligned_empty((shape.packed_sizes()["cell"],), dtype)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("tapes and stream states are packed for this process; save the network instead")
+
 
 class BackwardScratch:
     """What sequence_backward needs beside the activations and the gradients of the states."""
@@ -82,7 +85,7 @@ class BackwardScratch:
         sizes = shape.packed_sizes()
         self.scratch_packed_h = aligned_empty((sizes["h"],), dtype)
         self.scratch_packed_x = aligned_empty((sizes["x"] if want_dX else 0,), dtype)
-        self.scratch_rows = aligned_empty((sizes["rows"],), dtype)
+        self.scratch_panels = aligned_empty((sizes["panels"],), dtype)
         rows = max(1, min(steps, _CHUNK_ROWS // batch)) * batch
         self.scratch_dz = _with_slack((rows, _row_stride(4 * hidden_dim, dtype)), sizes["slack"], dtype)
 

@@ -2,14 +2,19 @@
 
 import math
 import os
+import pickle
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import lstm_ext
 from lstm_ext import (
     LSTM,
     MSE,
@@ -164,7 +169,9 @@ class InTorch:
         self.torch, (I, H, O) = torch, model.sizes
         self.lstm = torch.nn.LSTM(I, H, batch_first=True, dtype=torch.float64)
         self.head = torch.nn.Linear(H, O, dtype=torch.float64)
-        W, b = model.lstm_cell.W.copy(), model.lstm_cell.b[:, 0].copy()
+        cell, gates = model.lstm_cell, "ifCo"  # in PyTorch's order
+        W = np.concatenate([getattr(cell, f"W_{gate}") for gate in gates])
+        b = np.concatenate([getattr(cell, f"b_{gate}")[:, 0] for gate in gates])
         with torch.no_grad():
             self.lstm.weight_hh_l0.copy_(torch.from_numpy(W[:, :H]))
             self.lstm.weight_ih_l0.copy_(torch.from_numpy(W[:, H:]))
@@ -493,6 +500,23 @@ def test_callbacks_stop_training():
     history = train(network(2, 3, 1), X, Y, epochs=9, callbacks=[second, after], **QUIET)
     assert len(history.loss) == 2
     assert calls == ["second", "after"] * 2  # every callback sees every epoch
+
+
+def test_labels_changed_in_a_callback_are_not_believed():
+    """They were checked when training began; in another process, for a wrong index would end it."""
+    code = """
+import numpy as np
+from lstm_ext import LSTMNetwork, train
+labels = np.arange(5) % 4
+def callback(network, history):
+    labels[:] = 10**9
+how = {"loss": "cross_entropy", "epochs": 3, "verbose": False, "callbacks": [callback]}
+train(LSTMNetwork(2, 3, 4, seed=0), np.ones((5, 3, 2)), labels, **how)
+"""
+    path = str(Path(lstm_ext.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": path}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert result.returncode >= 0  # negative: killed by a signal
 
 
 def test_an_exception_in_a_callback_keeps_the_epoch():
@@ -1036,3 +1060,35 @@ def test_an_optimizer_that_returns_parameters_is_told():
 
     with pytest.raises(TypeError, match="in place"):
         train(LSTMNetwork(2, 3, 1, seed=0), np.ones((1, 2, 2)), np.ones((1, 1)), optimizer=Functional(), verbose=False)
+
+
+def test_optimizer_moments_of_another_shape_are_refused():
+    network, optimizer = LSTMNetwork(2, 3, 1, seed=0), Adam()
+    optimizer.moments = np.zeros((1, network.parameters.size), np.float32)
+    before = network.parameters.copy()
+    with pytest.raises(ValueError, match="moments has shape"):
+        train(network, np.ones((1, 2, 2)), np.ones((1, 1)), optimizer=optimizer, verbose=False)
+    assert np.array_equal(network.parameters, before)
+
+
+def test_cross_entropy_of_nan_is_not_finite():
+    network = LSTMNetwork(2, 3, 4, seed=0)
+    network.b_y[2] = np.nan
+    with pytest.raises(NonFiniteError, match="loss is nan"):
+        network.gradient(np.ones((3, 2, 2)), np.zeros(3, int), loss="cross_entropy")
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 50000, 30), (40, 256, 3, 1)])
+def test_interrupt_arrives_in_every_part_of_a_long_call(sizes):
+    """A wide head, and a batch so large that one step of it takes long."""
+    I, H, O, T = sizes
+    N = 64 if O > 100 else 40000
+    network, X = LSTMNetwork(I, H, O, seed=0), np.ones((N, T, I), np.float32)
+    with Interrupted(0.3):
+        while True:
+            network.gradient(X, np.zeros((N, T), int), loss="cross_entropy", target="steps")
+
+
+def test_states_and_tapes_are_not_pickled():
+    with pytest.raises(TypeError, match="packed for this process"):
+        pickle.dumps(LSTMNetwork(2, 3, 1, seed=0).initial_state())

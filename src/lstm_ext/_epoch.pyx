@@ -15,13 +15,14 @@ from lstm_ext._passes cimport (
     start_timer, weight_gradient,
 )
 
-FORWARD, LOSS, BACKWARD, UPDATE = 1, 2, 4, 8
-
 cdef enum:
     _FORWARD = 1
     _LOSS = 2
     _BACKWARD = 4
     _UPDATE = 8
+    LOSS_ROWS = 256  # losses are summed in blocks of so many rows, and the blocks in order
+
+FORWARD, LOSS, BACKWARD, UPDATE = _FORWARD, _LOSS, _BACKWARD, _UPDATE
 
 
 cdef double batch_loss(
@@ -35,7 +36,7 @@ cdef double batch_loss(
     """
     cdef Py_ssize_t batch = first.shape[0], output_dim = outputs.shape[2], s, b, row
     cdef bint classes = labels.shape[0] > 0
-    cdef double total = 0, count = <double> slots * batch
+    cdef double total = 0, block = 0, count = <double> slots * batch
     cdef const real *y = &outputs[0, 0, 0]
     cdef real *dy = &doutputs[0, 0, 0]
     if not classes:
@@ -44,12 +45,15 @@ cdef double batch_loss(
         for b in range(batch):
             row = first[b] + steps - 1 - s if every_step else members[b]
             if classes:
-                total += cross_entropy(table, output_dim, y, labels[row], 1 / count, dy)
+                block += cross_entropy(table, output_dim, y, labels[row], 1 / count, dy)
             else:
-                total += squared_error(table, output_dim, y, &targets[row, 0], 2 / count, dy)
+                block += squared_error(table, output_dim, y, &targets[row, 0], 2 / count, dy)
             y += output_dim
             dy += output_dim
-    return total / count
+            if (s * batch + b + 1) % LOSS_ROWS == 0:
+                total += block
+                block = 0
+    return (total + block) / count
 
 
 cdef void update(
@@ -75,12 +79,26 @@ cdef void update(
         )
 
 
+cdef int check_state(
+    Py_ssize_t n, const double[::1] settings, const double[::1] powers, const real[:, ::1] moments,
+) except -1:
+    """Raise unless an optimizer's public arrays have the shapes that `update` relies on."""
+    cdef Py_ssize_t most = settings.shape[0] // 2, least = 2 if most == 2 else 0  # rows for Adam, SGD
+    cdef bint fits = powers.shape[0] == 2 and settings.shape[0] in (2, 4) and least <= moments.shape[0] <= most
+    if not fits or (moments.shape[0] > 0 and moments.shape[1] != n):
+        raise ValueError(
+            f"optimizer.moments has shape {(moments.shape[0], moments.shape[1])}; expected {most} rows of {n}"
+        )
+    return 0
+
+
 def update_parameters(
     int isa, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[::1] parameters,
     const real[::1] gradient,
 ):
     """Make one update by itself, outside of the loop."""
     cdef Call call
+    check_state(parameters.shape[0], settings, powers, moments)
     with nogil:
         begin(&call)
         update(table_at(isa), parameters, gradient, 1, settings, powers, moments)
@@ -103,6 +121,9 @@ def _run(
     cdef double[::1] powers = optimizer.powers if updates else None
     cdef real[:, ::1] moments = optimizer.state(plan.parameters) if updates else None
 
+    if updates:
+        check_state(parameters.shape[0], settings, powers, moments)
+
     activations, head = plan.activations, plan.head
     cdef real[:, :, ::1] hx = activations.ws_hx, C = activations.ws_C, gates = activations.ws_gates
     cdef real[:, :, ::1] outputs = head.ws_outputs, doutputs = head.ws_doutputs, no_array = hx[:0]
@@ -115,7 +136,7 @@ def _run(
     cdef real[:, ::1] dh = states.scratch_dh if backward else None, dC = states.scratch_dC if backward else None
     cdef real[:, ::1] dz = scratch.scratch_dz if backward else None
     cdef real[::1] packed_h = scratch.scratch_packed_h if backward else None
-    cdef real[::1] panels = scratch.scratch_rows if backward else None
+    cdef real[::1] panels = scratch.scratch_panels if backward else None
 
     cdef Py_ssize_t N = order.shape[0], batch_size = first.shape[0]
     cdef Py_ssize_t input_dim = rows.shape[1], hidden_dim = C.shape[2], output_dim = outputs.shape[2]
@@ -154,8 +175,8 @@ def _run(
                     pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, &packed_y[0])
                     for s in range(slots):
                         multiply(
-                            table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2], &packed_y[0], b_y,
-                            0, &outputs[0, 0, 0] + s * batch * output_dim, output_dim,
+                            &call, table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2],
+                            &packed_y[0], b_y, 0, &outputs[0, 0, 0] + s * batch * output_dim, output_dim,
                         )
                 if phases & _LOSS:
                     losses[step] = batch_loss(
@@ -168,22 +189,22 @@ def _run(
                 if phases & _BACKWARD:
                     pack_panels(table, output_dim, hidden_dim, W_y, hidden_dim, 1, &packed_y_backward[0])
                     weight_gradient(
-                        table, slots * batch, batch, output_dim, &doutputs[0, 0, 0], output_dim, hidden_dim, hx, steps,
-                        False, dW_y, db_y, &panels[0],
+                        &call, table, slots * batch, batch, output_dim, &doutputs[0, 0, 0], output_dim, hidden_dim, hx,
+                        steps, False, dW_y, db_y, &panels[0],
                     )
                     memset(&dC[0, 0], 0, batch * hidden_dim * sizeof(real))
                     if every_step:
                         memset(&dh[0, 0], 0, batch * hidden_dim * sizeof(real))
                         for s in range(slots):
                             multiply(
-                                table, batch, hidden_dim, output_dim,
+                                &call, table, batch, hidden_dim, output_dim,
                                 &doutputs[0, 0, 0] + s * batch * output_dim, output_dim, &packed_y_backward[0],
                                 <const real *> NULL, 0, &dH[0, steps - 1 - s, 0], dH.shape[1] * hidden_dim,
                             )
                     else:
                         multiply(
-                            table, batch, hidden_dim, output_dim, &doutputs[0, 0, 0], output_dim, &packed_y_backward[0],
-                            <const real *> NULL, 0, &dh[0, 0], hidden_dim,
+                            &call, table, batch, hidden_dim, output_dim, &doutputs[0, 0, 0], output_dim,
+                            &packed_y_backward[0], <const real *> NULL, 0, &dh[0, 0], hidden_dim,
                         )
                     pack_panels(table, 4 * hidden_dim, hidden_dim, W, K, 1, &packed_h[0])
                     sequence_backward(
@@ -198,7 +219,7 @@ def _run(
                     scale = clip_norm / norms[step] if norms[step] > clip_norm else 1
                     update(table, parameters, gradient, scale, settings, powers, moments)
                 step += 1
-                if elapsed(&timer, 3 * batch * (steps * cell_work + slots * head_work)):
+                if elapsed(&timer, 5000 + 3 * batch * (steps * cell_work + slots * head_work)):
                     break
         finally:
             end(&call)

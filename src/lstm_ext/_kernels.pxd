@@ -61,7 +61,8 @@ cdef extern from "runtime.h" nogil:
     unsigned long long denormals_flush()
     void denormals_restore(unsigned long long)
     double wall_seconds()
-    const double kernel_zeros[]
+    const float zeros_f32[]
+    const double zeros_f64[]
 
 
 # The table at a position of all_kernels, which `current` returns. Arrays are packed for one table: whoever makes them

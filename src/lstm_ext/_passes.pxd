@@ -1,12 +1,5 @@
 from lstm_ext._kernels cimport kernels, real
 
-# The block of dy that one pass of a weight gradient works on. A sum goes on from the stored partial result, so the
-# numbers change no bit.
-cdef enum:
-    OUTER_ROWS = 256
-    OUTER_COLUMNS = 192
-
-
 cdef struct Timer:
     double work
     double deadline
@@ -23,8 +16,6 @@ cdef void end(Call *call) noexcept nogil
 cdef void start_timer(Timer *timer, double seconds) noexcept nogil
 cdef bint elapsed(Timer *timer, double work) noexcept nogil
 
-cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil
-
 cdef void pack_cell(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
 ) noexcept nogil
@@ -34,15 +25,16 @@ cdef void pack_panels(
     Py_ssize_t column_stride, real *panels,
 ) noexcept nogil
 
-cdef void multiply(
-    const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
-    const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
-) noexcept nogil
+cdef int multiply(
+    Call *call, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,
+    Py_ssize_t lda, const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
+) except -1 nogil
 
-cdef void weight_gradient(
-    const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
-    Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db, real *panels,
-) noexcept nogil
+cdef int weight_gradient(
+    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy,
+    Py_ssize_t ld_dy, Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db,
+    real *panels,
+) except -1 nogil
 
 cdef int sequence_forward(
     Call *call, const kernels *table, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first,

@@ -15,9 +15,16 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.string cimport memcpy, memset
 
 from lstm_ext._kernels cimport (
-    TILE_VECTORS, cell_backward, cell_forward, denormals_flush, denormals_restore, kernel_zeros,
-    kernels, lanes, matmul, outer, real, table_at, tile_rows, wall_seconds,
+    TILE_VECTORS, cell_backward, cell_forward, denormals_flush, denormals_restore, kernels, lanes, matmul, outer, real,
+    table_at, tile_rows, wall_seconds, zeros_f32, zeros_f64,
 )
+
+# The block of dy that one pass of a weight gradient works on. A sum goes on from the stored partial result, so the
+# numbers change no bit.
+cdef enum:
+    OUTER_ROWS = 256
+    OUTER_COLUMNS = 192
+
 
 # A check waits 5 ms for the GIL while another thread holds it, so not more often.
 cdef double SIGNAL_SECONDS = 0.1
@@ -38,8 +45,11 @@ cdef void start_timer(Timer *timer, double seconds) noexcept nogil:
 
 
 cdef bint elapsed(Timer *timer, double work) noexcept nogil:
-    """Whether the deadline has passed; looks at the clock only after every so many multiply-adds."""
-    timer.work += work
+    """Whether the deadline has passed; looks at the clock only after every so many multiply-adds.
+
+    What costs time beside them is counted as 500 for each call.
+    """
+    timer.work += work + 500
     if timer.work < 1e7:
         return False
     timer.work = 0
@@ -123,7 +133,10 @@ cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept
     """Where a sum starts: at its stored partial result, or at zeros."""
     if resumed:
         return partial
-    return <const real *> kernel_zeros
+    if real is float:
+        return zeros_f32
+    else:
+        return zeros_f64
 
 
 cdef inline const real *share_ahead(
@@ -134,38 +147,41 @@ cdef inline const real *share_ahead(
     return panel + size + offset if offset < size else panel
 
 
-cdef void multiply(
-    const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
-    const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
-) noexcept nogil:
+cdef int multiply(
+    Call *call, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,
+    Py_ssize_t lda, const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
+) except -1 nogil:
     """C = start + A B: A (rows, depth), B (depth, columns) packed by `pack_panels`; start NULL for 0, or C."""
     cdef Py_ssize_t V = lanes(table, A), tile = tile_rows(table, A), first = 0, width, count, i, r
     cdef bint resumed = start != NULL
     if not resumed:
-        ld_start = 0
+        start, ld_start = start_of_sum(start, False), 0
     while first < columns:
+        check_signals(call, <double> rows * depth * min(TILE_VECTORS * V, columns - first))
         width = panel_width(columns - first, V)
         count = min(width, columns - first)
         for i in range(tiles(rows, tile)):
             r = i * tile
             matmul(
                 table, min(tile, rows - r), count, depth, A + r * lda, lda, panels, width,
-                start_of_sum(start + r * ld_start + first, resumed), ld_start, C + r * ldc + first, ldc,
+                start + r * ld_start + (first if resumed else 0), ld_start, C + r * ldc + first, ldc,
                 share_ahead(panels, depth * width, i, depth),
             )
         panels += depth * width
         first += width
+    return 0
 
 
-cdef void outer_product(
-    const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A, Py_ssize_t lda,
-    const real *panels, bint accumulate, real *C, Py_ssize_t ldc,
-) noexcept nogil:
+cdef int outer_product(
+    Call *call, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,
+    Py_ssize_t lda, const real *panels, bint accumulate, real *C, Py_ssize_t ldc,
+) except -1 nogil:
     """C = (C or 0) + A^T B: A (depth, rows), B (depth, columns) packed as by `pack_panels`."""
     cdef Py_ssize_t V = lanes(table, A), tile = tile_rows(table, A), first = 0, width, count, i, r
     cdef Py_ssize_t ld_start = ldc if accumulate else 0
     cdef real *block
     while first < columns:
+        check_signals(call, <double> rows * depth * min(TILE_VECTORS * V, columns - first))
         width = panel_width(columns - first, V)
         count = min(width, columns - first)
         for i in range(tiles(rows, tile)):
@@ -177,13 +193,17 @@ cdef void outer_product(
             )
         panels += depth * width
         first += width
+    return 0
 
 
 cdef void pack_rows(
     const kernels *table, Py_ssize_t depth, Py_ssize_t batch, Py_ssize_t columns, const real[:, :, ::1] hx,
     Py_ssize_t t, Py_ssize_t b, real *panels,
 ) noexcept nogil:
-    """Pack rows of hx as `pack_panels` does: from (t, b) on with the batch ascending, then the steps descending."""
+    """Pack rows of hx into panels: from (t, b) on with the batch ascending, then the steps descending.
+
+    Lanes past the columns keep what they hold: nothing that they give is stored.
+    """
     cdef Py_ssize_t V = lanes(table, panels), r, first, width
     cdef const real *row
     for r in range(depth):
@@ -201,10 +221,11 @@ cdef void pack_rows(
             t -= 1
 
 
-cdef void weight_gradient(
-    const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
-    Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db, real *panels,
-) noexcept nogil:
+cdef int weight_gradient(
+    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy,
+    Py_ssize_t ld_dy, Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db,
+    real *panels,
+) except -1 nogil:
     """dW = (dW or 0) + dy^T x, db = (db or 0) + sum of dy, over n rows.
 
     Row r of dy (n, outputs) belongs to row hx[t - r // batch, r % batch, :columns]: steps descend, the batch ascends.
@@ -223,8 +244,8 @@ cdef void weight_gradient(
         for j in range(tiles(outputs, OUTER_COLUMNS)):
             first = j * OUTER_COLUMNS
             outer_product(
-                table, min(OUTER_COLUMNS, outputs - first), columns, depth, part + first, ld_dy, panels, accumulate,
-                dW + first * columns, columns,
+                call, table, min(OUTER_COLUMNS, outputs - first), columns, depth, part + first, ld_dy, panels,
+                accumulate, dW + first * columns, columns,
             )
         for j in range(tiles(outputs, TILE_VECTORS * V)):
             first = j * TILE_VECTORS * V
@@ -233,16 +254,18 @@ cdef void weight_gradient(
                 start_of_sum(<const real *> (db + first), accumulate), 0, db + first, 0,
             )
         accumulate = True
+    return 0
 
 
-cdef void step_forward(
-    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *packed,
-    const real *hx, Py_ssize_t ld, const real *C_prev, real *C, real *h, real *gates,
-) noexcept nogil:
+cdef int step_forward(
+    Call *call, const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
+    const real *packed, const real *hx, Py_ssize_t ld, const real *C_prev, real *C, real *h, real *gates,
+) except -1 nogil:
     """One step of B sequences: hx (B, ld) holds [h_prev | x], h goes to rows ld apart; arguments as for the kernel."""
     cdef Py_ssize_t V = lanes(table, packed), tile = tile_rows(table, packed), i, j, u, b
     cdef Py_ssize_t block_size = (1 + input_dim + hidden_dim) * TILE_VECTORS * V
     for j in range(tiles(hidden_dim, V)):
+        check_signals(call, <double> batch * block_size)
         u = j * V
         for i in range(tiles(batch, tile)):
             b = i * tile
@@ -252,6 +275,7 @@ cdef void step_forward(
                 gates + b * 4 * hidden_dim + u if gates != NULL else NULL,
                 share_ahead(packed + j * block_size, block_size, i, input_dim + hidden_dim),
             )
+    return 0
 
 
 cdef int sequence_forward(
@@ -269,13 +293,13 @@ cdef int sequence_forward(
     cdef Py_ssize_t batch = first.shape[0], input_dim = rows.shape[1], hidden_dim = C.shape[2], t, b, now, then
     cdef bint keep = gates.shape[0] > 0, want_H = H.shape[0] > 0
     for t in range(steps):
-        check_signals(call, <double> batch * 4 * hidden_dim * (input_dim + hidden_dim))
         now, then = t % hx.shape[0], (t + 1) % hx.shape[0]
         for b in range(batch):
             memcpy(&hx[now, b, hidden_dim], &rows[first[b] + t, 0], input_dim * sizeof(real))
         step_forward(
-            table, batch, input_dim, hidden_dim, &packed[0], &hx[now, 0, 0], hx.shape[2], &C[t % C.shape[0], 0, 0],
-            &C[(t + 1) % C.shape[0], 0, 0], &hx[then, 0, 0], &gates[t, 0, 0] if keep else NULL,
+            call, table, batch, input_dim, hidden_dim, &packed[0], &hx[now, 0, 0], hx.shape[2],
+            &C[t % C.shape[0], 0, 0], &C[(t + 1) % C.shape[0], 0, 0], &hx[then, 0, 0],
+            &gates[t, 0, 0] if keep else NULL,
         )
         if want_H:
             for b in range(batch):
@@ -311,7 +335,7 @@ cdef int sequence_backward(
             for j in range(hidden_dim):
                 dh[b, j] += dH[b, steps - 1, j]
     for t in range(steps - 1, -1, -1):
-        check_signals(call, <double> batch * 4 * hidden_dim * (2 * hidden_dim + input_dim))
+        check_signals(call, <double> batch * 4 * hidden_dim)
         step_dz = &dz[slot * batch, 0]
         for b in range(batch):
             cell_backward(
@@ -321,18 +345,18 @@ cdef int sequence_backward(
         if t > 0 or want_dh0:
             start = &dH[0, t - 1, 0] if every_step and t > 0 else NULL
             multiply(
-                table, batch, hidden_dim, 4 * hidden_dim, step_dz, ld_dz, &packed_h[0],
+                call, table, batch, hidden_dim, 4 * hidden_dim, step_dz, ld_dz, &packed_h[0],
                 start, dH.shape[1] * hidden_dim, &dh[0, 0], hidden_dim,
             )
         if want_dX:
             multiply(
-                table, batch, input_dim, 4 * hidden_dim, step_dz, ld_dz, &packed_x[0],
+                call, table, batch, input_dim, 4 * hidden_dim, step_dz, ld_dz, &packed_x[0],
                 <const real *> NULL, 0, &dX[0, t, 0], dX.shape[1] * input_dim,
             )
         slot += 1
         if slot == slots or t == 0:
             weight_gradient(
-                table, slot * batch, batch, 4 * hidden_dim, &dz[0, 0], ld_dz, K, hx, t + slot - 1,
+                call, table, slot * batch, batch, 4 * hidden_dim, &dz[0, 0], ld_dz, K, hx, t + slot - 1,
                 flushed, dW, db, &panels[0],
             )
             flushed = True
@@ -351,31 +375,43 @@ def packed_sizes(int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_
         "x": panels_size(4 * hidden_dim, input_dim, V),
         "head": panels_size(hidden_dim, output_dim, V),
         "head_backward": panels_size(output_dim, hidden_dim, V),
-        "rows": panels_size(OUTER_ROWS, input_dim + hidden_dim, V),
+        "panels": panels_size(OUTER_ROWS, input_dim + hidden_dim, V),
         "slack": TILE_VECTORS * V,
     }
 
 
+def pack_cell_weights(int isa, const real[:, ::1] W, const real[:, ::1] b, real[::1] packed):
+    """Pack W (4H, H + I) and b (4H, 1) for `forward` and `step`."""
+    cdef Py_ssize_t hidden_dim = W.shape[0] // 4
+    with nogil:
+        pack_cell(table_at(isa), W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
+
+
+def pack_head_weights(int isa, const real[:, ::1] W_y, real[::1] panels):
+    """Pack W_y (O, H) for `linear` and `step`."""
+    with nogil:
+        pack_panels(table_at(isa), W_y.shape[1], W_y.shape[0], &W_y[0, 0], 1, W_y.shape[1], &panels[0])
+
+
 def forward(
-    int isa, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[:, ::1] W, const real[:, ::1] b,
-    real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
+    int isa, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[::1] packed,
+    real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
 ):
-    """Pack the weights and run `sequence_forward`. W (4H, H + I), b (4H, 1)."""
+    """Run `sequence_forward`."""
     cdef Call call
-    cdef const kernels *table = table_at(isa)
     with nogil:
         begin(&call)
         try:
-            pack_cell(table, rows.shape[1], C.shape[2], &W[0, 0], &b[0, 0], &packed[0])
-            sequence_forward(&call, table, steps, rows, first, packed, hx, C, gates, H)
+            sequence_forward(&call, table_at(isa), steps, rows, first, packed, hx, C, gates, H)
         finally:
             end(&call)
 
 
 def backward(
-    int isa, Py_ssize_t steps, Py_ssize_t batch, const real[:, ::1] W, const real[:, :, ::1] hx, const real[:, :, ::1] C,
-    const real[:, :, ::1] gates, const real[:, :, ::1] dH, real[:, ::1] dh, real[:, ::1] dC, real[:, :, ::1] dX,
-    real[:, ::1] dW, real[:, ::1] db, real[::1] packed_h, real[::1] packed_x, real[:, ::1] dz, real[::1] panels,
+    int isa, Py_ssize_t steps, Py_ssize_t batch, const real[:, ::1] W, const real[:, :, ::1] hx,
+    const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[:, :, ::1] dH, real[:, ::1] dh, real[:, ::1] dC,
+    real[:, :, ::1] dX, real[:, ::1] dW, real[:, ::1] db, real[::1] packed_h, real[::1] packed_x, real[:, ::1] dz,
+    real[::1] panels,
 ):
     """Pack the weights and run `sequence_backward`. W, dW (4H, H + I), db (4H, 1); dh comes back as dL/dh_0."""
     cdef Call call
@@ -395,51 +431,41 @@ def backward(
             end(&call)
 
 
-def linear(int isa, const real[:, ::1] X, const real[:, ::1] W, const real[:, ::1] b, real[::1] panels, real[:, ::1] Y):
-    """Y = X W^T + b^T: X (rows, H), W (O, H), b (O, 1)."""
-    cdef const kernels *table = table_at(isa)
-    cdef unsigned long long denormals
+def linear(int isa, const real[:, ::1] X, const real[::1] panels, const real[:, ::1] b, real[:, ::1] Y):
+    """Y = X W^T + b^T: X (rows, H), W (O, H) packed by `pack_head_weights`, b (O, 1)."""
+    cdef Call call
     with nogil:
-        denormals = denormals_flush()
-        pack_panels(table, W.shape[1], W.shape[0], &W[0, 0], 1, W.shape[1], &panels[0])
-        multiply(
-            table, X.shape[0], W.shape[0], W.shape[1], &X[0, 0], X.shape[1], &panels[0], &b[0, 0], 0, &Y[0, 0],
-            Y.shape[1],
-        )
-        denormals_restore(denormals)
-
-
-def pack(
-    int isa, const real[:, ::1] W, const real[:, ::1] b, const real[:, ::1] W_y, real[::1] packed, real[::1] packed_head,
-):
-    """Pack a network's weights for `step`."""
-    cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t hidden_dim = W_y.shape[1]
-    with nogil:
-        pack_cell(table, W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
-        pack_panels(table, hidden_dim, W_y.shape[0], &W_y[0, 0], 1, hidden_dim, &packed_head[0])
+        begin(&call)
+        try:
+            multiply(
+                &call, table_at(isa), X.shape[0], Y.shape[1], X.shape[1], &X[0, 0], X.shape[1], &panels[0], &b[0, 0], 0,
+                &Y[0, 0], Y.shape[1],
+            )
+        finally:
+            end(&call)
 
 
 def step(
     int isa, Py_ssize_t t, const real[:, ::1] x, const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C,
-    const real[::1] packed_head, const real[:, ::1] b_y, real[:, ::1] y,
+    const real[::1] panels, const real[:, ::1] b_y, real[:, ::1] y,
 ):
     """Advance B streams by step t: x (B, I), y (B, O) out; hx has two slots and C one."""
-    cdef const kernels *table = table_at(isa)
-    cdef unsigned long long denormals
+    cdef Call call
     cdef Py_ssize_t batch = x.shape[0], input_dim = x.shape[1], hidden_dim = C.shape[2], b
     cdef real *now = &hx[t % 2, 0, 0]
     cdef real *then = &hx[(t + 1) % 2, 0, 0]
     with nogil:
-        denormals = denormals_flush()
-        for b in range(batch):
-            memcpy(&hx[t % 2, b, hidden_dim], &x[b, 0], input_dim * sizeof(real))
-        step_forward(
-            table, batch, input_dim, hidden_dim, &packed[0], now, hx.shape[2], &C[0, 0, 0], &C[0, 0, 0], then,
-            <real *> NULL,
-        )
-        multiply(
-            table, batch, y.shape[1], hidden_dim, then, hx.shape[2], &packed_head[0], &b_y[0, 0], 0, &y[0, 0],
-            y.shape[1],
-        )
-        denormals_restore(denormals)
+        begin(&call)
+        try:
+            for b in range(batch):
+                memcpy(&hx[t % 2, b, hidden_dim], &x[b, 0], input_dim * sizeof(real))
+            step_forward(
+                &call, table_at(isa), batch, input_dim, hidden_dim, &packed[0], now, hx.shape[2], &C[0, 0, 0],
+                &C[0, 0, 0], then, <real *> NULL,
+            )
+            multiply(
+                &call, table_at(isa), batch, y.shape[1], hidden_dim, then, hx.shape[2], &panels[0], &b_y[0, 0], 0,
+                &y[0, 0], y.shape[1],
+            )
+        finally:
+            end(&call)

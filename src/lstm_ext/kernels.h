@@ -53,10 +53,10 @@
         void (*cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,   \
                               const real *dh, real *dC, real *dz);                                          \
                                                                                                             \
-        /* sum_j x[j]^2 in double: 16 lanes (j mod 16), added in the lanes' order. */                       \
+        /* sum_j x[j]^2 in double: by blocks of 4096, each in 16 lanes (j mod 16) added in their order. */     \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \
                                                                                                             \
-        /* Returns sum_j (y[j] - target[j])^2 as sum_of_squares does; dy[j] = scale * (y[j] - target[j]). */ \
+        /* Returns sum_j (y[j] - target[j])^2 in 16 such lanes; dy[j] = scale * (y[j] - target[j]). */         \
         double (*squared_error)(ptrdiff_t n, const real *y, const real *target, double scale, real *dy);    \
                                                                                                             \
         /* Returns -log softmax(logits)[label]; dlogits = scale * (softmax(logits) - onehot(label)). */     \

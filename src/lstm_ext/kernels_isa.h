@@ -1,7 +1,11 @@
-/* Compiles every kernel for one instruction set. The including file has defined ISA (a name), VECTOR_BYTES, TILE_ROWS and, on
-   x86, ISA_X86, X86_PREFIX and ISA_HAS_FMA, and has switched the target on. */
-#if !defined(__GNUC__)
+/* Compiles every kernel for one instruction set. The including file has defined ISA (a name), VECTOR_BYTES, TILE_ROWS and ISA_NEON
+   or, on x86, ISA_X86, X86_PREFIX and ISA_HAS_FMA, and has switched the target on. */
+#if !defined(__GNUC__) && !defined(__clang__)
 #error "lstm_ext's kernels are written in GCC's vector extensions: compile with gcc or clang (on Windows, clang-cl)"
+#endif
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF /* also where the driver does not know -ffp-contract */
 #endif
 
 #include "kernels.h"
@@ -27,7 +31,7 @@
 #define EACH_TILE_ROWS(case_of, body) case_of(body, 1) case_of(body, 2)
 #endif
 
-/* log(x) for x >= 1, finite: x = 2^k m, log m = 2 artanh((m - 1) / (m + 1)) by its series. Our own, for libm's raises the oldest
+/* log(x) for x >= 1; NaN and Inf stay what they are: x = 2^k m, log m = 2 artanh((m - 1) / (m + 1)) by its series. Our own, for libm's raises the oldest
    glibc that a wheel runs on. */
 INLINE double natural_log(double x)
 {
@@ -35,6 +39,8 @@ INLINE double natural_log(double x)
         double value;
         unsigned long long pattern;
     } m = {x};
+    if (!(x - x == 0))
+        return x;
     long long k = (long long)(m.pattern >> 52) - 1023;
     m.pattern = (m.pattern & 0xfffffffffffffULL) | 0x3ff0000000000000ULL;
     if (m.value > 1.4142135623730951) {

@@ -25,8 +25,10 @@ static void NAME(tanh)(ptrdiff_t n, const real *x, real *y)
 #undef BODY
 }
 
-/* The sums below run in LANES lanes of double whatever the vector width, so their bits are the same on every set. */
+/* Sums across elements run in LANES lanes of double whatever the vector width, so their bits are the same on every set; long ones
+   in blocks whose sums are added in order, so that they can be divided. */
 #define LANES 16
+#define BLOCK 4096
 
 INLINE double NAME(add_lanes)(const double *lanes)
 {
@@ -36,7 +38,7 @@ INLINE double NAME(add_lanes)(const double *lanes)
     return sum;
 }
 
-static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
+INLINE double NAME(block_of_squares)(ptrdiff_t n, const real *x)
 {
     double lanes[LANES] = {0};
     for (ptrdiff_t j = 0; j < n; j += LANES) {
@@ -45,6 +47,14 @@ static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
             lanes[l] += (double)x[j + l] * (double)x[j + l];
     }
     return NAME(add_lanes)(lanes);
+}
+
+static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
+{
+    double sum = 0;
+    for (ptrdiff_t j = 0; j < n; j += BLOCK)
+        sum += NAME(block_of_squares)(n - j < BLOCK ? n - j : BLOCK, x + j);
+    return sum;
 }
 
 static double NAME(squared_error)(ptrdiff_t n, const real *y, const real *target, double scale, real *dy)
@@ -160,3 +170,4 @@ static const TABLE NAME(table) = {
 #undef CELL_CASE
 #undef ROWS_AHEAD
 #undef LANES
+#undef BLOCK

@@ -2,7 +2,8 @@
 
 #include <time.h>
 
-const double kernel_zeros[64] = {0};
+const float zeros_f32[64] = {0};
+const double zeros_f64[64] = {0};
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -38,6 +39,10 @@ void denormals_restore(unsigned long long state) { __asm__ volatile("msr fpcr, %
 double wall_seconds(void)
 {
     struct timespec now;
+#if defined(CLOCK_MONOTONIC)
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#else
     timespec_get(&now, TIME_UTC);
+#endif
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }

@@ -11,6 +11,7 @@ void denormals_restore(unsigned long long state);
 double wall_seconds(void);
 
 /* As many zeros as the widest panel has lanes: the start of a sum that starts at nothing. */
-extern const double kernel_zeros[64];
+extern const float zeros_f32[64];
+extern const double zeros_f64[64];
 
 #endif

@@ -1,10 +1,10 @@
 /* One vector type `vec` of `real`, for the instruction set and type that the including file has chosen:
    VECTOR_BYTES, and REAL_IS_DOUBLE. Included once for each type, so without a guard.
 
-   Plain C on GCC's and Clang's vector extensions; fma, sqrt, min and max are the only intrinsics. The multiply-add is always
+   Plain C on GCC's and Clang's vector extensions; fma, sqrt, min, max and masked loads and stores are the
+   only intrinsics. The multiply-add is always
    written out: the build forbids the compiler to contract (-ffp-contract=off), so the bits are ours to choose. */
 #include <stdint.h>
-#include <string.h>
 
 #if REAL_IS_DOUBLE
 typedef double NAME(real);

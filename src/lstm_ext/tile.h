@@ -11,7 +11,7 @@
         NAME(store_lanes)((C) + r * (ldc), acc[r][j], j, columns, N)
 
 /* acc[r][j] += sum_k A[r * row_stride + k * k_stride] * panel[k][j]. The row's broadcasts come first, then one vector of the
-   panel at a time: the other order spills registers in Clang's AVX2 build (bench/kernels.py). */
+   panel at a time: the other order spills registers in Clang's AVX2 build (seen in its assembly). */
 #define MULTIPLY_ADD(R, N, acc, depth, A, row_stride, k_stride, panel, ld_panel, ahead)                                \
     do {                                                                                                               \
         const real *a_ = (A), *p_ = (panel);                                                                           \
@@ -81,7 +81,7 @@ static void NAME(outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, cons
                         const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start, real *C,
                         ptrdiff_t ldc)
 {
-    for (ptrdiff_t r = rows; r < 2 * rows; r++) /* the next tile's part of C (bench/compare.py) */
+    for (ptrdiff_t r = rows; r < 2 * rows; r++) /* the next tile's part of C */
         for (ptrdiff_t j = 0; j < columns; j += CACHE_LINE / (ptrdiff_t)sizeof(real))
             __builtin_prefetch(C + r * ldc + j);
     switch (rows) {
@@ -111,7 +111,7 @@ INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z,
         vec acc[R][TILE_VECTORS];                                                                                      \
         LOAD_ROWS(R, TILE_VECTORS, acc, block, 0, TILE_VECTORS *V);                                                    \
         MULTIPLY_ADD(R, TILE_VECTORS, acc, input_dim, hx + hidden_dim, ld_hx, 1, W_x, TILE_VECTORS *V, ahead);              \
-        MULTIPLY_ADD(R, TILE_VECTORS, acc, hidden_dim, hx, ld_hx, 1, W_h, TILE_VECTORS *V, (const char *)ahead + input_dim * CACHE_LINE);                          \
+        MULTIPLY_ADD(R, TILE_VECTORS, acc, hidden_dim, hx, ld_hx, 1, W_h, TILE_VECTORS *V, ahead_h);  \
         STORE_ROWS(R, TILE_VECTORS, acc, z, TILE_VECTORS *V, TILE_VECTORS *V);                                         \
         break;                                                                                                         \
     }
@@ -121,7 +121,8 @@ static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_
                                real *gates, const real *ahead)
 {
     const real *W_x = block + TILE_VECTORS * V, *W_h = W_x + input_dim * TILE_VECTORS * V;
-    /* What the epilogue will touch comes from memory while the tile multiplies (bench/compare.py). */
+    const char *ahead_h = (const char *)ahead + input_dim * CACHE_LINE;
+    /* What the epilogue will touch comes from memory while the tile multiplies. */
     for (ptrdiff_t r = 0; r < rows; r++) {
         __builtin_prefetch(C_prev + r * hidden_dim);
         __builtin_prefetch(C + r * hidden_dim, 1);
@@ -150,7 +151,7 @@ INLINE void NAME(cell_backward_units)(ptrdiff_t units, ptrdiff_t hidden_dim, con
                                       const real *C, const real *dh, real *dC, real *dz)
 {
     const vec one = K(1);
-    for (int g = 0; g < 4; g++) /* of a later row (bench/compare.py) */
+    for (int g = 0; g < 4; g++) /* of a later row */
         __builtin_prefetch(gates + (4 * ROWS_AHEAD + g) * hidden_dim);
     __builtin_prefetch(C_prev + ROWS_AHEAD * hidden_dim);
     vec i = NAME(load_n)(gates, units), f = NAME(load_n)(gates + hidden_dim, units);
