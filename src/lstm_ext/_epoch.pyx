@@ -11,8 +11,8 @@ from libc.string cimport memset
 
 from lstm_ext._kernels cimport adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares, table_at
 from lstm_ext._passes cimport (
-    Call, Timer, begin, elapsed, end, multiply, pack_cell, pack_panels, sequence_backward, sequence_forward,
-    start_timer, weight_gradient,
+    Call, Timer, begin, check_signals, elapsed, end, multiply, pack_cell, pack_panels, sequence_backward,
+    sequence_forward, start_timer, weight_gradient,
 )
 
 cdef enum:
@@ -25,11 +25,47 @@ cdef enum:
 FORWARD, LOSS, BACKWARD, UPDATE = _FORWARD, _LOSS, _BACKWARD, _UPDATE
 
 
+cdef int head_forward(
+    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t slots, Py_ssize_t batch, Py_ssize_t hidden_dim,
+    const real *W_y, const real *b_y, const real[:, :, ::1] hx, real[::1] packed, real[:, :, ::1] outputs,
+) except -1 nogil:
+    """outputs = b_y + W_y h of every slot; outputs (>= slots, >= B, O) with the rows of the slots in use packed."""
+    cdef Py_ssize_t output_dim = outputs.shape[2], s
+    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, &packed[0])
+    for s in range(slots):
+        multiply(
+            call, table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2], &packed[0], b_y, 0,
+            &outputs[0, 0, 0] + s * batch * output_dim, output_dim,
+        )
+    return 0
+
+
+cdef int head_backward(
+    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t slots, Py_ssize_t batch, bint every_step,
+    const real *W_y, const real[:, :, ::1] doutputs, real[::1] packed, real[:, ::1] dh, real[:, :, ::1] dH,
+) except -1 nogil:
+    """doutputs W_y: to dH (>= B, >= T, H) of every step, with dh zero; or to dh (>= B, H) of the last."""
+    cdef Py_ssize_t hidden_dim = dh.shape[1], output_dim = doutputs.shape[2], ld = hidden_dim, s
+    cdef real *to = &dh[0, 0]
+    pack_panels(table, output_dim, hidden_dim, W_y, hidden_dim, 1, &packed[0])
+    if every_step:
+        memset(to, 0, batch * hidden_dim * sizeof(real))
+        ld = dH.shape[1] * hidden_dim
+    for s in range(slots):
+        if every_step:
+            to = &dH[0, steps - 1 - s, 0]
+        multiply(
+            call, table, batch, hidden_dim, output_dim, &doutputs[0, 0, 0] + s * batch * output_dim, output_dim,
+            &packed[0], <const real *> NULL, 0, to, ld,
+        )
+    return 0
+
+
 cdef double batch_loss(
-    const kernels *table, Py_ssize_t steps, Py_ssize_t slots, bint every_step, const Py_ssize_t[::1] first,
+    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t slots, bint every_step, const Py_ssize_t[::1] first,
     const Py_ssize_t[::1] members, const real[:, ::1] targets, const Py_ssize_t[::1] labels,
     const real[:, :, ::1] outputs, real[:, :, ::1] doutputs,
-) noexcept nogil:
+) except? -1 nogil:
     """The mean loss of a batch: squared error against `targets`, or cross-entropy if there are `labels`.
 
     outputs (>= slots, >= B, O) with the rows of the slots in use packed: row s * B + b;  doutputs likewise, out.
@@ -42,6 +78,7 @@ cdef double batch_loss(
     if not classes:
         count *= output_dim
     for s in range(slots):
+        check_signals(call, 16. * batch * output_dim)  # an exponential is worth some multiply-adds
         for b in range(batch):
             row = first[b] + steps - 1 - s if every_step else members[b]
             if classes:
@@ -140,7 +177,7 @@ def _run(
 
     cdef Py_ssize_t N = order.shape[0], batch_size = first.shape[0]
     cdef Py_ssize_t input_dim = rows.shape[1], hidden_dim = C.shape[2], output_dim = outputs.shape[2]
-    cdef Py_ssize_t K = hidden_dim + input_dim, start, batch, steps, slots, s, b
+    cdef Py_ssize_t K = hidden_dim + input_dim, start, batch, steps, slots, b
     cdef real *W = &parameters[0]
     cdef real *b_gates = W + 4 * hidden_dim * K
     cdef real *W_y = b_gates + 4 * hidden_dim
@@ -172,40 +209,24 @@ def _run(
                         memset(&hx[0, b, 0], 0, hidden_dim * sizeof(real))
                     pack_cell(table, input_dim, hidden_dim, W, b_gates, &packed[0])
                     sequence_forward(&call, table, steps, rows, first[:batch], packed, hx, C, gates, no_array)
-                    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, &packed_y[0])
-                    for s in range(slots):
-                        multiply(
-                            &call, table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2],
-                            &packed_y[0], b_y, 0, &outputs[0, 0, 0] + s * batch * output_dim, output_dim,
-                        )
+                    head_forward(&call, table, steps, slots, batch, hidden_dim, W_y, b_y, hx, packed_y, outputs)
                 if phases & _LOSS:
                     losses[step] = batch_loss(
-                        table, steps, slots, every_step, first[:batch], order[start:start + batch], targets, labels,
-                        outputs, doutputs,
+                        &call, table, steps, slots, every_step, first[:batch], order[start:start + batch], targets,
+                        labels, outputs, doutputs,
                     )
                     if not isfinite(losses[step]):
                         finite = False
                         break
                 if phases & _BACKWARD:
-                    pack_panels(table, output_dim, hidden_dim, W_y, hidden_dim, 1, &packed_y_backward[0])
                     weight_gradient(
                         &call, table, slots * batch, batch, output_dim, &doutputs[0, 0, 0], output_dim, hidden_dim, hx,
                         steps, False, dW_y, db_y, &panels[0],
                     )
+                    head_backward(
+                        &call, table, steps, slots, batch, every_step, W_y, doutputs, packed_y_backward, dh, dH,
+                    )
                     memset(&dC[0, 0], 0, batch * hidden_dim * sizeof(real))
-                    if every_step:
-                        memset(&dh[0, 0], 0, batch * hidden_dim * sizeof(real))
-                        for s in range(slots):
-                            multiply(
-                                &call, table, batch, hidden_dim, output_dim,
-                                &doutputs[0, 0, 0] + s * batch * output_dim, output_dim, &packed_y_backward[0],
-                                <const real *> NULL, 0, &dH[0, steps - 1 - s, 0], dH.shape[1] * hidden_dim,
-                            )
-                    else:
-                        multiply(
-                            &call, table, batch, hidden_dim, output_dim, &doutputs[0, 0, 0], output_dim,
-                            &packed_y_backward[0], <const real *> NULL, 0, &dh[0, 0], hidden_dim,
-                        )
                     pack_panels(table, 4 * hidden_dim, hidden_dim, W, K, 1, &packed_h[0])
                     sequence_backward(
                         &call, table, steps, batch, input_dim, hx, C, gates, packed_h, no_panels, dH, False, dh, dC,

@@ -15,6 +15,7 @@ cdef void begin(Call *call) noexcept nogil
 cdef void end(Call *call) noexcept nogil
 cdef void start_timer(Timer *timer, double seconds) noexcept nogil
 cdef bint elapsed(Timer *timer, double work) noexcept nogil
+cdef int check_signals(Call *call, double work) except -1 nogil
 
 cdef void pack_cell(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
