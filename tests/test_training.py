@@ -1082,7 +1082,7 @@ def test_cross_entropy_of_nan_is_not_finite():
 def test_interrupt_arrives_in_every_part_of_a_long_call(sizes):
     """A wide head, and a batch so large that one step of it takes long."""
     I, H, O, T = sizes
-    N = 64 if O > 100 else 40000
+    N = 64 if O > 100 else 10000
     network, X = LSTMNetwork(I, H, O, seed=0), np.ones((N, T, I), np.float32)
     with Interrupted(0.3):
         while True:
