@@ -5,9 +5,7 @@ Loading runs no code. Needs the package `safetensors` (``pip install "lstm_ext[m
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -64,6 +62,8 @@ def save(
     RuntimeError
         If the scaler is not fitted.
     """
+    import json  # here and below, so that `import lstm_ext` is quick
+
     library = _safetensors()
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
@@ -151,10 +151,12 @@ def check_writable(path: Path) -> None:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
 
 
 def _header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    import json
+
     if METADATA_KEY not in metadata:
         raise ModelFileError(f"{path} is not an lstm_ext model: its metadata holds {sorted(metadata)}")
     try:
