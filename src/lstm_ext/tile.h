@@ -56,7 +56,7 @@ INLINE void NAME(store_lanes)(real *row, vec x, int j, ptrdiff_t columns, int N)
     do {                                                                                                               \
         vec acc[R][N];                                                                                                 \
         LOAD_ROWS(R, N, acc, start, ld_start, columns);                                                                \
-        MULTIPLY_ADD(R, N, acc, depth, A, lda, 1, panel, ld_panel, ahead);                                                    \
+        MULTIPLY_ADD(R, N, acc, depth, A, lda, 1, panel, ld_panel, ahead);                                             \
         STORE_ROWS(R, N, acc, C, ldc, columns);                                                                        \
     } while (0)
 
@@ -64,7 +64,7 @@ INLINE void NAME(store_lanes)(real *row, vec x, int j, ptrdiff_t columns, int N)
     do {                                                                                                               \
         vec acc[R][N];                                                                                                 \
         LOAD_ROWS(R, N, acc, start, ld_start, columns);                                                                \
-        MULTIPLY_ADD(R, N, acc, depth, A, 1, lda, panel, ld_panel, panel);                                                    \
+        MULTIPLY_ADD(R, N, acc, depth, A, 1, lda, panel, ld_panel, panel);                                             \
         STORE_ROWS(R, N, acc, C, ldc, columns);                                                                        \
     } while (0)
 
@@ -110,8 +110,8 @@ INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z,
     case R: {                                                                                                          \
         vec acc[R][TILE_VECTORS];                                                                                      \
         LOAD_ROWS(R, TILE_VECTORS, acc, block, 0, TILE_VECTORS *V);                                                    \
-        MULTIPLY_ADD(R, TILE_VECTORS, acc, input_dim, hx + hidden_dim, ld_hx, 1, W_x, TILE_VECTORS *V, ahead);              \
-        MULTIPLY_ADD(R, TILE_VECTORS, acc, hidden_dim, hx, ld_hx, 1, W_h, TILE_VECTORS *V, ahead_h);  \
+        MULTIPLY_ADD(R, TILE_VECTORS, acc, input_dim, hx + hidden_dim, ld_hx, 1, W_x, TILE_VECTORS *V, ahead);         \
+        MULTIPLY_ADD(R, TILE_VECTORS, acc, hidden_dim, hx, ld_hx, 1, W_h, TILE_VECTORS *V, ahead_h);                   \
         STORE_ROWS(R, TILE_VECTORS, acc, z, TILE_VECTORS *V, TILE_VECTORS *V);                                         \
         break;                                                                                                         \
     }
