@@ -1,5 +1,5 @@
-/* What this build holds and what this machine can run, by its own cpuid and xgetbv: compilers' helpers differ in what they
-   know and answer 0 under some. */
+/* What this build holds and what this machine can run, by its own cpuid and xgetbv: compilers' helpers differ in
+   what they know and answer 0 under some. */
 #include "kernels.h"
 
 #if defined(__x86_64__)

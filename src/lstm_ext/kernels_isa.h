@@ -1,5 +1,5 @@
-/* Compiles every kernel for one instruction set. The including file has defined ISA (a name), VECTOR_BYTES, TILE_ROWS and ISA_NEON
-   or, on x86, ISA_X86, X86_PREFIX and ISA_HAS_FMA, and has switched the target on. */
+/* Compiles every kernel for one instruction set. The including file has defined ISA (a name), VECTOR_BYTES,
+   TILE_ROWS and ISA_NEON or, on x86, ISA_X86, X86_PREFIX and ISA_HAS_FMA, and has switched the target on. */
 #if !defined(__GNUC__) && !defined(__clang__)
 #error "lstm_ext's kernels are written in GCC's vector extensions: compile with gcc or clang (on Windows, clang-cl)"
 #endif
@@ -31,8 +31,8 @@
 #define EACH_TILE_ROWS(case_of, body) case_of(body, 1) case_of(body, 2)
 #endif
 
-/* log(x) for x >= 1; NaN and Inf stay what they are: x = 2^k m, log m = 2 artanh((m - 1) / (m + 1)) by its series. Our own, for libm's raises the oldest
-   glibc that a wheel runs on. */
+/* log(x) for x >= 1; NaN and Inf stay what they are: x = 2^k m, log m = 2 artanh((m - 1) / (m + 1)) by its series.
+   Our own, for libm's raises the oldest glibc that a wheel runs on. */
 INLINE double natural_log(double x)
 {
     union {

@@ -25,8 +25,8 @@ static void NAME(tanh)(ptrdiff_t n, const real *x, real *y)
 #undef BODY
 }
 
-/* Sums across elements run in LANES lanes of double whatever the vector width, so their bits are the same on every set; long ones
-   in blocks whose sums are added in order, so that they can be divided. */
+/* Sums across elements run in LANES lanes of double whatever the vector width, so their bits are the same on every
+   set; long ones in blocks whose sums are added in order, so that they can be divided. */
 #define LANES 16
 #define BLOCK 4096
 

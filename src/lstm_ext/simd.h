@@ -27,7 +27,8 @@ INLINE vec NAME(load)(const real *p) { return (vec) * (const NAME(vec_unaligned)
 INLINE void NAME(store)(real *p, vec x) { *(NAME(vec_unaligned) *)p = (NAME(vec_unaligned))x; }
 INLINE vec NAME(broadcast)(real s) { return s - (vec){0}; /* s - 0 keeps the sign of a zero; s + 0 does not */ }
 
-/* fma(a, b, c) = a * b + c, rounded once where the set has it. min and max return their second argument where it is NaN. */
+/* fma(a, b, c) = a * b + c, rounded once where the set has it. min and max return their second argument where it is
+   NaN. */
 #if defined(ISA_NEON)
 #if REAL_IS_DOUBLE
 INLINE vec NAME(fma)(vec a, vec b, vec c) { return (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
@@ -118,10 +119,10 @@ INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
 #define FMA(a, b, c) NAME(fma)(a, b, c)
 #define K(c) NAME(broadcast)((real)(c))
 
-/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts (Cody and Waite).
-   Returns exp(r) - 1 = r + r^2 q(r), q a minimax polynomial of the relative error, and 2^n in `power`. x is clamped: below, 2^n
-   is 0; above, exp(x) is the largest that stays finite, whose reciprocal is denormal and so flushed to 0. Adding `magic` leaves
-   round(y) in the low bits of the sum. */
+/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts (Cody and Waite). Returns exp(r) - 1
+   = r + r^2 q(r), q a minimax polynomial of the relative error, and 2^n in `power`. x is clamped: below, 2^n is 0;
+   above, exp(x) is the largest that stays finite, whose reciprocal is denormal and so flushed to 0. Adding `magic`
+   leaves round(y) in the low bits of the sum. */
 INLINE vec NAME(expm1_reduced)(vec x, vec *power)
 {
 #if REAL_IS_DOUBLE

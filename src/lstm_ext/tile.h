@@ -1,7 +1,8 @@
-/* The register tile that every pass is made of, and the row epilogues. Included by leaf.h once for each type; the contracts
-   of the kernels are in kernels.h. */
+/* The register tile that every pass is made of, and the row epilogues. Included by leaf.h once for each type; the
+   contracts of the kernels are in kernels.h. */
 
-/* The accumulators of one tile: R rows of N vectors. R and N are constants where this is inlined, so they are registers. */
+/* The accumulators of one tile: R rows of N vectors. R and N are constants where this is inlined, so they are
+   registers. */
 #define LOAD_ROWS(R, N, acc, start, ld_start, columns)                                                                 \
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < N; j++)                                              \
         acc[r][j] = NAME(load_lanes)((start) + r * (ld_start), j, columns, N)
@@ -10,8 +11,8 @@
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < N; j++)                                              \
         NAME(store_lanes)((C) + r * (ldc), acc[r][j], j, columns, N)
 
-/* acc[r][j] += sum_k A[r * row_stride + k * k_stride] * panel[k][j]. The row's broadcasts come first, then one vector of the
-   panel at a time: the other order spills registers in Clang's AVX2 build (seen in its assembly). */
+/* acc[r][j] += sum_k A[r * row_stride + k * k_stride] * panel[k][j]. The row's broadcasts come first, then one
+   vector of the panel at a time: the other order spills registers in Clang's AVX2 build (seen in its assembly). */
 #define MULTIPLY_ADD(R, N, acc, depth, A, row_stride, k_stride, panel, ld_panel, ahead)                                \
     do {                                                                                                               \
         const real *a_ = (A), *p_ = (panel);                                                                           \
