@@ -6,7 +6,7 @@ for a new network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -122,7 +122,7 @@ class Adam(_Compiled):
         )
 
 
-OPTIMIZERS = {"sgd": SGD, "adam": Adam}
+OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {"sgd": SGD, "adam": Adam}
 
 
 def is_compiled(optimizer: Any) -> TypeGuard[SGD | Adam]:
@@ -133,7 +133,7 @@ def is_compiled(optimizer: Any) -> TypeGuard[SGD | Adam]:
 def as_optimizer(optimizer: str | Optimizer) -> Optimizer:
     """Return an optimizer given by name (with its defaults) or as an object."""
     if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
-        return SGD() if optimizer == "sgd" else Adam()
+        return OPTIMIZERS[optimizer]()
     if not isinstance(optimizer, (str, type, Mapping)) and callable(getattr(optimizer, "update", None)):
         return optimizer
     raise ValueError(

@@ -80,7 +80,7 @@ class Plan:
     sizes : tuple of int
         input_dim, hidden_dim, output_dim.
     X, Y
-        The data, as `train` takes them.
+        The data, as `train` takes them; X also as `Sequences` of the network's dtype.
     target : {"last", "steps"}
         Whether Y belongs to the last step of each sequence or to every step.
     loss, optimizer
@@ -97,7 +97,7 @@ class Plan:
         self,
         parameters: Array,
         sizes: tuple[int, ...],
-        X: Data,
+        X: Data | Sequences,
         Y: Data,
         *,
         target: str,
@@ -110,7 +110,7 @@ class Plan:
         input_dim, hidden_dim, output_dim = sizes
         dtype = parameters.dtype
         self.every_step = as_choice("target", target, TARGETS) == "steps"
-        self.sequences = Sequences(X, input_dim, dtype)
+        self.sequences = X if isinstance(X, Sequences) else Sequences(X, input_dim, dtype)
         batch_size = min(batch_size or len(self.sequences), len(self.sequences))
         if not self.sequences.same_length and batch_size > 1:
             lengths = self.sequences.lengths()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -182,7 +183,7 @@ def train_lstm(
     plan = Plan(
         network.parameters,
         sizes,
-        list(sequences),
+        sequences,
         targets,
         target="last",
         loss=MSE(),
@@ -254,24 +255,20 @@ def _as_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     return result
 
 
-def _progress(total: int, verbose: bool) -> AbstractContextManager[Callable[[int], Any]]:
-    if verbose:
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            pass
-        else:
-            return _Bar(tqdm(total=total, unit="batch", disable=None, delay=0.5, leave=False))
-    return nullcontext(lambda _: None)
+@contextmanager
+def _progress(total: int, verbose: bool) -> Iterator[Callable[[int], Any]]:
+    """Yield what advances a progress bar, which there is on a terminal where tqdm is installed."""
+    tqdm = _tqdm() if verbose and sys.stderr is not None and sys.stderr.isatty() else None
+    if tqdm is None:
+        yield lambda _: None
+    else:
+        with tqdm(total=total, unit="batch", delay=0.5, leave=False) as bar:
+            yield bar.update
 
 
-class _Bar:
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    def __enter__(self) -> Callable[[int], Any]:
-        update: Callable[[int], Any] = self._bar.update
-        return update
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+def _tqdm() -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm
