@@ -1,6 +1,9 @@
+from typing import Any
+
 from lstm_ext.checks import Array
 from lstm_ext.plan import Plan
 
+__test__: dict[str, Any]  # Cython's
 FORWARD: int
 LOSS: int
 BACKWARD: int

@@ -1,4 +1,9 @@
+from typing import Any
+
 from lstm_ext.checks import Array
+
+__pyx_capi__: dict[str, Any]  # Cython's
+__test__: dict[str, Any]
 
 def packed_sizes(isa: int, input_dim: int, hidden_dim: int, output_dim: int, dtype: str) -> dict[str, int]: ...
 def pack_cell_weights(isa: int, W: Array, b: Array, packed: Array) -> None: ...

@@ -34,7 +34,23 @@ def sigmoid(x: ArrayLike) -> Array:
 
 
 def tanh(x: ArrayLike) -> Array:
-    """Return tanh(x), elementwise; parameters, result and errors as for `sigmoid`."""
+    """Return tanh(x), elementwise.
+
+    Parameters
+    ----------
+    x : array_like
+        As for `sigmoid`.
+
+    Returns
+    -------
+    ndarray
+        As for `sigmoid`.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold real numbers.
+    """
     return _apply(_kernels.apply_tanh, x)
 
 

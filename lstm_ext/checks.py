@@ -29,16 +29,16 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return result.newbyteorder("=")
 
 
-def as_size(name: str, value: Any) -> int:
-    """Return a size as an int of at least 1."""
+def as_size(name: str, value: Any, low: int = 1) -> int:
+    """Return a size as an int of at least `low`."""
     try:
         size = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}; expected an integer") from None
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is {value!r}; expected an integer")
-    if size < 1:
-        raise ValueError(f"{name} is {size}; expected at least 1")
+    if size < low:
+        raise ValueError(f"{name} is {size}; expected at least {low}")
     return size
 
 

@@ -2,55 +2,68 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 
 import lstm_ext
-from lstm_ext import persistence
-from lstm_ext.forecasting import (
-    CO2_HELD_OUT,
-    CO2_VALIDATION,
-    Floats,
-    Indices,
-    Recipe,
-    actual,
-    examples,
-    find_origins,
-    forecasts,
-    inputs,
-    rmse,
-    rmse_by_horizon,
-    seasonal_naive,
-    split_index,
-    training_data,
-)
-from lstm_ext.network import LSTMNetwork
+from lstm_ext.forecasting import Evaluation, Fit, Forecaster, When, row_of
+from lstm_ext.network import LSTMNetwork, Model, load_model
+from lstm_ext.persistence import check_writable, write_whole
+from lstm_ext.tables import Series, Table, column_names, encode_table, gap_lengths, is_parquet, read_columns
 from lstm_ext.training import History
 from lstm_ext.verification import VerificationError, to_reference
 
 try:
     import click
-    import matplotlib
-    import safetensors  # noqa: F401 - missing, it should not be missed after the work
+
+    from lstm_ext import plots
 except ImportError:
     sys.exit('lstm-ext: the command line needs more packages: pip install "lstm_ext[cli]"')
 
+# The settings for the CO2 record were chosen on four blocks of four years, 1978 to 1993, each forecast by a network
+# trained on the years before it.
+_CO2 = {"target": "ppm", "time": "date", "window": 52, "horizon": 52, "season": 52, "trend_seasons": 3}
+_CO2_HELD_OUT = "1994-01-01"
+_HELD_OUT = 0.8
+_LONGEST_LIST = 8
+_MOST_SERIES = 10  # that are told of one by one
 
-class Evaluation(NamedTuple):
-    """Forecasts over the held-out years and what was observed, each (N, horizon)."""
-
-    origins: Indices
-    observed: Floats
-    forecasts: dict[str, Floats]
+_TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _names(context: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
+    """Return names of columns that are separated by commas."""
+    return None if value is None else [name.strip() for name in value.split(",")]
+
+
+def _when(context: click.Context, option: click.Parameter, value: str | None) -> When | None:
+    """Return a share of the rows, or a time as it is in the table."""
+    try:
+        return float(value) if value is not None and 0 <= float(value) <= 1 else value
+    except ValueError:
+        return value
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(lstm_ext.__version__, prog_name="lstm-ext")
 def commands() -> None:
-    """LSTM networks on CPUs, checked against a NumPy oracle."""
+    """LSTM networks on CPUs, checked against a NumPy oracle: forecast the series of a table.
+
+    \b
+    lstm-ext train river.csv --time date --target flow --inputs rain,snow --window 60 --horizon 7
+    lstm-ext predict river.safetensors river.csv -o next.csv
+    lstm-ext evaluate river.safetensors newer.csv
+    """  # noqa: D301 - the mark keeps click from joining lines
 
 
 @commands.command()
@@ -59,154 +72,368 @@ def verify() -> None:
     lstm_ext.verify()
 
 
-_CO2 = Recipe()
-_FORMATS = ("png", "svg", "pdf")
-_FILE = click.Path(dir_okay=False, path_type=Path)
+def _setting(flag: str, name: str, kind: type, text: str, **options: Any) -> Callable[[Any], Any]:
+    """Return an option of `train` that sets a field of the Forecaster."""
+    default = Forecaster.__dataclass_fields__[name].default
+    if isinstance(default, (int, float)):
+        text = f"{text}  [default: {default}]"
+    return click.option(flag, name, type=kind, help=text, **options)
+
+
+class _Passes:
+    """A callback that tells of every fifth pass."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def __call__(self, _: LSTMNetwork, history: History) -> None:
+        epoch = len(history.loss)
+        if epoch % 5 == 0:
+            self._say(f"  pass {epoch}: loss {history.loss[-1]:.4g}, validation {history.validation_loss[-1]:.4g}")
 
 
 @commands.command()
-@click.option("--model", default="co2.safetensors", show_default=True, type=_FILE, help="Where to write the network.")
-@click.option(
-    "--plot", default="co2.png", show_default=True, type=_FILE, help="Where to write the picture: .png, .svg or .pdf."
+@click.argument("file", required=False, type=_TABLE)
+@_setting("--target", "target", str, "Column to forecast.")
+@_setting(
+    "--inputs",
+    "inputs",
+    str,
+    "Columns that the network sees beside the target's past.",
+    callback=_names,
+    metavar="COLUMN,...",
 )
-@click.option("--hidden", default=_CO2.hidden_dim, show_default=True, help="Hidden units.")
-@click.option("--epochs", default=_CO2.epochs, show_default=True, help="Passes over the training years.")
-@click.option("--seed", default=0, show_default=True, help="Of the initial weights and the shuffling.")
-def train(model: Path, plot: Path, hidden: int, epochs: int, seed: int) -> None:
-    """Train a forecaster on the weekly CO2 record of Mauna Loa and measure it on the last years.
+@_setting("--time", "time", str, "Column of times: numbers or ISO dates at equal steps. Rows left out are gaps.")
+@_setting("--series", "series", str, "Column that tells several series apart.")
+@_setting("--window", "window", int, "Rows that the network sees.")
+@_setting("--horizon", "horizon", int, "Rows to forecast.")
+@_setting("--season", "season", int, "Rows of a season, such as 24 for days of hours; 1 for none.")
+@_setting("--trend-seasons", "trend_seasons", int, "Take out the growth over so many seasons.")
+@_setting("--max-gap", "max_gap", int, "Fill no gap of more rows.  [default: a quarter of the window]")
+@_setting("--hidden", "hidden_dim", int, "Hidden units.")
+@_setting("--epochs", "epochs", int, "Most passes over the training rows.")
+@_setting("--patience", "patience", int, "Stop after so many passes without a better validation loss.")
+@_setting("--validation", "validation", float, "Share of the training rows that chooses the number of passes.")
+@_setting("--batch-size", "batch_size", int, "Windows for each update.")
+@_setting("--learning-rate", "learning_rate", float, "Of Adam.")
+@_setting("--clip-norm", "clip_norm", float, "Longest gradient.")
+@_setting("--seed", "seed", int, "Of the initial weights and the order of the windows.")
+@click.option(
+    "--until",
+    callback=_when,
+    metavar="TIME|SHARE",
+    help="Train on the rows before this time, or on this share of each series; forecast the others to measure the "
+    "error. 1 for all rows.  [default: 0.8]",
+)
+@click.option("--model", type=_FILE, help="Where to write the model.  [default: FILE's name with .safetensors]")
+@click.option(
+    "--plot", type=_FILE, help="Where to draw the forecasts: .png, .svg or .pdf.  [default: FILE's name with .png]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and progress on stderr.")
+def train(
+    file: Path | None, until: When | None, model: Path | None, plot: Path | None, as_json: bool, **given: Any
+) -> None:
+    """Train a forecaster on FILE, a CSV or Parquet table, and measure it on the rows held out.
 
-    The network is trained on the years before 1990 and watched on 1990 to 1993; its settings were chosen on the years
-    up to there. Then it is trained anew on all of them, and forecasts the held-out years 1994 to 2001, 52 weeks ahead
-    from every observed week.
+    Rows are taken in the order of the file. Gaps (empty fields, NaN, NA, and rows that the time column leaves out)
+    are filled along straight lines up to --max-gap rows; windows do not cross longer ones. A forecast starts from an
+    observed row, and gaps are not scored. The last training rows choose the number of passes; then the network is
+    trained anew on all of them.
+
+    Without FILE: the weekly CO2 record of Mauna Loa, trained on the years up to 1993.
     """
-    _check_outputs(model, plot)
-    recipe = Recipe(hidden_dim=hidden, epochs=epochs)
-    dates, ppm = lstm_ext.load_co2()
-    _watch(dates, ppm, recipe, seed)
-    known = ppm[: split_index(dates, CO2_HELD_OUT)]
-    X, Y, scaler = training_data(known, recipe)
-    click.echo(f"training again with the same settings on {len(X)} windows up to {dates[len(known) - 1]}")
-    network, history = _fit(X, Y, recipe, seed)
-    evaluation = _evaluate(dates, ppm, network, scaler, recipe)
-    errors = {name: rmse(forecast, evaluation.observed) for name, forecast in evaluation.forecasts.items()}
-    _report(errors, len(evaluation.origins), network, inputs(ppm, evaluation.origins, recipe, scaler), history)
-    persistence.save(model, network, scaler=scaler, details={"rmse_ppm": errors, "seed": seed})
-    persistence.write_whole(plot, lambda part: _plot(part, plot.suffix[1:], dates, ppm, evaluation))
-    click.echo(f"wrote {model} and {plot}")
+    settings = {name: value for name, value in given.items() if value is not None}
+    forecaster, table, until = _job(file, settings, until)
+    stem = "co2" if file is None else file.stem
+    model, plot = model or Path(f"{stem}.safetensors"), plot or Path(f"{stem}.png")
+    _check_outputs(model, plot, file)
+    say = _speaker(as_json)
+    series = forecaster.find_series(table)
+    report: dict[str, Any] = {"table": [_describe_series(forecaster, one) for one in series]}
+    _say_table(report["table"], say)
+    if until is not None:
+        _check_held_out(forecaster, series, until)
+    fit = forecaster.fit(table, until=until, callbacks=[_Passes(say)])
+    report["training"] = _describe_fit(forecaster, fit)
+    seconds = sum(sum(history.seconds) for history in (fit.watched, fit.history) if history is not None)
+    _say_fit(report["training"], seconds, say)
+    evaluation = None if until is None else forecaster.evaluate(table, since=until)
+    if evaluation is not None:
+        report["held_out"] = _describe_evaluation(forecaster, evaluation)
+        _say_evaluation(report["held_out"], say)
+    report["oracle_difference"] = _oracle_difference(forecaster, table)
+    say(f"largest difference from the NumPy oracle (float64) in the next forecast: {report['oracle_difference']:.1e}")
+
+    def save() -> None:
+        forecaster.save(model, details={"report": report})
+
+    written = [model]
+    if evaluation is None:
+        save()
+    else:
+        drawn = next(one for one in series if one.name == evaluation.series[0])
+        file_format = plot.suffix[1:]
+        draw = functools.partial(
+            plots.draw_evaluation, file_format=file_format, forecaster=forecaster, series=drawn, evaluation=evaluation
+        )
+        write_whole(plot, draw, then=save)
+        written.append(plot)
+    say(f"wrote {' and '.join(map(str, written))}")
+    if as_json:
+        click.echo(json.dumps({**report, "seconds": seconds, "written": list(map(str, written))}))
+
+
+@commands.command()
+@click.argument("model", type=_TABLE)
+@click.argument("file", type=_TABLE)
+@click.option("-o", "--output", type=_FILE, help="Where to write the forecasts: .csv or .parquet.  [default: stdout]")
+@click.option("--every-origin", is_flag=True, help="Forecast from every observed row, not from the last alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def predict(model: Path, file: Path, output: Path | None, every_origin: bool, as_json: bool) -> None:
+    """Forecast the rows after the last observed one of FILE, for each series, with a MODEL that `train` wrote."""
+    forecaster = Forecaster.load(model)
+    if output is not None:
+        _check_different(output=output, model=model, FILE=file)
+        if not is_parquet(output) and output.suffix.lower() != ".csv":
+            raise click.UsageError(f"output is {output}; expected a name that ends in .csv or .parquet")
+        check_writable(output)
+    table = forecaster.predict(file, every_origin=every_origin)
+    if output is not None:
+        content = encode_table(table, output)
+        write_whole(output, lambda part: part.write_bytes(content))
+    if as_json:
+        columns = {name: column.astype(str) if column.dtype.kind == "M" else column for name, column in table.items()}
+        click.echo(json.dumps({name: column.tolist() for name, column in columns.items()}))
+    elif output is None:
+        click.echo(encode_table(table), nl=False)
+
+
+@commands.command()
+@click.argument("model", type=_TABLE)
+@click.argument("file", type=_TABLE)
+@click.option(
+    "--since",
+    callback=_when,
+    metavar="TIME|SHARE",
+    help="Score the rows from this time on, or from this share of each series on; 0 for all.  [default: where the "
+    "training ended]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(model: Path, file: Path, since: When | None, as_json: bool) -> None:
+    """Forecast from every observed row of FILE and compare with what came, beside the naive forecasts."""
+    forecaster = Forecaster.load(model)
+    evaluation = forecaster.evaluate(file, since=forecaster.trained_before if since is None else since)
+    report = _describe_evaluation(forecaster, evaluation)
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        _say_evaluation(report, click.echo)
+
+
+@commands.command()
+@click.argument("model", type=_TABLE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(model: Path, as_json: bool) -> None:
+    """Tell what MODEL is: its layers, the settings and the report of its training."""
+    found = load_model(model)
+    if as_json:
+        click.echo(json.dumps(_describe_model(found)))
+        return
+    click.echo(found.network.summary())
+    for line in _outline(found.details):
+        click.echo(line)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error the user can mend is one line on stderr and exit status 2."""
-    try:
-        commands.main(arguments, prog_name="lstm-ext", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
-        _fail(error.format_message())
-    except click.Abort:  # what click makes of Ctrl-C
-        click.echo("lstm-ext: interrupted", err=True)
-        sys.exit(130)
-    except (OSError, ValueError, MemoryError, lstm_ext.NonFiniteError, VerificationError) as error:
-        _fail(str(error))
+    with _warnings_in_one_line():
+        try:
+            commands.main(arguments, prog_name="lstm-ext", standalone_mode=False)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(2)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except click.Abort:  # what click makes of Ctrl-C
+            _complain("interrupted")
+            sys.exit(130)
+        except OSError as error:
+            _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        except (ImportError, ValueError, MemoryError, lstm_ext.NonFiniteError, VerificationError) as error:
+            _fail(str(error))
 
 
-def _check_outputs(model: Path, plot: Path) -> None:
-    """Raise now what would go wrong after the work."""
-    if model.resolve() == plot.resolve():
-        raise click.BadParameter(f"model and plot are both {model}; expected two files")
-    if plot.suffix[1:] not in _FORMATS:
-        raise click.BadParameter(f"plot is {plot}; expected a name that ends in one of {', '.join(_FORMATS)}")
-    for path in (model, plot):
-        persistence.check_writable(path)
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show each warning once, without its place in the code."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            _complain(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _fail(message: str) -> None:
-    click.echo(f"lstm-ext: {' '.join(message.split())}", err=True)
+    _complain(message)
     sys.exit(2)
 
 
-def _watch(dates: Any, ppm: Floats, recipe: Recipe, seed: int) -> None:
-    """Train on the first years and show the error on the validation years."""
-    validation, held_out = split_index(dates, CO2_VALIDATION), split_index(dates, CO2_HELD_OUT)
-    X, Y, scaler = training_data(ppm[:validation], recipe)
-    known = ppm[:held_out]
-    validation_data = examples(known, find_origins(known, recipe, validation), recipe, scaler)
-    click.echo(f"training on {len(X)} windows of {recipe.window} weeks up to {dates[validation - 1]}")
-
-    def show(_: LSTMNetwork, history: History) -> None:
-        epoch = len(history.loss)
-        if epoch % 5 == 0 or epoch == recipe.epochs:
-            to_ppm = float(scaler.to_dict()["scale"][0])
-            ours, theirs = (np.sqrt(losses[-1]) * to_ppm for losses in (history.loss, history.validation_loss))
-            click.echo(f"  epoch {epoch:3}: error {ours:.3f} ppm, validation {theirs:.3f} ppm")
-
-    _fit(X, Y, recipe, seed, validation_data=validation_data, callbacks=[show])
+def _complain(message: str) -> None:
+    click.echo(f"lstm-ext: {' '.join(message.split())}", err=True)
 
 
-def _fit(X: Floats, Y: Floats, recipe: Recipe, seed: int, **options: Any) -> tuple[LSTMNetwork, History]:
-    network = LSTMNetwork(1, recipe.hidden_dim, recipe.horizon, seed=seed)
-    history = lstm_ext.train(
-        network,
-        X,
-        Y,
-        optimizer=lstm_ext.Adam(recipe.learning_rate),
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        clip_norm=recipe.clip_norm,
-        seed=seed,
-        **options,
-    )
-    return network, history
+def _job(file: Path | None, settings: dict[str, Any], until: When | None) -> tuple[Forecaster, Table, When | None]:
+    """Return the forecaster to train, its table, and where the held-out rows begin, None if nowhere."""
+    if file is None:
+        for name in ("target", "inputs", "time", "series"):
+            if name in settings:
+                raise click.UsageError(f"--{name} names a column, but there is no FILE")
+        forecaster = Forecaster(**{**_CO2, **settings})
+        table: Table = dict(zip(("date", "ppm"), lstm_ext.load_co2(), strict=True))
+    elif "target" not in settings:
+        raise click.UsageError(f"--target is missing; expected a column of {file}: {', '.join(column_names(file))}")
+    else:
+        forecaster = Forecaster(**settings)
+        table = read_columns(file, forecaster.columns)
+    if until is None:
+        until = _CO2_HELD_OUT if file is None else _HELD_OUT
+    return forecaster, table, None if until == 1 else until
 
 
-def _evaluate(
-    dates: Any, ppm: Floats, network: LSTMNetwork, scaler: lstm_ext.SequenceScaler, recipe: Recipe
-) -> Evaluation:
-    origins = find_origins(ppm, recipe, split_index(dates, CO2_HELD_OUT))
-    outputs = network.predict(inputs(ppm, origins, recipe, scaler))
-    contestants = {
-        "LSTM": forecasts(outputs, ppm, origins, recipe, scaler),
-        "seasonal-naive": seasonal_naive(ppm, origins, recipe),
-        "seasonal-naive with drift": seasonal_naive(ppm, origins, recipe, drift=True),
+def _check_outputs(model: Path, plot: Path, file: Path | None) -> None:
+    """Raise now what would go wrong after the work."""
+    _check_different(model=model, plot=plot, FILE=file)
+    if plot.suffix[1:] not in plots.FORMATS:
+        raise click.UsageError(f"plot is {plot}; expected a name that ends in one of {', '.join(plots.FORMATS)}")
+    for path in (model, plot):
+        check_writable(path)
+
+
+def _check_held_out(forecaster: Forecaster, series: list[Series], until: When) -> None:
+    """Raise now if nothing could be scored after the training."""
+    rows = max(len(one.values) - row_of(one, until, 0) for one in series)
+    if rows < forecaster.horizon:
+        raise click.UsageError(
+            f"--until {until} holds out at most {rows} rows of a series; expected {forecaster.horizon}, the horizon, "
+            "to measure the error on, or --until 1 to hold out none"
+        )
+
+
+def _check_different(**paths: Path | None) -> None:
+    given = {name: path for name, path in paths.items() if path is not None}
+    if len({path.resolve() for path in given.values()}) < len(given):
+        stated = ", ".join(f"{name} is {path}" for name, path in given.items())
+        raise click.UsageError(f"{stated}; expected different files")
+
+
+def _oracle_difference(forecaster: Forecaster, table: Table) -> float:
+    """Return how far the oracle's forecast of the rows after the table is from ours."""
+    oracle = copy.copy(forecaster)
+    oracle.network = cast(Any, to_reference(cast(LSTMNetwork, forecaster.network)))
+    ours, theirs = (one.predict(table)["forecast"] for one in (forecaster, oracle))
+    return float(np.abs(ours - theirs).max())
+
+
+def _describe_fit(forecaster: Forecaster, fit: Fit) -> dict[str, Any]:
+    """Return what `train` tells of the training, for JSON."""
+    return {"trained_before": forecaster.trained_before, "windows": fit.examples, "epochs": fit.epochs}
+
+
+def _describe_series(forecaster: Forecaster, series: Series) -> dict[str, Any]:
+    """Return what there is of a series, and its gaps in every column."""
+    columns = [forecaster.target, *forecaster.inputs]
+    first, last = (str(series.times(row)) for row in (0, len(series.values) - 1))
+    gaps = {name: gap_lengths(column) for name, column in zip(columns, series.values.T, strict=True)}
+    return {
+        "series": series.name,
+        "rows": len(series.values),
+        "step": series.axis.describe_step(),
+        "first": first,
+        "last": last,
+        "missing": {name: int(lengths.sum()) for name, lengths in gaps.items()},
+        "longest_gap": {name: int(lengths.max(initial=0)) for name, lengths in gaps.items()},
     }
-    return Evaluation(origins, actual(ppm, origins, recipe), contestants)
 
 
-def _report(errors: dict[str, float], origins: int, network: LSTMNetwork, X: Floats, history: History) -> None:
-    click.echo(f"trained in {sum(history.seconds):.2f} s ({lstm_ext.isa()}, one thread)")
-    click.echo(f"held-out years, 52 weeks ahead from {origins} weeks:")
-    for name, error in errors.items():
-        click.echo(f"  {name:26} RMSE {error:.3f} ppm")
-    ours = errors["LSTM"]
-    for name in list(errors)[1:]:
-        share = 1 - ours / errors[name]
-        click.echo(f"  the LSTM is {abs(share):.0%} {'better' if share > 0 else 'WORSE'} than {name}")
-    difference = np.abs(network.predict(X) - to_reference(network).predict(X)).max()
-    click.echo(f"largest difference from the NumPy oracle (float64) over these forecasts, scaled: {difference:.1e}")
+def _describe_evaluation(forecaster: Forecaster, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the errors, for JSON."""
+    by_step = evaluation.rmse_by_step()
+    return {
+        "target": forecaster.target,
+        "horizon": forecaster.horizon,
+        "origins": len(evaluation.origins),
+        "first_origin": str(evaluation.origins.min()),
+        "last_origin": str(evaluation.origins.max()),
+        "rmse": evaluation.rmse(),
+        "mae": evaluation.mae(),
+        "rmse_by_step": {name: [None if np.isnan(x) else x for x in errors] for name, errors in by_step.items()},
+    }
 
 
-def _plot(path: Path, file_format: str, dates: Any, ppm: Floats, evaluation: Evaluation) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def _describe_model(model: Model) -> dict[str, Any]:
+    """Return what a model file holds, for JSON."""
+    network = model.network
+    return {
+        "architecture": dict(zip(("input_dim", "hidden_dim", "output_dim"), network.sizes, strict=True)),
+        "dtype": network.dtype.name,
+        "parameters": {name: weight.shape for name, weight in network.named_parameters().items()},
+        "scaler": None if model.scaler is None else model.scaler.to_dict(),
+        "details": model.details,
+    }
 
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(9, 7), height_ratios=(3, 2), layout="constrained")
-    first = evaluation.origins[0]
-    recent = slice(max(0, first - 104), None)
-    above.plot(dates[recent], ppm[recent], color="0.6", linewidth=2, label="observed")
-    for number, n in enumerate(range(0, len(evaluation.origins), 52)):
-        origin = evaluation.origins[n]
-        ahead = dates[origin + 1 : origin + 1 + evaluation.observed.shape[1]]
-        label = "forecast, 52 weeks from one origin" if number == 0 else None
-        above.plot(ahead, evaluation.forecasts["LSTM"][n], color=f"C{number % 2}", linewidth=1, label=label)
-    above.axvline(dates[first], color="0.3", linestyle=":", linewidth=1)
-    above.set(ylabel="CO2 at Mauna Loa (ppm)", title="Weekly CO2: record and LSTM forecasts of the held-out years")
-    above.legend(loc="upper left")
-    for name, forecast in evaluation.forecasts.items():
-        error = rmse(forecast, evaluation.observed)
-        by_horizon = rmse_by_horizon(forecast, evaluation.observed)
-        below.plot(np.arange(1, len(by_horizon) + 1), by_horizon, label=f"{name} ({error:.2f} ppm)")
-    below.set(xlabel="weeks ahead", ylabel="RMSE (ppm)", ylim=(0, None))
-    below.legend()
-    figure.savefig(path, format=file_format, dpi=120)
-    pyplot.close(figure)
+
+def _speaker(as_json: bool) -> Callable[[str], None]:
+    """Return what prints a line for people."""
+    return lambda line: click.echo(line, err=as_json)
+
+
+def _say_table(table: list[dict[str, Any]], say: Callable[[str], None]) -> None:
+    for one in table[:_MOST_SERIES]:
+        name = f"{one['series']}: " if one["series"] else ""
+        say(f"{name}{one['rows']} rows, steps of {one['step']}, from {one['first']} to {one['last']}")
+        for column, missing in one["missing"].items():
+            if missing:
+                say(f"  {column}: {missing} missing, at most {one['longest_gap'][column]} in a row")
+    if len(table) > _MOST_SERIES:
+        say(f"and {len(table) - _MOST_SERIES} more series")
+
+
+def _say_fit(report: dict[str, Any], seconds: float, say: Callable[[str], None]) -> None:
+    ends = dict.fromkeys(report["trained_before"].values())
+    say(
+        f"trained on {report['windows']} windows before {', '.join(ends)} in {report['epochs']} passes; "
+        f"{seconds:.2f} s in all ({lstm_ext.isa()}, one thread)"
+    )
+
+
+def _say_evaluation(report: dict[str, Any], say: Callable[[str], None]) -> None:
+    steps = "one step" if report["horizon"] == 1 else f"{report['horizon']} steps"
+    say(f"{steps} ahead from {report['origins']} rows, {report['first_origin']} to {report['last_origin']}:")
+    for name, error in report["rmse"].items():
+        say(f"  {name:26} RMSE {error:.4g}, mean absolute error {report['mae'][name]:.4g}")
+    ours = report["rmse"]["LSTM"]
+    for name, error in report["rmse"].items():
+        if name != "LSTM":
+            say(f"  the LSTM is {abs(1 - ours / error):.0%} {'better' if ours < error else 'WORSE'} than {name}")
+
+
+def _outline(part: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the lines of what JSON holds; a long list by its length."""
+    items = part.items() if isinstance(part, dict) else enumerate(part, 1)
+    for key, value in items:
+        nested = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
+        long = isinstance(value, list) and len(value) > _LONGEST_LIST
+        indent = "  " * depth
+        if long:
+            yield f"{indent}{key}: {len(value)} values"
+        elif nested:
+            yield f"{indent}{key}:"
+            yield from _outline(value, depth + 1)
+        else:
+            yield f"{indent}{key}: {value:.6g}" if isinstance(value, float) else f"{indent}{key}: {value}"

@@ -46,6 +46,7 @@ def windows(
     X : ndarray (N, n_in, F)
         ``N = (T - n_in - n_out) // step + 1``; F is 1 for a series (T,). X and Y are contiguous copies.
     Y : ndarray (N, n_out) or (N, n_out, F)
+        The rows that follow each window.
 
     Raises
     ------
@@ -157,13 +158,29 @@ class SequenceScaler:
         return _finite_in((values - mean) / scale, values.dtype)
 
     def inverse_transform(self, X: ArrayLike) -> Array:
-        """Return X * scale + mean; parameter, result and errors are those of `transform`."""
+        """Return X * scale + mean; the errors are those of `transform`.
+
+        Parameters
+        ----------
+        X : array_like (..., F)
+            A single row (F,) will do.
+
+        Returns
+        -------
+        ndarray (..., F)
+            A new array, float32 if X is, otherwise float64.
+        """
         mean, scale = self._fitted()
         values = _as_rows(X, len(mean))
         return _finite_in(values * scale + mean, values.dtype)
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Return ``{"mean": [...], "scale": [...]}``, which JSON keeps to the bit.
+        """Return the statistics in a form that JSON keeps to the bit.
+
+        Returns
+        -------
+        dict
+            Of the lists "mean" and "scale".
 
         Raises
         ------

@@ -1,329 +1,686 @@
-"""Forecast a seasonal series: what a network sees and learns, and the baselines that it has to beat.
+"""Forecast series with a network: one's own data from table to model file and back.
 
-NumPy only; nothing here trains. A network of ``LSTMNetwork(1, hidden_dim, horizon)`` takes a window of the
-series and returns the next `horizon` values at once. Three rules keep the measured error honest:
+Four rules keep the measured error honest:
 
-- A forecast is made at an *origin* t, a step that was observed. Gaps are filled along straight lines, so
-  each filled value before t lies between two values that were known at t; no origin lies inside a gap.
-- Every window is measured from its own straight line, through the mean of its last season and the mean of
-  the season `trend_seasons` earlier. The network learns the season and how the series departs from the
-  line; the line follows the level, so that nothing has to be extrapolated to levels never seen.
-- What a function is given counts as known. Cut the series where the training years end
-  (``training_data(series[:held_out], recipe)``), and gaps, targets and scaler end there too.
-
-    series[:held_out] -> training_data -> train -> network.predict(inputs(...)) -> forecasts -> rmse
+- A forecast is made at an *origin*, a row in which the target and every input were observed. Gaps are filled along
+  straight lines, so every filled value up to an origin lies between two values that were known there.
+- The target's window is measured from a line of its own, through the mean of its last season and, with
+  `trend_seasons`, the mean of the season that many earlier. The network learns the season and how the series departs
+  from the line; the line follows the level, so that nothing has to be extrapolated to levels never seen. (Without a
+  season the line is the window's last value: Zeng et al. 2023, "Are Transformers Effective for Time Series
+  Forecasting?", NLinear.)
+- `fit` looks at no row from `until` on, not even to fill a gap or to scale.
+- The number of epochs is chosen on the last of the known rows, and the network then trained anew on all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from lstm_ext.checks import as_number, as_size
-from lstm_ext.data import SequenceScaler, fill_gaps, find_gaps
+from lstm_ext.checks import Array, as_number, as_size, make_generator
+from lstm_ext.data import SequenceScaler
+from lstm_ext.network import LSTMNetwork, load_model
+from lstm_ext.optimizers import Adam
+from lstm_ext.persistence import ModelFileError
+from lstm_ext.tables import Floats, Series, Source, TimeAxis, bridge_gaps, find_series
+from lstm_ext.training import Callback, History, train
 
-CO2_VALIDATION = np.datetime64("1990-01-01")
-"""The last of the four-year blocks, from 1978 on, by which the network's settings were chosen."""
-CO2_HELD_OUT = np.datetime64("1994-01-01")
-"""The CO2 record's years from here on are for the last measurement: no setting of the network was chosen by them."""
+Indices: TypeAlias = NDArray[np.intp]
+When: TypeAlias = float | str | np.datetime64 | Mapping[str, str]
+"""A time of the table's time column; a number below 1, for that share of each series' rows; or a time by series."""
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.intp]
+_DETAILS_KEY = "forecaster"
+_DRIFT_SEASONS = 10
+_FORECAST_COLUMNS = ("origin", "steps_ahead", "forecast")
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Everything that was chosen, for weekly CO2 on the years before 1994.
+class Fit(NamedTuple):
+    """What `Forecaster.fit` did.
 
     Attributes
     ----------
-    season : int
-        Steps from one season to the next; 1 for a series without one.
-    horizon : int
-        Steps to forecast.
-    window : int
-        Steps that the network sees.
-    trend_seasons : int
-        Seasons over which a window's line measures growth.
-    drift_seasons : int
-        Seasons over which the baseline's drift measures it. The years before 1994 prefer 3; ten are harder to beat on
-        the held-out years, so the baseline gets the benefit of hindsight.
-    hidden_dim, epochs, batch_size : int
-    learning_rate, clip_norm : float
-        Of the network and of its training with Adam on the squared error.
+    examples : int
+        Windows of the last training.
+    epochs : int
+        Passes of the last training: those with the least loss on the validation rows.
+    watched : History or None
+        Of the training whose loss on the validation rows was watched; None without any.
+    history : History
+        Of the last training.
     """
 
-    season: int = 52
-    horizon: int = 52
-    window: int = 52
-    trend_seasons: int = 3
-    drift_seasons: int = 10
+    examples: int
+    epochs: int
+    watched: History | None
+    history: History
+
+
+class Evaluation(NamedTuple):
+    """Forecasts beside what came, each (N, horizon).
+
+    Attributes
+    ----------
+    series : ndarray (N,) of str
+    origins : ndarray (N,)
+        The times of the last rows that each forecast knew.
+    observed : ndarray (N, horizon)
+        NaN in gaps: they are not scored.
+    forecasts : dict of str to ndarray (N, horizon)
+        "LSTM", and the baselines.
+    """
+
+    series: Array
+    origins: Array
+    observed: Floats
+    forecasts: dict[str, Floats]
+
+    def rmse(self) -> dict[str, float]:
+        """Return the root of each one's mean squared error over all that was observed."""
+        return {name: float(np.sqrt(np.nanmean(errors**2))) for name, errors in self._errors()}
+
+    def mae(self) -> dict[str, float]:
+        """Return each one's mean absolute error over all that was observed."""
+        return {name: float(np.nanmean(np.abs(errors))) for name, errors in self._errors()}
+
+    def rmse_by_step(self) -> dict[str, Floats]:
+        """Return each one's RMSE by steps ahead, (horizon,); NaN for a step that was never observed."""
+        scored = (~np.isnan(self.observed)).sum(axis=0)
+        with np.errstate(invalid="ignore"):
+            return {name: np.sqrt(np.nansum(errors**2, axis=0) / scored) for name, errors in self._errors()}
+
+    def _errors(self) -> Iterator[tuple[str, Floats]]:
+        return ((name, forecast - self.observed) for name, forecast in self.forecasts.items())
+
+
+@dataclass(kw_only=True)
+class Forecaster:
+    """An LSTM network that forecasts a column of a table from the rows before.
+
+    It sees the last `window` rows of the target and of the inputs and gives the target of the next `horizon` rows at
+    once. Several series are learned by one network, each scaled by itself.
+
+    Parameters
+    ----------
+    target : str
+        The column to forecast.
+    inputs : sequence of str
+        Columns that the network sees beside the target's past.
+    time : str, optional
+        The column of times: numbers or dates. They ascend within each series at equal steps; rows left out are gaps.
+        Without it, rows are taken as equally spaced.
+    series : str, optional
+        The column that tells several series apart.
+    window, horizon : int
+        Rows that the network sees, and rows that it forecasts.
+    season : int
+        Rows of a season (24 for days of hours); 1 for none.
+    trend_seasons : int
+        Seasons over which a window's growth is measured and taken out; 0 for series that do not grow.
+    max_gap : int, optional
+        Longer gaps are not filled; no window and no target crosses them. By default a quarter of the window.
+    hidden_dim : int
+        Hidden units.
+    epochs, patience : int
+        At most so many passes over the training windows, and fewer once the validation loss has not fallen for
+        `patience` of them.
+    validation : float
+        The share of each series' known rows, at their end, that chooses the number of epochs; 0 to train all `epochs`.
+    batch_size : int
+        Windows for each update.
+    learning_rate, clip_norm : float
+        Of Adam.
+    seed : int or None
+        Of the initial weights and the order of the windows.
+
+    Attributes
+    ----------
+    network : LSTMNetwork or None
+        None before `fit`.
+    trained_before : dict of str to str
+        By series, the time of the first row that `fit` did not look at, or that would have come next.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+    """
+
+    target: str
+    inputs: Sequence[str] = ()
+    time: str | None = None
+    series: str | None = None
+    window: int = 48
+    horizon: int = 1
+    season: int = 1
+    trend_seasons: int = 0
+    max_gap: int | None = None
     hidden_dim: int = 32
-    epochs: int = 25
+    epochs: int = 50
+    patience: int = 10
+    validation: float = 0.15
     batch_size: int = 64
     learning_rate: float = 0.004
     clip_norm: float = 1.0
+    seed: int | None = 0
+    network: LSTMNetwork | None = field(default=None, init=False, repr=False)
+    trained_before: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _scalers: dict[str, SequenceScaler] = field(default_factory=dict, init=False, repr=False)
+    _axis: TimeAxis | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        sizes = ("season", "horizon", "window", "trend_seasons", "drift_seasons", "hidden_dim", "epochs", "batch_size")
-        for name in sizes:
-            object.__setattr__(self, name, as_size(name, getattr(self, name)))
-        for name in ("learning_rate", "clip_norm"):
-            object.__setattr__(self, name, as_number(name, getattr(self, name), low=0))
+        if isinstance(self.inputs, str) or not isinstance(self.inputs, Sequence):
+            raise TypeError(f"inputs is {self.inputs!r}; expected a list of column names")
+        self.inputs = tuple(self.inputs)
+        for name in self.columns:
+            if not isinstance(name, str):
+                raise TypeError(f"a column is {name!r}; expected its name")
+            if self.columns.count(name) > 1:
+                raise ValueError(f"column {name!r} is named twice; expected different columns")
+        for column in (self.time, self.series):
+            if column in _FORECAST_COLUMNS or (column == "row" and self.time is None):
+                raise ValueError(f"column {column!r} is one of those of a forecast; rename it in the table")
+        sizes = ["window", "horizon", "season", "hidden_dim", "epochs", "patience", "batch_size"]
+        for size in sizes:
+            setattr(self, size, as_size(size, getattr(self, size)))
+        self.max_gap = as_size("max_gap", self.window // 4 if self.max_gap is None else self.max_gap, low=0)
+        self.trend_seasons = as_size("trend_seasons", self.trend_seasons, low=0)
+        self.validation = as_number("validation", self.validation, low=0, high=1)
+        for number in ("learning_rate", "clip_norm"):
+            setattr(self, number, as_number(number, getattr(self, number), low=0))
+        make_generator(self.seed)
+        self.seed = None if self.seed is None else int(self.seed)
 
     @property
-    def first_origin(self) -> int:
-        """The first step before which there is enough of the series."""
-        return max(self.window, (self.trend_seasons + 1) * self.season) - 1
+    def columns(self) -> list[str]:
+        """The columns of a table that are looked at."""
+        return [self.target, *self.inputs, *(name for name in (self.time, self.series) if name is not None)]
 
+    def find_series(self, table: Source) -> list[Series]:
+        """Return the series of a table on equally spaced rows.
 
-def split_index(dates: ArrayLike, day: str | np.datetime64) -> int:
-    """Return the index of the first of the ascending `dates` at or after `day`.
+        Parameters
+        ----------
+        table : path-like, mapping or DataFrame
+            As in `fit`.
 
-    Raises
-    ------
-    ValueError
-        If `dates` do not ascend, or none or all of them come before `day`.
-    """
-    days = np.asarray(dates, "datetime64[D]")
-    if days.ndim != 1 or not (np.diff(days) > np.timedelta64(0, "D")).all():
-        raise ValueError(
-            f"dates of shape {days.shape} are not as needed; expected (T,), each later than the one before"
+        Returns
+        -------
+        list of Series
+            The target in the first column, NaN in gaps.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        TypeError, ValueError
+            If the table is not as needed; once fitted, also if its times have other steps than in training.
+        """
+        return self._find_series(table, self._axis)
+
+    def fit(self, table: Source, *, until: When | None = None, callbacks: Iterable[Callback] = ()) -> Fit:
+        """Train a network on a table.
+
+        Parameters
+        ----------
+        table : path-like, mapping or DataFrame
+            A CSV file, a Parquet file (``.parquet``), or columns by name.
+        until : time or share, optional
+            Look only at rows before this time (to a tenth of a step), or at this share of each series' rows; by
+            default at all.
+        callbacks : iterable of callable
+            Each is called as ``callback(network, history)`` after every epoch of the training that chooses the number
+            of epochs.
+
+        Returns
+        -------
+        Fit
+            What was done; the trained network is in the forecaster.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        NonFiniteError
+            If the training diverges.
+        TypeError, ValueError
+            If an argument or the table is not as needed, or the table is too short. The forecaster is as before then.
+        """
+        known = [
+            one._replace(values=one.values[: row_of(one, until, len(one.values))])
+            for one in self._find_series(table, None)
+        ]
+        windows = {one.name: _Windows(self, one.values) for one in known}
+        scalers = self._scale(windows)
+        epochs, watched = self.epochs, None
+        if self.validation:
+            watched = self._watch(windows, callbacks)
+            epochs = 1 + int(np.argmin(watched.validation_loss))
+        left_out = {name: one.too_short() for name, one in windows.items() if name not in scalers}
+        if left_out:
+            warnings.warn(f"{len(left_out)} series left out: {_reason(left_out)}", stacklevel=2)
+        X, Y = self._examples(windows, scalers)
+        network, history = self._train(X, Y, epochs)
+        self.network, self._scalers, self._axis = network, scalers, known[0].axis
+        self.trained_before = {one.name: str(one.times(len(one.values))) for one in known if one.name in scalers}
+        return Fit(len(X), epochs, watched, history)
+
+    def predict(self, table: Source, *, every_origin: bool = False) -> dict[str, Array]:
+        """Forecast the rows after each series' last observed row.
+
+        Parameters
+        ----------
+        table : path-like, mapping or DataFrame
+            As in `fit`; `window` rows of each series may do, with seasons `trend_seasons` + 1 of them.
+        every_origin : bool
+            Forecast from every observed row that has enough of the series before it.
+
+        Returns
+        -------
+        dict of str to ndarray
+            A table: the series column, "origin" (the time of the last row that the forecast knew), "steps_ahead", the
+            time column ("row" without one) and "forecast", in the unit of the target.
+
+        Raises
+        ------
+        RuntimeError
+            If the forecaster is not fitted.
+        OSError, TypeError, ValueError
+            As in `fit`, or if no series can be forecast. One that is too short, or was not in training, is left out
+            with a warning.
+        """
+        parts = []
+        for one, windows, origins in self._prepare(table, ahead=False):
+            if not every_origin:
+                origins = origins[-1:]
+                _check_latest(one, origins[0])
+            rows = origins[:, None] + self._ahead()
+            shape = rows.shape
+            part = {
+                "origin": np.broadcast_to(one.times(origins)[:, None], shape),
+                "steps_ahead": np.broadcast_to(self._ahead(), shape),
+                self.time or "row": one.times(rows),
+                "forecast": self._forecast(one.name, windows, origins),
+            }
+            label = {} if self.series is None else {self.series: np.full(shape, one.name)}
+            parts.append({name: column.reshape(-1) for name, column in (label | part).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def evaluate(self, table: Source, *, since: When | None = None) -> Evaluation:
+        """Forecast from every origin of a table and compare with what came.
+
+        The baselines are the last season again (the last value without a season), and the same with the growth per
+        season, measured over up to ten seasons.
+
+        Parameters
+        ----------
+        table : path-like, mapping or DataFrame
+            As in `fit`.
+        since : time or share, or mapping of series to times, optional
+            Forecast no row before this time, or before this share of each series' rows; by default all of them. With
+            `trained_before` none that training has seen.
+
+        Returns
+        -------
+        Evaluation
+            The forecasts beside what came.
+
+        Raises
+        ------
+        RuntimeError
+            If the forecaster is not fitted.
+        OSError, TypeError, ValueError
+            As in `fit`, or if nothing can be scored. A series that is too short, or was not in training, is left out
+            with a warning.
+        """
+        parts = []
+        for one, windows, origins in self._prepare(table, since=since, ahead=True):
+            observed = one.values[origins[:, None] + self._ahead(), 0]
+            forecasts = {"LSTM": self._forecast(one.name, windows, origins), **windows.baselines(origins)}
+            parts.append(Evaluation(np.full(len(origins), one.name), one.times(origins), observed, forecasts))
+        result = _join(parts)
+        if np.isnan(result.observed).all():
+            raise ValueError(f"table holds nothing to score{'' if since is None else f' from {since} on'}")
+        return result
+
+    def save(self, path: str | os.PathLike[str], *, details: Mapping[str, Any] | None = None) -> None:
+        """Write the fitted forecaster to a file, whole or not at all; `lstm_ext.load` reads its network.
+
+        Parameters
+        ----------
+        path : path-like
+            Replaced if it exists.
+        details : mapping, optional
+            Anything that JSON holds, for `lstm_ext.load_model`.
+
+        Raises
+        ------
+        RuntimeError
+            If the forecaster is not fitted.
+        OSError
+            If the file cannot be written; an older one stays as it was.
+        TypeError, ValueError
+            If `details` is not what JSON holds.
+        """
+        network = self._fitted()
+        assert self._axis is not None
+        settings = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        own = {
+            "settings": {**settings, "inputs": list(self.inputs)},
+            "trained_before": self.trained_before,
+            "axis": self._axis._asdict(),
+            "scalers": {name: scaler.to_dict() for name, scaler in self._scalers.items()},
+        }
+        network.save(path, details={**(details or {}), _DETAILS_KEY: own})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a forecaster that `save` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Returns
+        -------
+        Forecaster
+            With the same forecasts to the bit.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is not a forecaster's, is damaged, or is of a newer version.
+        OSError
+            If the file cannot be read.
+        """
+        model = load_model(path)
+        if _DETAILS_KEY not in model.details:
+            raise ModelFileError(
+                f"{path} is a model without a forecaster's settings; expected one that a Forecaster saved"
+            )
+        try:
+            own = model.details[_DETAILS_KEY]
+            made = cls(**own["settings"])
+            made._scalers = {name: SequenceScaler.from_dict(state) for name, state in own["scalers"].items()}
+            made._axis = TimeAxis(**own["axis"]).checked()
+            made.trained_before = {name: str(own["trained_before"][name]) for name in made._scalers}
+            features = {len(scaler.to_dict()["mean"]) for scaler in made._scalers.values()}
+            if model.network.sizes != made._sizes() or features != {model.network.input_dim}:
+                raise ValueError(f"a network of sizes {model.network.sizes} does not fit its settings")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{path} has damaged metadata: {error}") from None
+        made.network = model.network
+        return made
+
+    def _find_series(self, table: Source, axis: TimeAxis | None) -> list[Series]:
+        return find_series(table, [self.target, *self.inputs], time=self.time, series=self.series, axis=axis)
+
+    def _sizes(self) -> tuple[int, int, int]:
+        return 1 + len(self.inputs), self.hidden_dim, self.horizon
+
+    def _ahead(self) -> Indices:
+        return np.arange(1, self.horizon + 1)
+
+    def _fitted(self) -> LSTMNetwork:
+        if self.network is None:
+            raise RuntimeError("the Forecaster is not fitted; call fit(table) first")
+        return self.network
+
+    def _prepare(
+        self, table: Source, *, since: When | None = None, ahead: bool
+    ) -> list[tuple[Series, _Windows, Indices]]:
+        """Return the series that can be forecast, with their origins."""
+        self._fitted()
+        prepared, left_out = [], {}
+        for one in self.find_series(table):
+            windows = _Windows(self, one.values)
+            if one.name not in self._scalers:
+                left_out[one.name] = f"it was not in training, which had {', '.join(self._scalers)}"
+                continue
+            start = row_of(one, since, 0)
+            origins = windows.origins(start, ahead=ahead)
+            if start == len(one.values):
+                left_out[one.name] = f"its last row, {one.times(start - 1)}, lies before {since}"
+            elif not len(origins):
+                left_out[one.name] = windows.too_short(since)
+            else:
+                prepared.append((one, windows, origins))
+        if not prepared:
+            raise ValueError(_reason(left_out))
+        if left_out:
+            warnings.warn(f"{len(left_out)} series left out: {_reason(left_out)}", stacklevel=3)
+        return prepared
+
+    def _forecast(self, name: str, windows: _Windows, origins: Indices) -> Floats:
+        scaler = self._scalers[name]
+        return windows.forecasts(origins, self._fitted().predict(windows.inputs(origins, scaler)), scaler)
+
+    def _watch(self, windows: dict[str, _Windows], callbacks: Iterable[Callback]) -> History:
+        """Train on the first of the known rows, until the loss on the others no longer falls."""
+        cuts = {name: int(len(one.values) * (1 - self.validation)) for name, one in windows.items()}
+        first = {name: _Windows(self, one.values[: cuts[name]]) for name, one in windows.items()}
+        try:
+            scalers = self._scale(first)
+        except ValueError as error:
+            raise ValueError(f"without the validation rows, a share of {self.validation}, {error}") from None
+        try:
+            validation = self._examples(windows, scalers, cuts)
+        except ValueError:
+            rows = max(len(one.values) - cuts[name] for name, one in windows.items())
+            raise ValueError(
+                f"validation is {self.validation}, at most {rows} rows of a series; expected a target of "
+                f"{self.horizon} rows, the horizon, in them; 0 trains without"
+            ) from None
+
+        def stop(_: LSTMNetwork, history: History) -> bool:
+            return len(history.loss) - int(np.argmin(history.validation_loss)) > self.patience
+
+        X, Y = self._examples(first, scalers)
+        return self._train(X, Y, self.epochs, validation_data=validation, callbacks=[*callbacks, stop])[1]
+
+    def _scale(self, windows: dict[str, _Windows]) -> dict[str, SequenceScaler]:
+        """Return a scaler for each series that has examples."""
+        scalers = {name: one.scaler() for name, one in windows.items() if len(one.origins(complete=True))}
+        if not scalers:
+            raise ValueError(_reason({name: one.too_short() for name, one in windows.items()}))
+        return scalers
+
+    def _examples(
+        self, windows: dict[str, _Windows], scalers: dict[str, SequenceScaler], starts: Mapping[str, int] | None = None
+    ) -> tuple[Array, Array]:
+        """Return what a network learns, X (N, window, F) and Y (N, horizon), of all series that have a scaler."""
+        origins = {name: windows[name].origins(starts[name] if starts else 0, complete=True) for name in scalers}
+        parts = [
+            (windows[name].inputs(rows, scalers[name]), windows[name].targets(rows, scalers[name]))
+            for name, rows in origins.items()
+            if len(rows)
+        ]
+        if not parts:
+            raise ValueError(_reason({name: windows[name].too_short() for name in scalers}))
+        X, Y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return X, Y
+
+    def _train(self, X: Array, Y: Array, epochs: int, **options: Any) -> tuple[LSTMNetwork, History]:
+        network = LSTMNetwork(*self._sizes(), seed=self.seed)
+        history = train(
+            network,
+            X,
+            Y,
+            optimizer=Adam(self.learning_rate),
+            batch_size=self.batch_size,
+            epochs=epochs,
+            clip_norm=self.clip_norm,
+            seed=self.seed,
+            **options,
         )
-    index = int(np.searchsorted(days, np.datetime64(day)))
-    if not 0 < index < len(days):
-        raise ValueError(f"day is {day}; expected a day that splits the dates {days[:1]} to {days[-1:]}")
-    return index
+        return network, history
 
 
-def find_origins(series: ArrayLike, recipe: Recipe, start: int = 0) -> Indices:
-    """Return the observed steps whose forecasts lie from `start` on and within the series.
+class _Windows:
+    """The windows of one series: where they are, what a network sees of them and learns from them.
 
     Parameters
     ----------
-    series : array_like (T,)
-        NaN where there is no value.
-    recipe : Recipe
-    start : int
-        The first step that may be forecast: the origins begin one step before it.
-
-    Returns
-    -------
-    ndarray (N,), intp
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the series is not real (T,), begins with a gap or holds Inf, or if it holds no origin.
+    settings : Forecaster
+    values : ndarray (T, F)
+        The target first; NaN in gaps.
     """
-    known, observed = _fill(series)
-    first = max(recipe.first_origin, start - 1)
-    steps = np.arange(first, len(known) - recipe.horizon)
-    origins = steps[np.isin(steps, observed)]
-    if not len(origins):
-        needed = first + 1 + recipe.horizon
-        raise ValueError(f"series ends after {len(known)} steps; expected {needed} or more, and an observed origin")
-    return origins
+
+    def __init__(self, settings: Forecaster, values: Floats) -> None:
+        assert settings.max_gap is not None
+        self.values = values
+        self._settings = settings
+        self._filled = bridge_gaps(values, settings.max_gap)
+        self._history = max(settings.window, (settings.trend_seasons + 1) * settings.season)
+        self._known = _run_lengths(~np.isnan(self._filled).any(axis=1))
+        self._known_target = _run_lengths(~np.isnan(self._filled[:, 0]))
+
+    def too_short(self, since: When | None = None) -> str:
+        """Return the reason why there is no origin."""
+        longest = int(self._known.max(initial=0))
+        return (
+            f"it has {len(self.values)} rows, at most {longest} of them without a gap of more than "
+            f"{self._settings.max_gap}; expected {self._history} for the window and its seasons, the last of them "
+            f"observed, and {self._settings.horizon} more for the horizon"
+            f"{'' if since is None else f', these from {since} on'}"
+        )
+
+    def origins(self, start: int = 0, *, ahead: bool = True, complete: bool = False) -> Indices:
+        """Return the origins whose forecasts lie from row `start` on.
+
+        Parameters
+        ----------
+        start : int
+        ahead : bool
+            Only those whose forecasts lie in the series.
+        complete : bool
+            Only those after which the target has no long gap: the network can learn from them.
+        """
+        rows, horizon = len(self.values), self._settings.horizon
+        observed = ~np.isnan(self.values).any(axis=1)
+        origins = np.flatnonzero(observed & (self._known >= self._history))
+        origins = origins[origins >= start - 1]
+        if ahead or complete:
+            origins = origins[origins < rows - horizon] if horizon < rows else origins[:0]
+        if complete and len(origins):
+            origins = origins[self._known_target[origins + horizon] > horizon]
+        return origins
+
+    def scaler(self) -> SequenceScaler:
+        """Return a scaler of the target's windows and of the inputs."""
+        origins = self.origins(complete=True)
+        offsets = self._past() if self._history > 1 else self._settings._ahead()  # a single row departs by nothing
+        parts = [SequenceScaler().fit(self._departures(origins, offsets)[..., None]).to_dict()]
+        if self.values.shape[1] > 1:
+            inputs = self._filled[:, 1:]
+            parts.append(SequenceScaler().fit(inputs[~np.isnan(inputs).any(axis=1)]).to_dict())
+        return SequenceScaler.from_dict({key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+
+    def inputs(self, origins: Indices, scaler: SequenceScaler) -> Array:
+        """Return what the network sees, X (N, window, F), float32."""
+        mean, scale = (np.asarray(part) for part in scaler.to_dict().values())
+        rows = origins[:, None] + self._past()
+        X = np.empty((*rows.shape, self.values.shape[1]), np.float32)
+        X[..., 0] = (self._departures(origins, self._past()) - mean[0]) / scale[0]
+        for j in range(1, X.shape[2]):
+            X[..., j] = (self._filled[rows, j] - mean[j]) / scale[j]
+        return X
+
+    def targets(self, origins: Indices, scaler: SequenceScaler) -> Array:
+        """Return what the network learns, Y (N, horizon), float32."""
+        mean, scale = (part[0] for part in scaler.to_dict().values())
+        return ((self._departures(origins, self._settings._ahead()) - mean) / scale).astype(np.float32)
+
+    def forecasts(self, origins: Indices, outputs: Array, scaler: SequenceScaler) -> Floats:
+        """Return a network's outputs in the unit of the target, (N, horizon)."""
+        mean, scale = (part[0] for part in scaler.to_dict().values())
+        return outputs.astype(np.float64) * scale + mean + self._line(origins, self._settings._ahead())
+
+    def baselines(self, origins: Indices) -> dict[str, Floats]:
+        """Return the last season again, and with the growth over the seasons before, each (N, horizon)."""
+        season, ahead = self._settings.season, self._settings._ahead()
+        seasons = -(-ahead // season)
+        last = self._filled[origins[:, None] + ahead - seasons * season, 0]
+        if season == 1:
+            return {"last value": last}
+        result = {"last season": last}
+        full_seasons = int(self._known_target[origins].min(initial=(_DRIFT_SEASONS + 1) * season)) // season
+        if full_seasons > 1:
+            growth = self._growth(origins, min(_DRIFT_SEASONS, full_seasons - 1))
+            result["last season with drift"] = last + seasons * season * growth
+        return result
+
+    def _past(self) -> Indices:
+        return np.arange(1 - self._settings.window, 1)
+
+    def _departures(self, origins: Indices, offsets: Indices) -> Floats:
+        """Return how the target departs from each origin's line, (N, len(offsets))."""
+        departures: Floats = self._filled[origins[:, None] + offsets, 0] - self._line(origins, offsets)
+        return departures
+
+    def _line(self, origins: Indices, offsets: Indices) -> Floats:
+        """Return each origin's line at `offsets` rows from it, (N, len(offsets))."""
+        level = np.repeat(self._season_mean(origins), len(offsets), axis=1)
+        if not self._settings.trend_seasons:
+            return level
+        centre = (self._settings.season - 1) / 2  # the mean of the last season lies so many rows before the origin
+        return level + self._growth(origins, self._settings.trend_seasons) * (offsets + centre)
+
+    def _growth(self, origins: Indices, seasons: int) -> Floats:
+        """Return the growth per row over so many seasons, (N, 1)."""
+        rows = seasons * self._settings.season
+        return (self._season_mean(origins) - self._season_mean(origins - rows)) / rows
+
+    def _season_mean(self, ends: Indices) -> Floats:
+        mean: Floats = self._filled[ends[:, None] - np.arange(self._settings.season), 0].mean(axis=1, keepdims=True)
+        return mean
 
 
-def training_data(series: ArrayLike, recipe: Recipe) -> tuple[Floats, Floats, SequenceScaler]:
-    """Return the examples at every origin of the training years, and the scaler fitted on them.
-
-    Parameters
-    ----------
-    series : array_like (T,)
-        The training years alone, NaN where there is no value.
-    recipe : Recipe
-
-    Returns
-    -------
-    X : ndarray (N, window, 1)
-    Y : ndarray (N, horizon)
-        Filled values are learned from like observed ones.
-    scaler : SequenceScaler
-        Of the windows; outputs are on the same scale.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `find_origins`.
-    """
-    origins = find_origins(series, recipe)
-    scaler = SequenceScaler().fit(_windows(series, origins, recipe))
-    return *examples(series, origins, recipe, scaler), scaler
+def _run_lengths(mask: Any) -> Indices:
+    """Return for each row how many rows up to it are true without a break."""
+    rows = np.arange(1, len(mask) + 1)
+    return rows - np.maximum.accumulate(np.where(mask, 0, rows))
 
 
-def examples(series: ArrayLike, origins: ArrayLike, recipe: Recipe, scaler: SequenceScaler) -> tuple[Floats, Floats]:
-    """Return the scaled windows X (N, window, 1) and what follows them, Y (N, horizon).
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `inputs`, or if the series ends before an example does.
-    """
-    known, steps = _prepare(series, origins, recipe, ahead=recipe.horizon)
-    ahead = _ahead(recipe)
-    Y = known[steps + ahead] - _line(known, steps, recipe, ahead)
-    return inputs(series, origins, recipe, scaler), scaler.transform(Y[..., None])[..., 0]
+def row_of(series: Series, when: When | None, default: int) -> int:
+    """Return the first row of a series at or after a time, or after a share of its rows."""
+    if isinstance(when, Mapping):
+        when = when.get(series.name)
+    if when is None:
+        return default
+    if isinstance(when, (int, float, np.integer, np.floating)) and 0 <= when < 1:
+        return int(len(series.values) * when)
+    return series.row_at(when)
 
 
-def inputs(series: ArrayLike, origins: ArrayLike, recipe: Recipe, scaler: SequenceScaler) -> Floats:
-    """Return the scaled windows that end at the origins, X (N, window, 1).
-
-    No value after an origin has any influence on its window.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the series is not real (T,), begins with a gap or holds Inf; if an origin is no observed step, or comes
-        before ``recipe.first_origin``.
-    """
-    return scaler.transform(_windows(series, origins, recipe))
+def _check_latest(series: Series, origin: int) -> None:
+    """Warn if the target was observed after the last origin."""
+    last = np.flatnonzero(~np.isnan(series.values[:, 0]))[-1]
+    if origin < last:
+        name = f"series {series.name!r}" if series.name else "table"
+        warnings.warn(
+            f"{name}: forecast from {series.times(origin)}, though its target is known up to {series.times(last)}: no "
+            "later row with all inputs observed has a window without a long gap",
+            stacklevel=4,
+        )
 
 
-def forecasts(
-    outputs: ArrayLike, series: ArrayLike, origins: ArrayLike, recipe: Recipe, scaler: SequenceScaler
-) -> Floats:
-    """Return a network's outputs (N, horizon) as forecasts in the unit of the series, (N, horizon).
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `inputs`, or if the outputs have another shape or are not finite.
-    """
-    known, steps = _prepare(series, origins, recipe)
-    departures = np.asarray(outputs, np.float64)
-    if departures.shape != (len(steps), recipe.horizon):
-        raise ValueError(f"outputs has shape {departures.shape}; expected ({len(steps)}, {recipe.horizon})")
-    return scaler.inverse_transform(departures[..., None])[..., 0] + _line(known, steps, recipe, _ahead(recipe))
+def _reason(left_out: Mapping[str, str]) -> str:
+    """Return why series were left out: for the first of them."""
+    name, reason = next(iter(left_out.items()))
+    return f"series {name!r}: {reason}" if name else f"table: {reason}"
 
 
-def seasonal_naive(series: ArrayLike, origins: ArrayLike, recipe: Recipe, *, drift: bool = False) -> Floats:
-    """Return the last season again, as forecasts (N, horizon): y(t + h - k season), k = ceil(h / season).
-
-    With `drift`, plus k times the growth per season, which is the mean of y(s) - y(s - season) over the
-    `drift_seasons` seasons of steps s that end at the origin.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `inputs`; the drift needs an origin with ``drift_seasons + 1`` seasons before it.
-    """
-    if drift:
-        recipe = replace(recipe, trend_seasons=recipe.drift_seasons)
-    known, steps = _prepare(series, origins, recipe)
-    ahead = _ahead(recipe)
-    seasons = -(-ahead // recipe.season)
-    last: Floats = known[steps + ahead - seasons * recipe.season]
-    return last + seasons * recipe.season * _slope(known, steps, recipe) if drift else last
-
-
-def actual(series: ArrayLike, origins: ArrayLike, recipe: Recipe) -> Floats:
-    """Return what was observed after the origins, (N, horizon), with NaN for gaps: they are not scored.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `examples`.
-    """
-    _, steps = _prepare(series, origins, recipe, ahead=recipe.horizon)
-    observed: Floats = np.asarray(series, np.float64)[steps + _ahead(recipe)]
-    return observed
-
-
-def rmse(forecast: ArrayLike, observed: ArrayLike) -> float:
-    """Return the root of the mean squared error over all observed values.
-
-    Parameters
-    ----------
-    forecast : array_like (N, horizon)
-    observed : array_like (N, horizon)
-        From `actual`; NaN is not scored.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, a forecast is not finite, or nothing was observed.
-    """
-    return float(np.sqrt(np.nanmean(_squared_errors(forecast, observed))))
-
-
-def rmse_by_horizon(forecast: ArrayLike, observed: ArrayLike) -> Floats:
-    """Return the `rmse` of each step ahead, (horizon,); NaN for a step at which nothing was observed."""
-    squares = _squared_errors(forecast, observed)
-    scored = ~np.isnan(squares)
-    with np.errstate(invalid="ignore"):
-        by_step: Floats = np.sqrt(np.where(scored, squares, 0).sum(axis=0) / scored.sum(axis=0))
-    return by_step
-
-
-def _squared_errors(forecast: ArrayLike, observed: ArrayLike) -> Floats:
-    given, values = np.asarray(forecast, np.float64), np.asarray(observed, np.float64)
-    if given.ndim != 2 or given.shape != values.shape:
-        raise ValueError(f"forecast has shape {given.shape} and observed {values.shape}; expected (N, horizon) twice")
-    if not np.isfinite(given).all():
-        raise ValueError("forecast holds NaN or Inf; expected finite numbers")
-    if np.isnan(values).all():
-        raise ValueError("observed holds only NaN; expected a value to score")
-    errors: Floats = (given - values) ** 2
-    return errors
-
-
-def _fill(series: ArrayLike) -> tuple[Floats, Indices]:
-    """Return the series filled up to its last observed step, and the observed steps."""
-    values, gaps = find_gaps(series)
-    if values.ndim != 1:
-        raise ValueError(f"series has shape {values.shape}; expected (T,)")
-    observed = np.flatnonzero(~gaps)
-    if not len(observed):
-        raise ValueError("series holds only gaps; expected observed values")
-    known = np.asarray(series, np.float64)[: observed[-1] + 1]
-    return fill_gaps(known), observed
-
-
-def _prepare(series: ArrayLike, origins: ArrayLike, recipe: Recipe, ahead: int = 0) -> tuple[Floats, Indices]:
-    """Return the filled series and the checked origins as a column (N, 1), with `ahead` known steps after each."""
-    known, observed = _fill(series)
-    steps = np.asarray(origins)
-    if steps.ndim != 1 or steps.dtype.kind not in "iu" or not len(steps):
-        raise ValueError(f"origins has shape {steps.shape} and dtype {steps.dtype}; expected (N,) integers")
-    low, high = recipe.first_origin, len(known) - 1 - ahead
-    for wrong, expected in (
-        ((steps < low) | (steps > high), f"a step from {low} to {high}"),
-        (~np.isin(steps, observed), "an observed step, not a gap"),
-    ):
-        if wrong.any():
-            raise ValueError(f"origins holds {steps[wrong][0]}; expected {expected}")
-    return known, steps.astype(np.intp)[:, None]
-
-
-def _ahead(recipe: Recipe) -> Indices:
-    return np.arange(1, recipe.horizon + 1)
-
-
-def _windows(series: ArrayLike, origins: ArrayLike, recipe: Recipe) -> Floats:
-    """Return what the network sees, unscaled: the departures from each window's line, (N, window, 1)."""
-    known, steps = _prepare(series, origins, recipe)
-    past = np.arange(1 - recipe.window, 1)
-    departures: Floats = known[steps + past] - _line(known, steps, recipe, past)
-    return departures[..., None]
-
-
-def _season_mean(known: Floats, ends: Indices, recipe: Recipe) -> Floats:
-    mean: Floats = known[ends - np.arange(recipe.season)].mean(axis=1, keepdims=True)
-    return mean
-
-
-def _slope(known: Floats, origins: Indices, recipe: Recipe) -> Floats:
-    """Return the growth per step, (N, 1)."""
-    steps = recipe.trend_seasons * recipe.season
-    growth = _season_mean(known, origins, recipe) - _season_mean(known, origins - steps, recipe)
-    return growth / steps
-
-
-def _line(known: Floats, origins: Indices, recipe: Recipe, offsets: Indices) -> Floats:
-    """Return each origin's line at `offsets` steps from it, (N, len(offsets))."""
-    centre = (recipe.season - 1) / 2  # the mean of the last season lies this many steps before the origin
-    return _season_mean(known, origins, recipe) + _slope(known, origins, recipe) * (offsets + centre)
+def _join(parts: Sequence[Evaluation]) -> Evaluation:
+    """Return one evaluation of all series, with the baselines that all of them have."""
+    series, origins, observed = (np.concatenate([part[j] for part in parts]) for j in range(3))
+    names = [name for name in parts[0].forecasts if all(name in part.forecasts for part in parts)]
+    forecasts = {name: np.concatenate([part.forecasts[name] for part in parts]) for name in names}
+    return Evaluation(series, origins, observed, forecasts)

@@ -7,7 +7,8 @@ returns on request, so threads can share a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, overload
 
@@ -25,8 +26,10 @@ from lstm_ext.checks import (
     as_size,
     check_allocatable,
 )
+from lstm_ext.data import SequenceScaler
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
-from lstm_ext.parameters import initialize, parameter_count, parameter_views
+from lstm_ext.parameters import SIZES, initialize, parameter_count, parameter_views
+from lstm_ext.persistence import read_model, write_model
 from lstm_ext.plan import TARGETS, Plan, Sequences
 from lstm_ext.workspace import Activations, BackwardScratch, Shape, aligned_empty
 
@@ -78,8 +81,7 @@ class _Parametrised:
     """Sizes, dtype, and the flat parameter vector with its named views."""
 
     def __init__(self, sizes: tuple[int, ...], dtype: DTypeLike, init: str, seed: int | None) -> None:
-        names = ("input_dim", "hidden_dim", "output_dim")
-        self._sizes = tuple(as_size(*pair) for pair in zip(names, sizes, strict=False))
+        self._sizes = tuple(as_size(*pair) for pair in zip(SIZES, sizes, strict=False))
         native = as_dtype(dtype)
         check_allocatable("W", 4, self._sizes[1], self._sizes[1] + self._sizes[0])
         check_allocatable("W_y", *self._sizes[1:])
@@ -91,11 +93,11 @@ class _Parametrised:
         self._views = parameter_views(vector, *self._sizes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"sizes": self._sizes, "parameters": self._parameters.copy()}
+        return {"sizes": self._sizes, "parameters": self._parameters}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._sizes = state["sizes"]
-        self._use(state["parameters"])
+        self._use(np.array(state["parameters"]))  # from `copy.copy` they are another's, from a buffer read-only
 
     @classmethod
     def _from_parameters(cls, vector: Array, *sizes: int) -> Self:
@@ -106,11 +108,12 @@ class _Parametrised:
         return made
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(str, self._sizes))}, dtype='{self.dtype}')"
+        sizes = "".join(f"{name}={size}, " for name, size in zip(SIZES, self._sizes, strict=False))
+        return f"{type(self).__name__}({sizes}dtype='{self.dtype}')"
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """input_dim, hidden_dim and, for a network, output_dim."""
+        """The sizes: input_dim, hidden_dim and, for a network, output_dim."""
         return self._sizes
 
     @property
@@ -139,7 +142,13 @@ class _Parametrised:
         self._parameters[...] = as_shape("parameters", value, self.dtype, shape)
 
     def named_parameters(self) -> dict[str, Array]:
-        """Return the weights by name: writable views of `parameters`, in its order."""
+        """Return the weights by name.
+
+        Returns
+        -------
+        dict
+            Writable views of `parameters`, in its order.
+        """
         return dict(self._views)
 
 
@@ -154,6 +163,7 @@ class LSTMCell(_Parametrised):
     input_dim, hidden_dim : int
         The widths of x_t and h_t, at least 1.
     dtype : {"float32", "float64"}
+        Of parameters and results.
     init : {"glorot", "reference"}
         See `lstm_ext.parameters.initialize`.
     seed : int, optional
@@ -199,11 +209,16 @@ class LSTMCell(_Parametrised):
         Parameters
         ----------
         x_t : array_like (input_dim, 1) or (input_dim,)
+            The input.
         h_prev, C_prev : array_like (hidden_dim, 1) or (hidden_dim,)
+            The state before the step.
 
         Returns
         -------
-        h_t, C_t : ndarray (hidden_dim, 1)
+        h_t : ndarray (hidden_dim, 1)
+            The hidden state after the step.
+        C_t : ndarray (hidden_dim, 1)
+            The cell state after the step.
 
         Raises
         ------
@@ -225,7 +240,7 @@ class LSTMCell(_Parametrised):
 
         Parameters
         ----------
-        x_t, h_prev, C_prev
+        x_t, h_prev, C_prev : array_like
             As for `forward`.
         dh_t, dC_t : array_like (hidden_dim, 1) or (hidden_dim,)
             The loss's gradient with respect to h_t, and to C_t by ways other than h_t.
@@ -233,7 +248,7 @@ class LSTMCell(_Parametrised):
         Returns
         -------
         CellGradients
-            dx, dh_prev, dC_prev as columns, and the flat gradient of the parameters.
+            As columns dx, dh_prev, dC_prev, and the flat gradient of the parameters.
 
         Raises
         ------
@@ -260,7 +275,9 @@ class LSTM(_Parametrised):
 
     Parameters
     ----------
-    input_dim, hidden_dim, dtype, init, seed
+    input_dim, hidden_dim : int
+        The widths of x_t and h_t, at least 1.
+    dtype, init, seed : optional
         As for `LSTMCell`.
 
     Attributes
@@ -291,7 +308,12 @@ class LSTM(_Parametrised):
 
     @overload
     def forward(
-        self, X: ArrayLike, h0: ArrayLike | None = None, C0: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        h0: ArrayLike | None = None,
+        C0: ArrayLike | None = None,
+        *,
+        return_tape: Literal[False] = False,
     ) -> tuple[Array, tuple[Array, Array]]: ...
 
     @overload
@@ -317,6 +339,7 @@ class LSTM(_Parametrised):
         Parameters
         ----------
         X : array_like (N, T, input_dim)
+            The inputs.
         h0, C0 : array_like (N, hidden_dim), optional
             The initial states, zeros by default.
         return_tape : bool
@@ -325,9 +348,9 @@ class LSTM(_Parametrised):
         Returns
         -------
         H : ndarray (N, T, hidden_dim)
-            h_t of every step.
+            Every step's h_t.
         state : tuple of ndarray (N, hidden_dim)
-            h_T and C_T.
+            The last h_T and C_T.
         tape : Tape
             With ``return_tape=True`` only.
 
@@ -362,8 +385,7 @@ class LSTM(_Parametrised):
         Returns
         -------
         LSTMGradients
-            dX (N, T, input_dim), dh0 and dC0 (N, hidden_dim), and the flat gradient of the
-            parameters.
+            The fields dX (N, T, input_dim), dh0 and dC0 (N, hidden_dim), and the flat gradient of the parameters.
 
         Raises
         ------
@@ -419,7 +441,7 @@ class LSTMNetwork(_Parametrised):
     ----------
     input_dim, hidden_dim, output_dim : int
         The widths of x_t, h_t and y_t, at least 1.
-    dtype, init, seed
+    dtype, init, seed : optional
         As for `LSTMCell`.
 
     Attributes
@@ -460,8 +482,90 @@ class LSTMNetwork(_Parametrised):
         """The width of y_t."""
         return self._sizes[2]
 
+    def summary(self) -> str:
+        """Return a table of the weights: layer, name, shape, number of parameters, bytes.
+
+        Returns
+        -------
+        str
+            Several lines; print them.
+
+        Examples
+        --------
+        >>> print(LSTMNetwork(3, 5, 2).summary())
+        LSTMNetwork(input_dim=3, hidden_dim=5, output_dim=2, dtype='float32')
+        layer   weight  shape   parameters  bytes
+        LSTM    W_i     (5, 8)          40    160
+        LSTM    W_f     (5, 8)          40    160
+        LSTM    W_C     (5, 8)          40    160
+        LSTM    W_o     (5, 8)          40    160
+        LSTM    b_i     (5, 1)           5     20
+        LSTM    b_f     (5, 1)           5     20
+        LSTM    b_C     (5, 1)           5     20
+        LSTM    b_o     (5, 1)           5     20
+        linear  W_y     (2, 5)          10     40
+        linear  b_y     (2, 1)           2      8
+        total                          192    768
+        """
+        cell = self._lstm_cell.named_parameters()
+        rows = [("layer", "weight", "shape", "parameters", "bytes")]
+        for name, weight in self._views.items():
+            layer = "LSTM" if name in cell else "linear"
+            rows.append((layer, name, str(weight.shape), str(weight.size), str(weight.nbytes)))
+        rows.append(("total", "", "", str(self._parameters.size), str(self._parameters.nbytes)))
+        a, b, c, d, e = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = (f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:{c}}  {row[3]:>{d}}  {row[4]:>{e}}" for row in rows)
+        return "\n".join([repr(self), *lines])
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        scaler: SequenceScaler | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the network to a file, whole or not at all; `load` and `load_model` read it.
+
+        The file is in the safetensors format, with the weights by name.
+
+        Parameters
+        ----------
+        path : path-like
+            Replaced if it exists.
+        scaler : SequenceScaler, optional
+            A fitted one.
+        details : mapping, optional
+            What JSON holds, without NaN and Inf; tuples come back as lists, keys as str.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an older one stays as it was.
+        TypeError, ValueError
+            If an argument is not as above.
+        RuntimeError
+            If the scaler is not fitted.
+        """
+        write_model(path, self._sizes, self._parameters, scaler, details)
+
     def forward(self, X: ArrayLike) -> list[Array]:
-        """Run over one sequence (T, input_dim) and return its T outputs, each (output_dim, 1)."""
+        """Run over one sequence from the zero state.
+
+        Parameters
+        ----------
+        X : array_like (T, input_dim)
+            The sequence.
+
+        Returns
+        -------
+        list of ndarray (output_dim, 1)
+            The T outputs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X has another shape or does not hold finite real numbers.
+        """
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
         return list(self._outputs(X[None], every_step=True)[0, :, :, None])
 
@@ -471,6 +575,7 @@ class LSTMNetwork(_Parametrised):
         Parameters
         ----------
         X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
+            The sequences.
         target : {"last", "steps"}
             Which outputs to return.
 
@@ -523,12 +628,15 @@ class LSTMNetwork(_Parametrised):
 
         Parameters
         ----------
-        X, Y, loss, target
+        X, Y : array_like or list of arrays
+            As for `train`.
+        loss, target : optional
             As for `train`.
 
         Returns
         -------
         loss : float
+            The mean over the batch.
         gradient : ndarray
             With the layout of `parameters`.
 
@@ -553,7 +661,23 @@ class LSTMNetwork(_Parametrised):
         return float(plan.losses[0]), plan.gradient
 
     def initial_state(self, batch: int = 1) -> State:
-        """Return the zero state of `batch` streams, with the weights packed as they are now."""
+        """Return the zero state of some streams, with the weights packed as they are now.
+
+        Parameters
+        ----------
+        batch : int
+            The number of streams, at least 1.
+
+        Returns
+        -------
+        State
+            For `step`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `batch` is not an integer of at least 1.
+        """
         shape = self._shape(1, as_size("batch", batch))
         activations = Activations(shape, keep="latest")
         activations.ws_hx[...] = 0
@@ -568,12 +692,14 @@ class LSTMNetwork(_Parametrised):
         Parameters
         ----------
         x : array_like (batch, input_dim)
+            Each stream's next input.
         state : State
             From `initial_state`; it is advanced in place.
 
         Returns
         -------
         y : ndarray (batch, output_dim)
+            Each stream's output.
         state : State
             The same object.
 
@@ -596,6 +722,70 @@ class LSTMNetwork(_Parametrised):
         )
         state.steps += 1
         return y, state
+
+
+class Model(NamedTuple):
+    """What `load_model` returns.
+
+    Attributes
+    ----------
+    network : LSTMNetwork
+        Equal to the saved one to the bit.
+    scaler : SequenceScaler or None
+        As given to `LSTMNetwork.save`.
+    details : dict
+        As given to `LSTMNetwork.save`, through JSON; empty without.
+    """
+
+    network: LSTMNetwork
+    scaler: SequenceScaler | None
+    details: dict[str, Any]
+
+
+def load(path: str | os.PathLike[str]) -> LSTMNetwork:
+    """Read the network from a file that `LSTMNetwork.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    LSTMNetwork
+        Equal to the saved one to the bit.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not such a model, is damaged, or was written by a newer version.
+    OSError
+        If the file cannot be read.
+    """
+    return load_model(path).network
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """Read all that a file holds which `LSTMNetwork.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    Model
+        Network, scaler and details, as they were saved.
+
+    Raises
+    ------
+    ModelFileError, OSError
+        As for `load`.
+    """
+    contents = read_model(path)
+    network = LSTMNetwork._from_parameters(contents.parameters, *contents.sizes)
+    return Model(network, contents.scaler, contents.details)
 
 
 def _state(name: str, value: ArrayLike | None, layer: LSTM, batch: int) -> Array:

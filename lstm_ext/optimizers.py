@@ -34,7 +34,18 @@ class _Compiled:
         self.moments: Array | None = None
 
     def check(self, parameters: Array) -> None:
-        """Raise ValueError if settings or state do not fit the parameters; change nothing."""
+        """Raise ValueError if settings or state do not fit the parameters; change nothing.
+
+        Parameters
+        ----------
+        parameters : ndarray (n,)
+            Those to be updated.
+
+        Raises
+        ------
+        ValueError
+            If their dtype cannot hold the settings, or the state is of others.
+        """
         with np.errstate(over="ignore"):
             settings = self.settings.astype(parameters.dtype)
         if not np.isfinite(settings).all() or (self._rows == 2 and settings[-1] == 0):
@@ -50,15 +61,36 @@ class _Compiled:
             )
 
     def state(self, parameters: Array) -> Array:
-        """Return the moments, zero at first."""
+        """Return the moments, zero at first.
+
+        Parameters
+        ----------
+        parameters : ndarray (n,)
+            Those to be updated.
+
+        Returns
+        -------
+        ndarray (rows, n)
+            One row for each moment, changed in place by the updates.
+        """
         if self.moments is None or self.moments.dtype != parameters.dtype:
             self.moments = np.zeros((self._rows, parameters.size), parameters.dtype)
         return self.moments
 
     def update(self, parameters: Array, gradient: Array) -> None:
-        """Make one update: change contiguous `parameters` (n,) in place, given `gradient` (n,) of the same dtype.
+        """Make one update, for models built on `LSTM`; `train` makes its own in the compiled loop.
 
-        For models built on `LSTM`; `train` makes its updates in the compiled loop.
+        Parameters
+        ----------
+        parameters : ndarray (n,)
+            Contiguous; changed in place.
+        gradient : array_like (n,)
+            Of the loss, with respect to `parameters`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as above, or the optimizer holds the state of other parameters.
         """
         if parameters.ndim != 1 or not parameters.flags.c_contiguous:
             raise ValueError(f"parameters has shape {parameters.shape}; expected a contiguous vector")
@@ -100,10 +132,12 @@ class Adam(_Compiled):
 
     Parameters
     ----------
-    learning_rate, epsilon : float
+    learning_rate : float
         Above or equal to 0.
     beta1, beta2 : float
         Decay rates in [0, 1).
+    epsilon : float
+        Above 0.
     """
 
     _rows = 2

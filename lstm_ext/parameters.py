@@ -11,6 +11,9 @@ from lstm_ext.checks import Array, as_choice, as_size, make_generator
 LAYOUT_VERSION = 1
 """The version of `parameter_layout`: a change of names, order or shapes changes it."""
 
+SIZES = ("input_dim", "hidden_dim", "output_dim")
+"""A network's sizes, in the order of every signature; a cell and a layer have the first two."""
+
 GATES = ("i", "f", "C", "o")
 """The order of the gates in storage, by the article's names (C is the candidate, elsewhere called g)."""
 

@@ -23,10 +23,12 @@ _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 class NonFiniteError(ArithmeticError):
     """A loss or a gradient is NaN or infinite; the parameters are those before that update.
 
-    Attributes
+    Parameters
     ----------
+    message : str
+        What is not finite, and where.
     step : int
-        The batch of the epoch, from 0.
+        The batch of the epoch, from 0; kept as an attribute.
     """
 
     def __init__(self, message: str, step: int = 0) -> None:

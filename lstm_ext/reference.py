@@ -86,11 +86,21 @@ def _dtype(dtype: DTypeLike) -> np.dtype[Any]:
 def parameter_layout(
     input_dim: int, hidden_dim: int, output_dim: int | None = None
 ) -> dict[str, tuple[int, tuple[int, int]]]:
-    """Return name -> (offset, shape) of every parameter in the flat vector (layout version 1).
+    """Return where each parameter lives in the flat vector (layout version 1).
 
-    W_i W_f W_C W_o, each (hidden_dim, hidden_dim + input_dim) with columns [h | x]; b_i b_f b_C
-    b_o, each (hidden_dim, 1); given `output_dim`, W_y (output_dim, hidden_dim) and b_y
-    (output_dim, 1). Row-major, without gaps.
+    Parameters
+    ----------
+    input_dim, hidden_dim : int
+        Sizes of x_t and of h_t.
+    output_dim : int, optional
+        Size of y_t, for a network.
+
+    Returns
+    -------
+    dict
+        Name -> (offset, shape). W_i W_f W_C W_o, each (hidden_dim, hidden_dim + input_dim) with
+        columns [h | x]; b_i b_f b_C b_o, each (hidden_dim, 1); given `output_dim`, W_y
+        (output_dim, hidden_dim) and b_y (output_dim, 1). Row-major, without gaps.
     """
     shapes = {f"W_{gate}": (hidden_dim, hidden_dim + input_dim) for gate in GATES}
     shapes |= {f"b_{gate}": (hidden_dim, 1) for gate in GATES}
@@ -179,9 +189,17 @@ def _floating(x: ArrayLike) -> Array:
 
 
 def sigmoid(x: ArrayLike) -> Array:
-    """Return 1 / (1 + exp(-x)), elementwise, without overflow; float64 for integers.
+    """Return 1 / (1 + exp(-x)), elementwise, without overflow.
 
-    Complex input is selected on its real part, so that the result stays analytic.
+    Parameters
+    ----------
+    x : array_like
+        Complex numbers are selected on their real part, so that the result stays analytic.
+
+    Returns
+    -------
+    ndarray
+        With the shape of `x`; float64 for integers.
     """
     x = _floating(x)
     positive = x.real >= 0
@@ -190,7 +208,18 @@ def sigmoid(x: ArrayLike) -> Array:
 
 
 def tanh(x: ArrayLike) -> Array:
-    """Return the hyperbolic tangent, elementwise; float64 for integers."""
+    """Return the hyperbolic tangent, elementwise.
+
+    Parameters
+    ----------
+    x : array_like
+        Real or complex.
+
+    Returns
+    -------
+    ndarray
+        With the shape of `x`; float64 for integers.
+    """
     return np.asarray(np.tanh(_floating(x)))
 
 
@@ -530,6 +559,11 @@ def train_lstm(
         The step, p -= learning_rate * dL/dp.
     epochs : int
         How often to go through the data.
+
+    Returns
+    -------
+    LSTMNetwork
+        The trained network.
     """
     for name, size in (("input_dim", input_dim), ("hidden_dim", hidden_dim), ("epochs", epochs)):
         _positive(name, size)

@@ -68,13 +68,16 @@ def train(
     Parameters
     ----------
     network : LSTMNetwork
+        Its parameters are changed in place.
     X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
         Sequences of different lengths need ``batch_size=1``.
     Y : array_like
         For ``target="last"`` (N, output_dim), for ``"steps"`` (N, T, output_dim) or a list of arrays (T_n, output_dim);
         for the cross-entropy integer classes (N,), or (N, T).
     target : {"last", "steps"}
-    loss : {"mse", "cross_entropy"}, or a callable (`lstm_ext.losses.Loss`)
+        Which outputs Y is for.
+    loss : {"mse", "cross_entropy"}, or a callable
+        A callable is as `lstm_ext.losses.Loss` describes.
     optimizer : {"adam", "sgd"}, or an object
         A name stands for the optimizer's defaults.
     batch_size, epochs : int
@@ -95,6 +98,7 @@ def train(
     Returns
     -------
     History
+        The losses and the time of every epoch.
 
     Raises
     ------
@@ -156,11 +160,15 @@ def train_lstm(
     Parameters
     ----------
     X : array_like (N, T, input_dim), or a sequence of arrays (T_n, input_dim)
+        The sequences; their lengths may differ.
     Y : sequence of array_like (output_dim, 1) or (output_dim,)
         The target of each sequence's last output; the loss is ``mean((outputs[-1] - Y[i])**2)``.
     input_dim, hidden_dim, output_dim : int
+        The network's sizes, at least 1.
     learning_rate : float
+        Above or equal to 0.
     epochs : int
+        How often to go through the data, at least once.
 
     Returns
     -------

@@ -55,6 +55,7 @@ def verify() -> list[Verification]:
     Returns
     -------
     list of Verification
+        One row for each line.
 
     Raises
     ------
@@ -86,11 +87,14 @@ def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> refer
     Parameters
     ----------
     network : LSTMNetwork
+        Its weights are copied.
     dtype : {"float64", "float32"}
+        The oracle's.
 
     Returns
     -------
     lstm_ext.reference.LSTMNetwork
+        A network of its own.
 
     Raises
     ------
@@ -112,10 +116,12 @@ def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
     Parameters
     ----------
     oracle : lstm_ext.reference.LSTMNetwork
+        Its weights are copied.
 
     Returns
     -------
     LSTMNetwork
+        A network of its own.
 
     Raises
     ------

@@ -418,6 +418,40 @@ def test_inputs_are_never_modified(isa, dtype):
     assert_same_bits([network.parameters], [make(LSTMNetwork, 3, 13, 5, dtype=dtype).parameters])
 
 
+# --- what a model says about itself ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (LSTMCell, "LSTMCell(input_dim=3, hidden_dim=13, "),
+        (LSTM, "LSTM(input_dim=3, hidden_dim=13, "),
+        (LSTMNetwork, "LSTMNetwork(input_dim=3, hidden_dim=13, output_dim=2, "),
+    ],
+)
+def test_repr_makes_another_of_its_kind(dtype, kind, words):
+    model = make(kind, *(3, 13, 2)[: words.count("_dim")], dtype=dtype)
+    assert repr(model) == f"{words}dtype='{dtype}')"
+    twin = eval(repr(model))
+    assert type(twin) is kind
+    assert (twin.sizes, twin.dtype) == (model.sizes, model.dtype)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1000, 3, 2)])
+def test_summary_is_a_table_of_all_weights(sizes):
+    network = make(LSTMNetwork, *sizes, dtype="float64")
+    title, *rows, total = network.summary().splitlines()
+    assert title == repr(network)
+    assert len({len(row) for row in (*rows, total)}) == 1
+    assert rows[0].split() == ["layer", "weight", "shape", "parameters", "bytes"]
+    for row, (name, weight) in zip(rows[1:], network.named_parameters().items(), strict=True):
+        layer = "linear" if name in ("W_y", "b_y") else "LSTM"
+        assert row.split() == [layer, name, *str(weight.shape).split(), str(weight.size), str(8 * weight.size)]
+    count = network.parameters.size
+    assert total.split() == ["total", str(count), str(8 * count)]
+
+
 # --- weights ---
 
 MODELS = [(LSTMCell, (3, 13)), (LSTM, (3, 13)), (LSTMNetwork, (3, 13, 2))]
@@ -491,11 +525,19 @@ def test_a_weight_keeps_its_shape(value):
     assert_same_bits([cell.parameters], [before])
 
 
-COPIES = {
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "deepcopy": copy.deepcopy,
-    "copy": copy.copy,
-}
+def pickled(protocol):
+    return lambda model: pickle.loads(pickle.dumps(model, protocol))
+
+
+def pickled_out_of_band(model):
+    """As shared memory would have it: the arrays come back in read-only buffers."""
+    buffers = []
+    content = pickle.dumps(model, 5, buffer_callback=buffers.append)
+    return pickle.loads(content, buffers=[bytes(buffer.raw()) for buffer in buffers])
+
+
+COPIES = {f"pickle {protocol}": pickled(protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)}
+COPIES |= {"pickle out of band": pickled_out_of_band, "deepcopy": copy.deepcopy, "copy": copy.copy}
 
 
 @pytest.mark.parametrize(("kind", "sizes"), MODELS)

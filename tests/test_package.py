@@ -2,30 +2,35 @@
 
 import ast
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lstm_ext
 from lstm_ext import _kernels
 
 PACKAGE = Path(lstm_ext.__file__).parent
+CITATION = Path(__file__).parent.parent / "CITATION.cff"
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
 COMPILED = {"_kernels", "_passes", "_epoch"}
 # Imports go down this list. `reference`, the oracle, stands beside it (a test of its own).
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"__init__"},
-    {"forecasting", "persistence", "verification"},
+    {"__init__", "plots"},
+    {"forecasting", "verification", "config"},
     {"training"},
     {"network"},
-    {"plan"},
-    {"losses", "optimizers", "workspace", "parameters", "activations", "data"},
-    {"checks"},
+    {"plan", "persistence"},
+    {"losses", "optimizers", "workspace", "parameters", "activations", "data", "tables"},
+    {"checks", "_version"},
     COMPILED,
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -90,8 +95,8 @@ def test_the_oracle_is_imported_for_verification_alone():
 
 
 def test_the_package_needs_numpy_alone():
-    optional = {"cli": {"click", "matplotlib", "safetensors", "tqdm"}, "__main__": set(), "training": {"tqdm"}}
-    optional |= {"forecasting": {"matplotlib"}, "persistence": {"safetensors"}}
+    optional = {"cli": {"click"}, "plots": {"matplotlib"}, "tables": {"pyarrow"}, "training": {"tqdm"}}
+    optional |= {"persistence": {"safetensors"}}
     for module in MODULES:
         foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names
         assert foreign - {"lstm_ext", "numpy"} <= optional.get(module, set()), module
@@ -107,12 +112,66 @@ def test_an_import_brings_nothing_but_numpy():
     assert not loaded & (optional | {"tqdm", "sklearn", "statsmodels", "pytest"})
 
 
+def test_an_import_is_quick():
+    """What takes long to load is loaded where it is used."""
+    code = "import sys, numpy; before = set(sys.modules); import lstm_ext; print(*set(sys.modules) - before)"
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert "lstm_ext.network" in loaded
+    assert not loaded & {"hashlib", "importlib.metadata", "importlib.resources", "json", "lstm_ext.reference"}
+
+
 def test_public_names_exist():
     assert len(set(lstm_ext.__all__)) == len(lstm_ext.__all__)
     missing = [name for name in lstm_ext.__all__ if not hasattr(lstm_ext, name)]
     assert not missing
     promised = "sigmoid tanh LSTMCell LSTM LSTMNetwork train train_lstm History verify"
     assert set(promised.split()) <= set(lstm_ext.__all__)
+
+
+# --- the version, and what a bug report says ---
+
+
+def test_the_version_is_stated_once():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", lstm_ext.__version__)
+    assert metadata.version("lstm_ext") == lstm_ext.__version__
+
+
+@pytest.mark.skipif(not CITATION.exists(), reason="the source tree is not here")
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {lstm_ext.__version__}\n" in CITATION.read_text(encoding="utf-8")
+
+
+def test_show_config_prints_what_a_bug_report_needs(capsys, restored_isa):
+    for isa in _kernels.available_isas():
+        _kernels.use_isa(isa)
+        lstm_ext.show_config()
+        rows = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+        assert rows["lstm_ext"] == lstm_ext.__version__
+        assert rows["Python"].startswith(platform.python_version())
+        assert rows["NumPy"] == np.__version__
+        assert rows["instruction set"] == f"{isa} (available: {', '.join(_kernels.available_isas())})"
+        assert rows["threads"].startswith("1 ")
+        assert re.match(r"(GCC|.*[Cc]lang|Apple LLVM) \d+", rows["compiler"])
+        assert re.fullmatch(r"\d+\.\d+\.\d+", rows["Cython"])
+        assert re.search(r"CPython 3\.\d+", rows["built for"])
+        assert rows.keys() >= {"platform", "CPU", "LSTM_EXT_ISA"}
+
+
+def test_show_config_names_the_variable():
+    name = _kernels.available_isas()[-1]
+    result = python("-c", "import lstm_ext; lstm_ext.show_config()", LSTM_EXT_ISA=name)
+    assert re.search(rf"\nLSTM_EXT_ISA +{name}\n", result.stdout), result.stderr
+
+
+def test_show_config_without_proc(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    lstm_ext.show_config()
+    assert re.search(r"\nCPU +\S", capsys.readouterr().out)
 
 
 # --- the instruction set ---

@@ -5,6 +5,23 @@ The set is chosen once, at import: the widest that this machine runs, or the one
 """
 import os
 
+cdef extern from *:
+    """
+    #ifdef __clang__
+    #define BUILD_COMPILER __VERSION__
+    #else
+    #define BUILD_COMPILER "GCC " __VERSION__
+    #endif
+    #ifdef Py_LIMITED_API
+    #define BUILD_TARGET "the limited API, headers of CPython " PY_VERSION
+    #else
+    #define BUILD_TARGET "CPython " PY_VERSION
+    #endif
+    """
+    const char *BUILD_COMPILER
+    const char *BUILD_TARGET
+    const int CYTHON_HEX_VERSION
+
 cdef int _current = 0
 
 
@@ -51,6 +68,12 @@ def use_isa(name: str) -> None:
             return
         j += 1
     raise ValueError(f"instruction set {name!r} is not available here; expected one of {', '.join(available_isas())}")
+
+
+def build() -> dict[str, str]:
+    """Return what compiled this extension, and for what."""
+    cython = [str(CYTHON_HEX_VERSION >> shift & 255) for shift in (24, 16, 8)]
+    return {"compiler": BUILD_COMPILER.decode(), "Cython": ".".join(cython), "built for": BUILD_TARGET.decode()}
 
 
 def _choose() -> None:

@@ -1,6 +1,11 @@
 /* The AVX2 with FMA build. */
 #if defined(__x86_64__)
 #include <immintrin.h>
+#if defined(_MSC_VER) /* clang-cl leaves out of it what the command line's target lacks */
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <fmaintrin.h>
+#endif
 #include <stddef.h>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
