@@ -1,0 +1,327 @@
+"""The scoreboard: lstm_ext beside other packages on the same work, everything measured in one run.
+
+    pip install ".[cli]" -r bench/requirements.txt
+    python bench/scoreboard.py            (all rows, below 15 minutes; writes bench/results/)
+    python bench/scoreboard.py --quick    (about a minute: six rows, one thread, three short rounds)
+
+Every contestant is a process of its own, on its own CPUs and with its own number of threads. A round lets each run for
+a moment, in turn, while the others are stopped; a ratio is formed inside a round, so a noisy neighbour meets both sides
+alike, and what is shown is the median of the ratios with its quartiles. Before a row is timed, every contestant's
+outputs, and what some updates change in them, are compared with the oracle's. A package that is not installed is left
+out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fnmatch
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import report
+from contestants import CONTESTANTS, cache_bytes
+from rows import QUICK, ROWS, Row
+
+HERE = Path(__file__).parent
+GAUGES = ("peak", "bandwidth")  # measured in every round, but no competitors
+TOLERANCE = {"outputs": 1e-4, "change": 2e-3}  # norm-wise; a change is a small difference of float32 outputs
+
+
+class Entry(NamedTuple):
+    """A contestant with its number of threads and, for lstm_ext, its instruction set."""
+
+    peer: str
+    threads: int = 1
+    isa: str = ""
+
+    @property
+    def label(self) -> str:
+        return "-".join([self.peer, str(self.threads), *([self.isa] if self.isa else [])])
+
+
+ENTRIES = (
+    Entry("oracle"),  # first: it says what is right
+    *(Entry(gauge) for gauge in GAUGES),
+    Entry("lstm_ext"),  # more threads of ours go here, and into Ours
+    Entry("lstm_ext", isa="avx2"),
+    *(Entry(peer, threads) for peer in ("torch", "jax", "onnxruntime", "openvino") for threads in (1, 2)),
+    Entry("scipy"),
+)
+
+
+class WorkerError(RuntimeError):
+    """What went wrong in a worker."""
+
+
+class Process:
+    """The worker process of one entry; it is stopped whenever it has nothing to answer, so that it cannot spin."""
+
+    def __init__(self, entry: Entry, cpus: list[int]) -> None:
+        self.entry = entry
+        count = str(entry.threads)
+        environment = os.environ | dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), count
+        )
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+        if entry.threads == 1:
+            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+        environment.pop("LSTM_EXT_ISA", None)
+        if entry.isa:
+            environment["LSTM_EXT_ISA"] = entry.isa
+        self.cpus = set(cpus[-entry.threads :])  # the first CPU has the most interrupts
+        with affinity(self.cpus):
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "contestants.py"), entry.peer, count],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                text=True,
+            )
+        self.about: dict[str, Any] = {}
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Return the worker's answer to a request (see contestants.py)."""
+        self.send(do, **arguments)
+        return self.receive()
+
+    def send(self, do: str, **arguments: Any) -> None:
+        assert self.process.stdin is not None
+        self._signal("SIGCONT")
+        with contextlib.suppress(BrokenPipeError):  # receive says so
+            self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self.process.stdin.flush()
+
+    def receive(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise WorkerError("the process has died")
+        answer = json.loads(line)
+        self._signal("SIGSTOP")
+        if "missing" in answer:
+            raise ImportError(answer["missing"])
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer["result"]
+
+    def close(self) -> None:
+        self._signal("SIGCONT")
+        self.process.kill()
+        self.process.wait()
+
+    def _signal(self, name: str) -> None:
+        if hasattr(signal, name) and self.process.poll() is None:
+            self.process.send_signal(getattr(signal, name))
+
+
+@contextlib.contextmanager
+def affinity(cpus: set[int]) -> Any:
+    """Let what is started inside run on these CPUs only, where the system can do that."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def start(peers: list[str], threads: int) -> dict[str, Process]:
+    """Start the workers of the named peers, and of the oracle and the gauges."""
+    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cpus = sorted(available)
+    entries = [entry for entry in ENTRIES if entry.peer in (*peers, "oracle", *GAUGES)]
+    started = [Process(entry, cpus) for entry in entries if entry.threads <= min(threads, len(cpus))]
+    for process in started:
+        process.send("about")
+    processes: dict[str, Process] = {}
+    for process in started:
+        entry = process.entry
+        try:
+            process.about = process.receive()
+            if entry.peer in GAUGES:
+                process.ask("prepare", row=ROWS[0], updates=0)
+        except (ImportError, WorkerError) as error:
+            reason = "not installed" if isinstance(error, ImportError) else "not available"
+            print(f"{entry.label}: {reason} ({error})")
+            process.close()
+            continue
+        default = processes.get("lstm_ext-1")
+        if entry.isa and default and default.about["instruction_set"] == entry.isa:
+            process.close()  # the default already is this set
+            continue
+        processes[entry.label] = process
+    return processes
+
+
+def fail(failures: list[str], label: str, row: Row, reason: object) -> None:
+    failures.append(f"FAILED: {label} on {row.name}: {reason}")
+    print(failures[-1], flush=True)
+
+
+def prepare(row: Row, processes: dict[str, Process], failures: list[str]) -> dict[str, Process]:
+    """Build a row everywhere; return those who enter it. Who disagrees with the oracle is reported and left out."""
+    updates = row.batches if row.task == "epoch" else 3 if row.operations() < 1e10 else 1
+    field, expected = {}, {}
+    for label, process in processes.items():
+        if process.entry.peer in GAUGES or not CONTESTANTS[process.entry.peer].enters(row):
+            continue
+        try:
+            result = process.ask("prepare", row=row, updates=updates if row.trains else 0)
+        except WorkerError as error:
+            fail(failures, label, row, error)
+            continue
+        if label == "oracle-1":
+            expected = result
+        wrong = [
+            f"{name} off by {error:.1e}"
+            for name, right in expected.items()
+            if not (error := norm_error(result[name], right)) < TOLERANCE[name]
+        ]
+        if wrong:
+            fail(failures, label, row, f"disagrees with the oracle, {', '.join(wrong)}")
+            process.ask("finish")
+        else:
+            field[label] = process
+    return field
+
+
+def norm_error(given: list[float], right: list[float]) -> float:
+    return float(np.linalg.norm(np.subtract(given, right)) / np.linalg.norm(right))
+
+
+def measure(
+    row: Row, processes: dict[str, Process], failures: list[str], *, rounds: int, slot: float, limit: float
+) -> dict[str, Any]:
+    """Time one row; after three rounds only while `limit` seconds have not passed."""
+    field = prepare(row, processes, failures)
+    field |= {label: process for label, process in processes.items() if process.entry.peer in GAUGES}
+    times: dict[str, list[float]] = {label: [] for label in field}
+    labels = list(field)
+    started = time.perf_counter()
+    for n in range(rounds):
+        if n >= 3 and time.perf_counter() - started > limit:
+            break
+        turn = n % len(labels)
+        for label in labels[turn:] + labels[:turn]:
+            times[label].append(field[label].ask("seconds", slot=slot))
+    memory = {label: field[label].ask("finish") for label in labels if field[label].entry.peer not in GAUGES}
+    return summarise(row, {label: field[label].entry for label in labels}, times, memory)
+
+
+def summarise(
+    row: Row, entries: dict[str, Entry], times: dict[str, list[float]], memory: dict[str, float | None]
+) -> dict[str, Any]:
+    """Return medians and quartiles: seconds, ratios to ours, fractions of the peak and of the roofline."""
+    gauges = {gauge: times.pop(f"{gauge}-1", None) for gauge in GAUGES}
+    result: dict[str, Any] = {"name": row.name, **row._asdict(), "operations": row.operations(), "contestants": {}}
+    traffic = row.traffic(cache_bytes(1))
+    width = np.dtype(row.dtype).itemsize // 4  # a vector holds half as many float64
+    for label, seconds in times.items():
+        entry = entries[label]
+        figures: dict[str, Any] = {"seconds": quartiles(seconds), "rounds": [float(f"{s:.4g}") for s in seconds]}
+        figures |= {"memory_mb": memory[label], "gflops": row.operations() / figures["seconds"][1] * 1e-9}
+        rival = f"lstm_ext-{entry.threads}" if f"lstm_ext-{entry.threads}" in times else "lstm_ext-1"
+        if entry.peer != "lstm_ext" or entry.isa:
+            figures |= {"rival": rival, "ratio": quartiles(np.divide(seconds, times[rival]))} if rival in times else {}
+        if gauges["peak"] and entry.threads == 1:
+            least = np.multiply(gauges["peak"], row.operations() * width)
+            figures["peak_fraction"] = quartiles(least / seconds)
+            if gauges["bandwidth"]:
+                least = np.maximum(least, np.multiply(gauges["bandwidth"], traffic))
+                figures["roofline_fraction"] = quartiles(least / seconds)
+        result["contestants"][label] = figures
+    for gauge, name in zip(GAUGES, ("peak_gflops", "bandwidth_gb_per_second"), strict=True):
+        if gauges[gauge]:
+            result[name] = quartiles(1e-9 / np.array(gauges[gauge]))
+    result["traffic_bytes"] = traffic
+    return result
+
+
+def quartiles(values: Any) -> list[float]:
+    return [float(f"{value:.4g}") for value in np.quantile(values, (0.25, 0.5, 0.75))]
+
+
+def machine(processes: dict[str, Process]) -> dict[str, Any]:
+    """Return what the figures depend on."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    for process in processes.values():
+        versions |= process.about["versions"]
+    sets = {label: process.about["instruction_set"] for label, process in processes.items()}
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
+    revision = (
+        subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if shutil.which("git") else ""
+    )
+    return {
+        "cpu": model,
+        "cpus_used": max(len(process.cpus) for process in processes.values()),
+        "system": platform.system(),
+        "versions": versions,
+        "instruction_sets": {label: isa for label, isa in sets.items() if isa},
+        "revision": revision or None,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "load_before": load(),
+    }
+
+
+def load() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    competitors = [name for name in CONTESTANTS if name not in (*GAUGES, "oracle")]
+    parser.add_argument("--quick", action="store_true", help="six rows, one thread, three short rounds")
+    parser.add_argument("--rows", nargs="+", metavar="PATTERN", help="such as 'train-*' or infer-50-32-8-32")
+    parser.add_argument("--peers", nargs="+", choices=competitors, default=competitors)
+    parser.add_argument("--output", type=Path, help="folder for the results (bench/results, for a full run)")
+    options = parser.parse_args()
+    patterns = options.rows or (QUICK if options.quick else ["*"])
+    rows = [row for row in ROWS if any(fnmatch.fnmatch(row.name, pattern) for pattern in patterns)]
+    if not rows:
+        parser.error(f"no row matches; there are {', '.join(row.name for row in ROWS)}")
+    started, failures = time.perf_counter(), []
+    processes = start(options.peers, threads=1 if options.quick else 2)
+    try:
+        about = machine(processes)
+        print(report.heading(about), flush=True)
+        settings = {"rounds": 3, "slot": 0.04, "limit": 3} if options.quick else {"rounds": 9, "slot": 0.1, "limit": 15}
+        results: list[dict[str, Any]] = []
+        for row in rows:
+            results.append(measure(row, processes, failures, **settings))
+            print(report.line(results[-1]), flush=True)
+    finally:
+        for process in processes.values():
+            process.close()
+    about |= {"load_after": load(), "minutes": round((time.perf_counter() - started) / 60, 1), "settings": settings}
+    record = {"machine": about, "failures": failures, "rows": results}
+    print("\n" + report.tables(record))
+    output = options.output or (None if options.quick or options.rows else HERE / "results")
+    if output is not None:
+        report.write(record, output)
+    print(f"\n{about['minutes']} minutes; load average {about['load_before']} before, {about['load_after']} after")
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
