@@ -376,8 +376,9 @@ def _ticks(name: str, column: Array, members: Sequence[Array], expected: TimeAxi
     steps = np.concatenate([np.diff(times[rows]) for rows in members]).astype(np.int64)
     if (expected is not None and expected.kind == "month") or (len(steps) and np.median(steps) >= 28 * _UNITS["day"]):
         month = times.astype("datetime64[M]")
-        at_end = (month + 1).astype("datetime64[us]") - times <= np.timedelta64(_UNITS["day"], "us")
-        for months in (month + 1, month) if at_end.all() else (month, month + 1):  # counted from its end or beginning
+        next_month = month + np.timedelta64(1, "M")
+        at_end = next_month.astype("datetime64[us]") - times <= np.timedelta64(_UNITS["day"], "us")
+        for months in (next_month, month) if at_end.all() else (month, next_month):  # counted from its end or beginning
             offsets = times - months.astype("datetime64[us]")
             if (offsets == offsets[0]).all():
                 return "month", int(offsets[0].astype(np.int64)), months.astype(np.int64).astype(np.float64)

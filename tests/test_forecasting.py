@@ -43,7 +43,7 @@ def make_table(rows=91, seed=0, gaps=0.06, times=False):
         column[rng.random(rows) < gaps] = NAN
         column[30 + place : 33 + 2 * place] = NAN
     if times:
-        table["t"] = np.datetime64("2000-02-27") + np.arange(rows)
+        table["t"] = np.datetime64("2000-02-27") + np.arange(rows).astype("timedelta64[D]")
     return table
 
 
@@ -621,7 +621,7 @@ def test_times_of_forecasts():
 def test_a_fit_on_other_time_steps():
     forecaster, table = make(time="t"), make_table(61, times=True)
     forecaster.fit(table)
-    hourly = {**table, "t": np.datetime64("2000-01-01T00") + np.arange(61)}
+    hourly = {**table, "t": np.datetime64("2000-01-01T00") + np.arange(61).astype("timedelta64[h]")}
     with pytest.raises(ValueError, match="column 't' has steps of 1 hour; expected 1 day, as in training"):
         forecaster.predict(hourly)
     forecaster.fit(hourly)

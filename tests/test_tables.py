@@ -324,9 +324,10 @@ def test_a_duplicate_column_in_a_data_frame():
 
 def months(first, step, count, day="first"):
     """Return dates by calendar months."""
-    starts = np.datetime64(first, "M") + step * np.arange(count + 1)
-    days = starts.astype("datetime64[D]")
-    return [str(date) for date in (days[:-1] if day == "first" else (starts + 1).astype("datetime64[D]")[:-1] - 1)]
+    starts = np.datetime64(first, "M") + np.arange(0, step * count, step).astype("timedelta64[M]")
+    next_starts = (starts + np.timedelta64(1, "M")).astype("datetime64[D]")
+    days = starts.astype("datetime64[D]") if day == "first" else next_starts - np.timedelta64(1, "D")
+    return [str(date) for date in days]
 
 
 def moments(first, step, count):
@@ -610,7 +611,7 @@ def test_spaces_around_names_of_series(csv):
     assert [(one.name, len(one.values)) for one in found] == [("A", 3)]
 
 
-@pytest.mark.parametrize("name", ["", " ", None, NAN, np.datetime64("NaT")])
+@pytest.mark.parametrize("name", ["", " ", None, NAN, np.datetime64("NaT", "D")])
 def test_a_series_without_a_name_is_refused(name):
     with pytest.raises(ValueError, match="column 'who', row 2 is empty; expected the name of a series"):
         find_series({"who": np.array(["a", name], object), "y": [1, 2]}, ["y"], time=None, series="who")
@@ -680,7 +681,7 @@ DATES = np.array(["1999-12-31", "2000-02-29", "2000-03-01", "2024-01-01"], "date
 def test_tables_come_back_from_files(tmp_path, name, unit):
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
-    dates = DATES.astype(f"datetime64[{unit}]") + (0 if unit == "D" else 1)
+    dates = DATES.astype(f"datetime64[{unit}]") + np.timedelta64(unit != "D", unit)
     table = {**TABLE, "t": dates}
     path = tmp_path / name
     path.write_bytes(encode_table(table, path))
