@@ -38,7 +38,18 @@ def backward(
     dz: Array,
     panels: Array,
 ) -> None: ...
-def linear(isa: int, X: Array, panels: Array, b: Array, Y: Array) -> None: ...
+def inference_size(isa: int, input_dim: int, hidden_dim: int, output_dim: int, batch: int, itemsize: int) -> int: ...
+def infer(
+    isa: int,
+    batch_size: int,
+    hidden_dim: int,
+    parameters: Array,
+    rows: Array,
+    offsets: Array,
+    every_step: bool,
+    scratch: Array,
+    Y: Array,
+) -> None: ...
 def step(
     isa: int, t: int, x: Array, packed: Array, hx: Array, C: Array, panels: Array, b_y: Array, y: Array
 ) -> None: ...

@@ -567,7 +567,7 @@ class LSTMNetwork(_Parametrised):
             If X has another shape or does not hold finite real numbers.
         """
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
-        return list(self._outputs(X[None], every_step=True)[0, :, :, None])
+        return list(self._outputs(Sequences(X[None], self.input_dim, self.dtype), every_step=True)[:, :, None])
 
     def predict(self, X: Data, *, target: str = "last") -> Any:
         """Run over N sequences from zero states.
@@ -592,29 +592,37 @@ class LSTMNetwork(_Parametrised):
         """
         every_step = as_choice("target", target, TARGETS) == "steps"
         sequences = Sequences(X, self.input_dim, self.dtype)
+        outputs = self._outputs(sequences, every_step=every_step)
+        if not every_step:
+            return outputs
         if sequences.same_length:
-            batch = sequences.rows.reshape(len(sequences), -1, self.input_dim)
-            return self._outputs(batch, every_step=every_step)
-        outputs = [self._outputs(one[None], every_step=every_step)[0] for one in sequences]
-        return outputs if every_step else np.stack(outputs)
+            return outputs.reshape(len(sequences), -1, self.output_dim)
+        return np.split(outputs, sequences.offsets[1:-1])
 
-    def _outputs(self, X: Array, *, every_step: bool) -> Array:
-        zeros = np.zeros((len(X), self.hidden_dim), self.dtype)
-        H, h, _, _ = _forward(self.lstm_cell, X, zeros, zeros, want_H=every_step)
-        rows = H.reshape(-1, self.hidden_dim) if every_step else h
-        Y = np.empty((len(rows), self.output_dim), self.dtype)
-        shape = self._shape(1, len(rows))
-        panels = self._packed_head(shape)
-        _passes.linear(shape.isa, rows, panels, self.b_y, Y)
-        return Y.reshape(*(H.shape[:2] if every_step else h.shape[:1]), self.output_dim)
+    def _outputs(self, sequences: Sequences, *, every_step: bool) -> Array:
+        """Return the outputs of every step of all sequences, or of their last, as rows."""
+        batch = min(len(sequences), _INFERENCE_ROWS)
+        isa = _kernels.current()
+        input_dim, hidden_dim, output_dim = self._sizes
+        size = _passes.inference_size(isa, input_dim, hidden_dim, output_dim, batch, self.dtype.itemsize)
+        scratch = np.empty(size, self.dtype)
+        rows = len(sequences.rows) if every_step else len(sequences)
+        outputs = np.empty((rows, output_dim), self.dtype)
+        _passes.infer(
+            isa,
+            batch,
+            hidden_dim,
+            self._parameters,
+            sequences.rows,
+            sequences.offsets,
+            every_step,
+            scratch,
+            outputs,
+        )
+        return outputs
 
     def _shape(self, steps: int, batch: int) -> Shape:
         return Shape(steps, batch, self.input_dim, self.hidden_dim, self.output_dim, self.dtype, _kernels.current())
-
-    def _packed_head(self, shape: Shape) -> Array:
-        panels = aligned_empty((shape.packed_sizes()["head"],), self.dtype)
-        _passes.pack_head_weights(shape.isa, self.W_y, panels)
-        return panels
 
     def gradient(
         self,
@@ -683,7 +691,8 @@ class LSTMNetwork(_Parametrised):
         activations.ws_hx[...] = 0
         activations.ws_C[...] = 0
         _pack_cell(self.lstm_cell, activations)
-        packed_head = self._packed_head(shape)
+        packed_head = aligned_empty((shape.packed_sizes()["head"],), self.dtype)
+        _passes.pack_head_weights(shape.isa, self.W_y, packed_head)
         return State(self._sizes, shape.batch, activations, packed_head, self.b_y.copy())
 
     def step(self, x: ArrayLike, state: State) -> tuple[Array, State]:

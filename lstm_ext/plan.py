@@ -50,13 +50,15 @@ class Sequences:
             parts = [as_shape(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(X)]
             self.rows = np.concatenate(parts)
             lengths = [len(part) for part in parts]
+            self.offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.intp)
+            self.longest = max(lengths)
+            self.same_length = min(lengths) == self.longest
         else:
             array = as_shape("X", X, dtype, ("N", "T", input_dim))
+            N, self.longest, _ = array.shape
             self.rows = array.reshape(-1, input_dim)
-            lengths = [array.shape[1]] * len(array)
-        self.offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.intp)
-        self.longest = max(lengths)
-        self.same_length = min(lengths) == self.longest
+            self.offsets = np.arange(0, (N + 1) * self.longest, self.longest, dtype=np.intp)
+            self.same_length = True
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -20,7 +21,7 @@ _CHUNK_ROWS = 256  # rows of dz that wait for one weight-gradient product (OUTER
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return an uninitialised array that starts on a cache line."""
     check_allocatable("a work array", *shape)
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     buffer = np.empty(size + _LINE, np.uint8)
     start = -buffer.ctypes.data % _LINE
     return buffer[start : start + size].view(dtype).reshape(shape)
@@ -28,7 +29,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 def _with_slack(shape: tuple[int, ...], slack: int, dtype: np.dtype[Any]) -> Array:
     """Return an aligned array that may be read `slack` elements past its end."""
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     return aligned_empty((size + slack,), dtype)[:size].reshape(shape)
 
 

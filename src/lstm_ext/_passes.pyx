@@ -263,17 +263,18 @@ cdef int step_forward(
 ) except -1 nogil:
     """One step of B sequences: hx (B, ld) holds [h_prev | x], h goes to rows ld apart; arguments as for the kernel."""
     cdef Py_ssize_t V = lanes(table, packed), tile = tile_rows(table, packed), i, j, u, b
-    cdef Py_ssize_t block_size = (1 + input_dim + hidden_dim) * TILE_VECTORS * V
-    for j in range(tiles(hidden_dim, V)):
-        check_signals(call, <double> batch * block_size)
-        u = j * V
+    cdef Py_ssize_t blocks = 2 if batch == 1 else 1  # one row alone leaves multiply-adds waiting for one another
+    cdef Py_ssize_t units = blocks * V, size = blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V
+    for j in range(tiles(hidden_dim, units)):
+        check_signals(call, <double> batch * size)
+        u = j * units
         for i in range(tiles(batch, tile)):
             b = i * tile
             cell_forward(
-                table, min(tile, batch - b), min(V, hidden_dim - u), input_dim, hidden_dim, hx + b * ld, ld,
-                packed + j * block_size, C_prev + b * hidden_dim + u, C + b * hidden_dim + u, h + b * ld + u,
+                table, min(tile, batch - b), min(units, hidden_dim - u), input_dim, hidden_dim, hx + b * ld, ld,
+                packed + j * size, C_prev + b * hidden_dim + u, C + b * hidden_dim + u, h + b * ld + u,
                 gates + b * 4 * hidden_dim + u if gates != NULL else NULL,
-                share_ahead(packed + j * block_size, block_size, i, input_dim + hidden_dim),
+                share_ahead(packed + j * size, size, i, input_dim + hidden_dim),
             )
     return 0
 
@@ -431,16 +432,95 @@ def backward(
             end(&call)
 
 
-def linear(int isa, const real[:, ::1] X, const real[::1] panels, const real[:, ::1] b, real[:, ::1] Y):
-    """Y = X W^T + b^T: X (rows, H), W (O, H) packed by `pack_head_weights`, b (O, 1)."""
+cdef struct Inference:
+    # Where the parts of one scratch array begin: the packed weights, two slots of rows [h | x], and C.
+    Py_ssize_t head, hx, ld, C, size
+
+
+cdef Inference lay_out(
+    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, Py_ssize_t batch,
+    const real *tag,
+) noexcept nogil:
+    """Every part begins on a cache line if the first does; a row has an odd number of them, so that no stack of rows
+    falls into one set of the cache.
+    """
+    cdef Py_ssize_t V = lanes(table, tag), line = 64 // sizeof(real), K = input_dim + hidden_dim
+    cdef Inference at
+    at.head = tiles(hidden_dim, V) * (1 + K) * TILE_VECTORS * V
+    at.hx = at.head + tiles(panels_size(hidden_dim, output_dim, V), line) * line
+    at.ld = (tiles(K, line) | 1) * line
+    at.C = at.hx + 2 * batch * at.ld
+    at.size = at.C + batch * hidden_dim + line  # one line more, to begin on one
+    return at
+
+
+def inference_size(
+    int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, Py_ssize_t batch, Py_ssize_t itemsize,
+) -> int:
+    """Return the elements of scratch that `infer` needs for so many sequences side by side."""
+    if itemsize == sizeof(float):
+        return lay_out[float](table_at(isa), input_dim, hidden_dim, output_dim, batch, zeros_f32).size
+    return lay_out[double](table_at(isa), input_dim, hidden_dim, output_dim, batch, zeros_f64).size
+
+
+def infer(
+    int isa, Py_ssize_t batch_size, Py_ssize_t hidden_dim, const real[::1] parameters, const real[:, ::1] rows,
+    const Py_ssize_t[::1] offsets, bint every_step, real[::1] scratch, real[:, ::1] Y,
+):
+    """Run N sequences from zero states and keep nothing but their outputs.
+
+    parameters  the network's flat vector
+    rows        (sum T, I); sequence n is rows[offsets[n]:offsets[n + 1]]. Neighbours of one length run side by side,
+                up to `batch_size` of them
+    scratch     from `inference_size`
+    Y           (sum T, O) if every_step, else (N, O); out
+    """
+    cdef const kernels *table = table_at(isa)
+    cdef Py_ssize_t N = offsets.shape[0] - 1, input_dim = rows.shape[1], output_dim = Y.shape[1], n = 0, b, t
+    cdef Py_ssize_t K = hidden_dim + input_dim, batch, steps
+    cdef Inference at = lay_out(table, input_dim, hidden_dim, output_dim, batch_size, &parameters[0])
+    cdef const real *bias = &parameters[0] + 4 * hidden_dim * K
+    cdef const real *W_y = bias + 4 * hidden_dim
+    cdef const real *b_y = W_y + output_dim * hidden_dim
+    cdef real *packed = &scratch[0] + (-<Py_ssize_t> &scratch[0] & 63) // <Py_ssize_t> sizeof(real)
+    cdef real *C = packed + at.C
+    cdef real *now
+    cdef real *then
     cdef Call call
     with nogil:
         begin(&call)
         try:
-            multiply(
-                &call, table_at(isa), X.shape[0], Y.shape[1], X.shape[1], &X[0, 0], X.shape[1], &panels[0], &b[0, 0], 0,
-                &Y[0, 0], Y.shape[1],
-            )
+            pack_cell(table, input_dim, hidden_dim, &parameters[0], bias, packed)
+            pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head)
+            while n < N:
+                steps = offsets[n + 1] - offsets[n]
+                batch = 1
+                while batch < batch_size and n + batch < N and offsets[n + batch + 1] - offsets[n + batch] == steps:
+                    batch += 1
+                then = packed + at.hx
+                now = then + batch_size * at.ld
+                memset(C, 0, batch * hidden_dim * sizeof(real))
+                for b in range(batch):
+                    memset(then + b * at.ld, 0, hidden_dim * sizeof(real))
+                for t in range(steps):
+                    now, then = then, now
+                    for b in range(batch):
+                        memcpy(now + b * at.ld + hidden_dim, &rows[offsets[n + b] + t, 0], input_dim * sizeof(real))
+                    step_forward(
+                        &call, table, batch, input_dim, hidden_dim, <const real *> packed, <const real *> now, at.ld,
+                        <const real *> C, C, then, <real *> NULL,
+                    )
+                    if every_step:
+                        multiply(
+                            &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
+                            <const real *> (packed + at.head), b_y, 0, &Y[offsets[n] + t, 0], steps * output_dim,
+                        )
+                if not every_step:
+                    multiply(
+                        &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
+                        <const real *> (packed + at.head), b_y, 0, &Y[n, 0], output_dim,
+                    )
+                n += batch
         finally:
             end(&call)
 

@@ -36,10 +36,11 @@
                       const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start,         \
                       real *C, ptrdiff_t ldc);                                                              \
                                                                                                             \
-        /* One step of the cell for `units` <= V units of `rows` sequences.                                 \
+        /* One step of the cell for `units` <= V units of `rows` sequences; of one sequence for up to 2 V.  \
                z = b + W_x x + W_h h_prev;   C = f * C_prev + i * g;   h = o * tanh(C)                      \
            hx       (rows, ld_hx)  [h_prev (H) | x (I)]                                                     \
-           block    (1 + I + H, 4, V)  bias, W_x, W_h of these units; lanes past `units` hold zeros         \
+           block    (1 + I + H, 4, V)  bias, W_x, W_h of these units; lanes past `units` hold zeros; the    \
+                    next V units' block follows                                                             \
            C_prev   (rows, H) and C (rows, H), at the first unit; C may be C_prev                           \
            h        rows ld_hx apart, at the first unit, not in the rows of hx                              \
            gates    (rows, 4, H) at the first unit, or NULL: i, f, g, o for cell_backward                   \

@@ -117,10 +117,47 @@ INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z,
         break;                                                                                                         \
     }
 
+INLINE void NAME(cell_rows)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t hidden_dim, ptrdiff_t ld_h, const real *z,
+                            const real *C_prev, real *C, real *h, real *gates)
+{
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const real *z_r = z + r * TILE_VECTORS * V, *C_prev_r = C_prev + r * hidden_dim;
+        real *C_r = C + r * hidden_dim, *h_r = h + r * ld_h, *gates_r = gates ? gates + r * 4 * hidden_dim : NULL;
+        if (units == V)
+            NAME(cell_row)(V, hidden_dim, z_r, C_prev_r, C_r, h_r, gates_r);
+        else
+            NAME(cell_row)(units, hidden_dim, z_r, C_prev_r, C_r, h_r, gates_r);
+    }
+}
+
+/* One sequence, two blocks of units: as many chains of multiply-adds as hide their latency. */
+static void NAME(cell_forward_pair)(ptrdiff_t units, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *hx,
+                                    const real *block, const real *C_prev, real *C, real *h, real *gates)
+{
+    const ptrdiff_t size = (1 + input_dim + hidden_dim) * TILE_VECTORS * V;
+    vec acc[2][TILE_VECTORS];
+    LOAD_ROWS(2, TILE_VECTORS, acc, block, size, TILE_VECTORS *V);
+    const real *W = block + TILE_VECTORS * V, *x = hx + hidden_dim;
+    for (ptrdiff_t k = 0; k < input_dim + hidden_dim; k++, W += TILE_VECTORS * V) {
+        vec s = NAME(broadcast)(k < input_dim ? x[k] : hx[k - input_dim]);
+        UNROLL for (int b = 0; b < 2; b++) UNROLL for (int j = 0; j < TILE_VECTORS; j++)
+            acc[b][j] = FMA(s, NAME(load)(W + b * size + j * V), acc[b][j]);
+    }
+    real z[2 * TILE_VECTORS * V] __attribute__((aligned(VECTOR_BYTES)));
+    STORE_ROWS(2, TILE_VECTORS, acc, z, TILE_VECTORS *V, TILE_VECTORS *V);
+    NAME(cell_rows)(1, V, hidden_dim, 0, z, C_prev, C, h, gates);
+    NAME(cell_rows)(1, units - V, hidden_dim, 0, z + TILE_VECTORS * V, C_prev + V, C + V, h + V,
+                    gates ? gates + V : NULL);
+}
+
 static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
                                const real *hx, ptrdiff_t ld_hx, const real *block, const real *C_prev, real *C, real *h,
                                real *gates, const real *ahead)
 {
+    if (units > V) {
+        NAME(cell_forward_pair)(units, input_dim, hidden_dim, hx, block, C_prev, C, h, gates);
+        return;
+    }
     const real *W_x = block + TILE_VECTORS * V, *W_h = W_x + input_dim * TILE_VECTORS * V;
     const char *ahead_h = (const char *)ahead + input_dim * CACHE_LINE;
     /* What the epilogue will touch comes from memory while the tile multiplies. */
@@ -135,14 +172,7 @@ static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_
     switch (rows) {
         EACH_TILE_ROWS(CELL_CASE, )
     }
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        const real *z_r = z + r * TILE_VECTORS * V, *C_prev_r = C_prev + r * hidden_dim;
-        real *C_r = C + r * hidden_dim, *h_r = h + r * ld_hx, *gates_r = gates ? gates + r * 4 * hidden_dim : NULL;
-        if (units == V)
-            NAME(cell_row)(V, hidden_dim, z_r, C_prev_r, C_r, h_r, gates_r);
-        else
-            NAME(cell_row)(units, hidden_dim, z_r, C_prev_r, C_r, h_r, gates_r);
-    }
+    NAME(cell_rows)(rows, units, hidden_dim, ld_hx, z, C_prev, C, h, gates);
 }
 
 #define ROWS_AHEAD 4
