@@ -6,10 +6,12 @@ import math
 import operator
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from lstm_ext import _kernels
 
 Array: TypeAlias = NDArray[Any]
 Data: TypeAlias = ArrayLike | Sequence[ArrayLike]
@@ -99,6 +101,9 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     ValueError
         If it is ragged or empty, holds NaN or Inf, or a number that `dtype` cannot hold.
     """
+    as_it_is = type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous and value.size > 0
+    if as_it_is and _kernels.is_finite(value):  # the usual case takes the short way
+        return cast(Array, value)
     source = as_array(name, value)
     if source.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {source.dtype}; expected real numbers")
@@ -150,6 +155,8 @@ def _check_finite(name: str, source: Array, converted: Array) -> None:
 def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int | str, ...]) -> Array:
     """Return `as_real` of a `value` whose shape is `shape`; a name in it stands for any length."""
     result = as_real(name, value, dtype)
+    if result.shape == shape:
+        return result
     fits = result.ndim == len(shape) and all(
         isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, result.shape, strict=True)
     )

@@ -261,3 +261,16 @@ def test_signal_handlers_see_denormals(slowest_isa, stops):
         signal.signal(signal.SIGALRM, before)
     assert seen == [True]
     assert denormals_work()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [0, 1, 2, 13, 17, 34, 70])
+def test_every_place_is_looked_at_for_nan_and_inf(dtype, n):
+    info = np.finfo(dtype)
+    finite = np.resize(np.array([0, -0.0, info.max, info.min, info.tiny, -info.smallest_subnormal, 1], dtype), n)
+    assert _kernels.is_finite(finite)
+    for place in range(n):
+        for wrong in (np.nan, -np.nan, np.inf, -np.inf):
+            x = finite.copy()
+            x[place] = wrong
+            assert not _kernels.is_finite(x)

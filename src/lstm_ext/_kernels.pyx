@@ -5,6 +5,8 @@ The set is chosen once, at import: the widest that this machine runs, or the one
 """
 import os
 
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
+
 cdef extern from *:
     """
     #ifdef __clang__
@@ -107,3 +109,33 @@ def apply_tanh(const real[::1] x, real[::1] y):
         denormals = denormals_flush()
         tanh(table_at(_current), x.shape[0], &x[0], &y[0])
         denormals_restore(denormals)
+
+
+ctypedef unsigned int word
+ctypedef unsigned long long long_word
+ctypedef fused bits:
+    word
+    long_word
+
+
+cdef bint no_exponent_is_full(const bits *x, Py_ssize_t n, bits exponent) noexcept nogil:
+    """Whether all are finite: a NaN or an Inf has every bit of its exponent set."""
+    cdef bits found = 0
+    cdef Py_ssize_t j
+    for j in range(n):
+        found |= (x[j] & exponent) == exponent
+    return not found
+
+
+def is_finite(array) -> bool:
+    """Whether a C-contiguous array of float32 or float64 holds neither NaN nor Inf."""
+    cdef Py_buffer view
+    cdef bint finite
+    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+    with nogil:
+        if view.itemsize == sizeof(float):
+            finite = no_exponent_is_full[word](<const word *> view.buf, view.len // 4, 0x7f800000)
+        else:
+            finite = no_exponent_is_full[long_word](<const long_word *> view.buf, view.len // 8, 0x7ff0000000000000)
+    PyBuffer_Release(&view)
+    return finite
