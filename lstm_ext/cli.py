@@ -7,7 +7,7 @@ import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +15,11 @@ from typing import Any, cast
 import numpy as np
 
 import lstm_ext
-from lstm_ext.forecasting import Evaluation, Fit, Forecaster, When, row_of
-from lstm_ext.network import LSTMNetwork, Model, load_model
+from lstm_ext import reports
+from lstm_ext.forecasting import Forecaster, When, row_of
+from lstm_ext.network import LSTMNetwork, load_model
 from lstm_ext.persistence import check_writable, write_whole
-from lstm_ext.tables import Series, Table, column_names, encode_table, gap_lengths, is_parquet, read_columns
+from lstm_ext.tables import Series, Table, column_names, encode_table, is_parquet, read_columns
 from lstm_ext.training import History
 from lstm_ext.verification import VerificationError, to_reference
 
@@ -34,8 +35,6 @@ except ImportError:
 _CO2 = {"target": "ppm", "time": "date", "window": 52, "horizon": 52, "season": 52, "trend_seasons": 3}
 _CO2_HELD_OUT = "1994-01-01"
 _HELD_OUT = 0.8
-_LONGEST_LIST = 8
-_MOST_SERIES = 10  # that are told of one by one
 
 _TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -83,13 +82,13 @@ def _setting(flag: str, name: str, kind: type, text: str, **options: Any) -> Cal
 class _Passes:
     """A callback that tells of every fifth pass."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[Iterable[str]], None]) -> None:
         self._say = say
 
     def __call__(self, _: LSTMNetwork, history: History) -> None:
         epoch = len(history.loss)
         if epoch % 5 == 0:
-            self._say(f"  pass {epoch}: loss {history.loss[-1]:.4g}, validation {history.validation_loss[-1]:.4g}")
+            self._say([f"  pass {epoch}: loss {history.loss[-1]:.4g}, validation {history.validation_loss[-1]:.4g}"])
 
 
 @commands.command()
@@ -149,20 +148,20 @@ def train(
     _check_outputs(model, plot, file)
     say = _speaker(as_json)
     series = forecaster.find_series(table)
-    report: dict[str, Any] = {"table": [_describe_series(forecaster, one) for one in series]}
-    _say_table(report["table"], say)
+    report: dict[str, Any] = {"table": [reports.describe_series(forecaster, one) for one in series]}
+    say(reports.table_lines(report["table"]))
     if until is not None:
         _check_held_out(forecaster, series, until)
     fit = forecaster.fit(table, until=until, callbacks=[_Passes(say)])
-    report["training"] = _describe_fit(forecaster, fit)
+    report["training"] = reports.describe_fit(forecaster, fit)
     seconds = sum(sum(history.seconds) for history in (fit.watched, fit.history) if history is not None)
-    _say_fit(report["training"], seconds, say)
+    say(reports.fit_lines(report["training"], seconds))
     evaluation = None if until is None else forecaster.evaluate(table, since=until)
     if evaluation is not None:
-        report["held_out"] = _describe_evaluation(forecaster, evaluation)
-        _say_evaluation(report["held_out"], say)
+        report["held_out"] = reports.describe_evaluation(forecaster, evaluation)
+        say(reports.evaluation_lines(report["held_out"]))
     report["oracle_difference"] = _oracle_difference(forecaster, table)
-    say(f"largest difference from the NumPy oracle (float64) in the next forecast: {report['oracle_difference']:.1e}")
+    say([f"largest difference from the NumPy oracle (float64) in the next forecast: {report['oracle_difference']:.1e}"])
 
     def save() -> None:
         forecaster.save(model, details={"report": report})
@@ -178,7 +177,7 @@ def train(
         )
         write_whole(plot, draw, then=save)
         written.append(plot)
-    say(f"wrote {' and '.join(map(str, written))}")
+    say([f"wrote {' and '.join(map(str, written))}"])
     if as_json:
         click.echo(json.dumps({**report, "seconds": seconds, "written": list(map(str, written))}))
 
@@ -223,11 +222,11 @@ def evaluate(model: Path, file: Path, since: When | None, as_json: bool) -> None
     """Forecast from every observed row of FILE and compare with what came, beside the naive forecasts."""
     forecaster = Forecaster.load(model)
     evaluation = forecaster.evaluate(file, since=forecaster.trained_before if since is None else since)
-    report = _describe_evaluation(forecaster, evaluation)
+    report = reports.describe_evaluation(forecaster, evaluation)
     if as_json:
         click.echo(json.dumps(report))
     else:
-        _say_evaluation(report, click.echo)
+        _speaker(as_json)(reports.evaluation_lines(report))
 
 
 @commands.command()
@@ -237,11 +236,9 @@ def info(model: Path, as_json: bool) -> None:
     """Tell what MODEL is: its layers, the settings and the report of its training."""
     found = load_model(model)
     if as_json:
-        click.echo(json.dumps(_describe_model(found)))
-        return
-    click.echo(found.network.summary())
-    for line in _outline(found.details):
-        click.echo(line)
+        click.echo(json.dumps(reports.describe_model(found)))
+    else:
+        _speaker(as_json)([found.network.summary(), *reports.outline(found.details)])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -340,100 +337,11 @@ def _oracle_difference(forecaster: Forecaster, table: Table) -> float:
     return float(np.abs(ours - theirs).max())
 
 
-def _describe_fit(forecaster: Forecaster, fit: Fit) -> dict[str, Any]:
-    """Return what `train` tells of the training, for JSON."""
-    return {"trained_before": forecaster.trained_before, "windows": fit.examples, "epochs": fit.epochs}
+def _speaker(as_json: bool) -> Callable[[Iterable[str]], None]:
+    """Return what prints lines for people: on stderr, where stdout is for a program."""
 
+    def say(lines: Iterable[str]) -> None:
+        for line in lines:
+            click.echo(line, err=as_json)
 
-def _describe_series(forecaster: Forecaster, series: Series) -> dict[str, Any]:
-    """Return what there is of a series, and its gaps in every column."""
-    columns = [forecaster.target, *forecaster.inputs]
-    first, last = (str(series.times(row)) for row in (0, len(series.values) - 1))
-    gaps = {name: gap_lengths(column) for name, column in zip(columns, series.values.T, strict=True)}
-    return {
-        "series": series.name,
-        "rows": len(series.values),
-        "step": series.axis.describe_step(),
-        "first": first,
-        "last": last,
-        "missing": {name: int(lengths.sum()) for name, lengths in gaps.items()},
-        "longest_gap": {name: int(lengths.max(initial=0)) for name, lengths in gaps.items()},
-    }
-
-
-def _describe_evaluation(forecaster: Forecaster, evaluation: Evaluation) -> dict[str, Any]:
-    """Return the errors, for JSON."""
-    by_step = evaluation.rmse_by_step()
-    return {
-        "target": forecaster.target,
-        "horizon": forecaster.horizon,
-        "origins": len(evaluation.origins),
-        "first_origin": str(evaluation.origins.min()),
-        "last_origin": str(evaluation.origins.max()),
-        "rmse": evaluation.rmse(),
-        "mae": evaluation.mae(),
-        "rmse_by_step": {name: [None if np.isnan(x) else x for x in errors] for name, errors in by_step.items()},
-    }
-
-
-def _describe_model(model: Model) -> dict[str, Any]:
-    """Return what a model file holds, for JSON."""
-    network = model.network
-    return {
-        "architecture": dict(zip(("input_dim", "hidden_dim", "output_dim"), network.sizes, strict=True)),
-        "dtype": network.dtype.name,
-        "parameters": {name: weight.shape for name, weight in network.named_parameters().items()},
-        "scaler": None if model.scaler is None else model.scaler.to_dict(),
-        "details": model.details,
-    }
-
-
-def _speaker(as_json: bool) -> Callable[[str], None]:
-    """Return what prints a line for people."""
-    return lambda line: click.echo(line, err=as_json)
-
-
-def _say_table(table: list[dict[str, Any]], say: Callable[[str], None]) -> None:
-    for one in table[:_MOST_SERIES]:
-        name = f"{one['series']}: " if one["series"] else ""
-        say(f"{name}{one['rows']} rows, steps of {one['step']}, from {one['first']} to {one['last']}")
-        for column, missing in one["missing"].items():
-            if missing:
-                say(f"  {column}: {missing} missing, at most {one['longest_gap'][column]} in a row")
-    if len(table) > _MOST_SERIES:
-        say(f"and {len(table) - _MOST_SERIES} more series")
-
-
-def _say_fit(report: dict[str, Any], seconds: float, say: Callable[[str], None]) -> None:
-    ends = dict.fromkeys(report["trained_before"].values())
-    say(
-        f"trained on {report['windows']} windows before {', '.join(ends)} in {report['epochs']} passes; "
-        f"{seconds:.2f} s in all ({lstm_ext.isa()}, one thread)"
-    )
-
-
-def _say_evaluation(report: dict[str, Any], say: Callable[[str], None]) -> None:
-    steps = "one step" if report["horizon"] == 1 else f"{report['horizon']} steps"
-    say(f"{steps} ahead from {report['origins']} rows, {report['first_origin']} to {report['last_origin']}:")
-    for name, error in report["rmse"].items():
-        say(f"  {name:26} RMSE {error:.4g}, mean absolute error {report['mae'][name]:.4g}")
-    ours = report["rmse"]["LSTM"]
-    for name, error in report["rmse"].items():
-        if name != "LSTM":
-            say(f"  the LSTM is {abs(1 - ours / error):.0%} {'better' if ours < error else 'WORSE'} than {name}")
-
-
-def _outline(part: Any, depth: int = 0) -> Iterator[str]:
-    """Yield the lines of what JSON holds; a long list by its length."""
-    items = part.items() if isinstance(part, dict) else enumerate(part, 1)
-    for key, value in items:
-        nested = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
-        long = isinstance(value, list) and len(value) > _LONGEST_LIST
-        indent = "  " * depth
-        if long:
-            yield f"{indent}{key}: {len(value)} values"
-        elif nested:
-            yield f"{indent}{key}:"
-            yield from _outline(value, depth + 1)
-        else:
-            yield f"{indent}{key}: {value:.6g}" if isinstance(value, float) else f"{indent}{key}: {value}"
+    return say

@@ -759,3 +759,9 @@ def test_verify_fails_loudly(monkeypatch, capsys):
     assert stopped.value.code == 2
     assert "DISAGREES" in captured.out
     assert "float32" in captured.err
+
+
+def test_a_constant_column_leaves_nothing_to_be_better_at(folder, capsys):
+    (folder / "flat.csv").write_text("flow\n" + "3.5\n" * 97)
+    run("train", "flat.csv", "--target", "flow", *TINY)
+    assert "last value" in capsys.readouterr().out

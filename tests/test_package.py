@@ -24,7 +24,7 @@ COMPILED = {"_kernels", "_passes", "_epoch"}
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"__init__", "plots"},
+    {"__init__", "plots", "reports"},
     {"forecasting", "verification", "config"},
     {"training"},
     {"network"},

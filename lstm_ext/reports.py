@@ -1,0 +1,115 @@
+"""What the command line tells of tables, trainings and models: as data for JSON, and as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lstm_ext._kernels import isa
+from lstm_ext.forecasting import Evaluation, Fit, Forecaster
+from lstm_ext.network import Model
+from lstm_ext.parameters import SIZES
+from lstm_ext.tables import Series, gap_lengths
+
+_LONGEST_LIST = 8
+_MOST_SERIES = 10  # that are told of one by one
+
+
+def describe_fit(forecaster: Forecaster, fit: Fit) -> dict[str, Any]:
+    """Return what `train` tells of the training, for JSON."""
+    return {"trained_before": forecaster.trained_before, "windows": fit.examples, "epochs": fit.epochs}
+
+
+def describe_series(forecaster: Forecaster, series: Series) -> dict[str, Any]:
+    """Return what there is of a series, and its gaps in every column."""
+    columns = [forecaster.target, *forecaster.inputs]
+    first, last = (str(series.times(row)) for row in (0, len(series.values) - 1))
+    gaps = {name: gap_lengths(column) for name, column in zip(columns, series.values.T, strict=True)}
+    return {
+        "series": series.name,
+        "rows": len(series.values),
+        "step": series.axis.describe_step(),
+        "first": first,
+        "last": last,
+        "missing": {name: int(lengths.sum()) for name, lengths in gaps.items()},
+        "longest_gap": {name: int(lengths.max(initial=0)) for name, lengths in gaps.items()},
+    }
+
+
+def describe_evaluation(forecaster: Forecaster, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the errors, for JSON."""
+    by_step = evaluation.rmse_by_step()
+    return {
+        "target": forecaster.target,
+        "horizon": forecaster.horizon,
+        "origins": len(evaluation.origins),
+        "first_origin": str(evaluation.origins.min()),
+        "last_origin": str(evaluation.origins.max()),
+        "rmse": evaluation.rmse(),
+        "mae": evaluation.mae(),
+        "rmse_by_step": {name: [None if np.isnan(x) else x for x in errors] for name, errors in by_step.items()},
+    }
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Return what a model file holds, for JSON."""
+    network = model.network
+    return {
+        "architecture": dict(zip(SIZES, network.sizes, strict=True)),
+        "dtype": network.dtype.name,
+        "parameters": {name: weight.shape for name, weight in network.named_parameters().items()},
+        "scaler": None if model.scaler is None else model.scaler.to_dict(),
+        "details": model.details,
+    }
+
+
+def table_lines(table: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what `describe_series` says of every series."""
+    for one in table[:_MOST_SERIES]:
+        name = f"{one['series']}: " if one["series"] else ""
+        yield f"{name}{one['rows']} rows, steps of {one['step']}, from {one['first']} to {one['last']}"
+        for column, missing in one["missing"].items():
+            if missing:
+                yield f"  {column}: {missing} missing, at most {one['longest_gap'][column]} in a row"
+    if len(table) > _MOST_SERIES:
+        yield f"and {len(table) - _MOST_SERIES} more series"
+
+
+def fit_lines(report: dict[str, Any], seconds: float) -> Iterator[str]:
+    """Yield what `describe_fit` says, and what it took."""
+    ends = set(report["trained_before"].values())
+    before = f" before {ends.pop()}" if len(ends) == 1 else ""
+    yield (
+        f"trained on {report['windows']} windows{before} in {report['epochs']} passes; {seconds:.2f} s in all "
+        f"({isa()}, one thread)"
+    )
+
+
+def evaluation_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yield what `describe_evaluation` says."""
+    steps = "one step" if report["horizon"] == 1 else f"{report['horizon']} steps"
+    yield f"{steps} ahead from {report['origins']} rows, {report['first_origin']} to {report['last_origin']}:"
+    for name, error in report["rmse"].items():
+        yield f"  {name:26} RMSE {error:.4g}, mean absolute error {report['mae'][name]:.4g}"
+    ours = report["rmse"]["LSTM"]
+    for name, error in report["rmse"].items():
+        if name != "LSTM" and error > 0:
+            yield f"  the LSTM is {abs(1 - ours / error):.0%} {'better' if ours < error else 'WORSE'} than {name}"
+
+
+def outline(part: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the lines of what JSON holds; a long list by its length."""
+    items = part.items() if isinstance(part, dict) else enumerate(part, 1)
+    for key, value in items:
+        nested = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
+        long = isinstance(value, list) and len(value) > _LONGEST_LIST
+        indent = "  " * depth
+        if long:
+            yield f"{indent}{key}: {len(value)} values"
+        elif nested:
+            yield f"{indent}{key}:"
+            yield from outline(value, depth + 1)
+        else:
+            yield f"{indent}{key}: {value:.6g}" if isinstance(value, float) else f"{indent}{key}: {value}"
