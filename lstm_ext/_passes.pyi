@@ -1,5 +1,7 @@
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from lstm_ext.checks import Array
 
 __pyx_capi__: dict[str, Any]  # Cython's
@@ -7,7 +9,6 @@ __test__: dict[str, Any]
 
 def packed_sizes(isa: int, input_dim: int, hidden_dim: int, output_dim: int, dtype: str) -> dict[str, int]: ...
 def pack_cell_weights(isa: int, W: Array, b: Array, packed: Array) -> None: ...
-def pack_head_weights(isa: int, W_y: Array, panels: Array) -> None: ...
 def forward(
     isa: int,
     steps: int,
@@ -50,6 +51,13 @@ def infer(
     scratch: Array,
     Y: Array,
 ) -> None: ...
-def step(
-    isa: int, t: int, x: Array, packed: Array, hx: Array, C: Array, panels: Array, b_y: Array, y: Array
-) -> None: ...
+
+@disjoint_base
+class Streams:
+    sizes: tuple[int, ...]
+    batch: int
+    steps: int
+    scratch: Array
+    def __init__(self, isa: int, sizes: tuple[int, ...], batch: int, parameters: Array, scratch: Array) -> None: ...
+    def advance(self, x: Array, y: Array) -> bool: ...
+    def state(self) -> tuple[int, int, int]: ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, Literal, NamedTuple, NoReturn, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -31,7 +31,7 @@ from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.parameters import SIZES, initialize, parameter_count, parameter_views
 from lstm_ext.persistence import read_model, write_model
 from lstm_ext.plan import TARGETS, Plan, Sequences
-from lstm_ext.workspace import Activations, BackwardScratch, Shape, aligned_empty
+from lstm_ext.workspace import Activations, BackwardScratch, Shape
 
 _INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
@@ -406,32 +406,28 @@ class LSTM(_Parametrised):
         return _backward(self.lstm_cell, tape, dH, dh.copy(), dC.copy())
 
 
-@dataclass
-class State:
+class State(_passes.Streams):
     """Where `LSTMNetwork.step` is in a batch of streams.
 
     The weights are packed once, when the state is made: a network that is changed afterwards needs a new state.
     """
 
-    sizes: tuple[int, ...]
-    batch: int
-    activations: Activations
-    packed_head: Array
-    b_y: Array
-    steps: int = 0
-
     @property
     def h(self) -> Array:
         """A copy of h_t (batch, hidden_dim)."""
-        hidden_dim = self.activations.ws_C.shape[2]
-        h: Array = self.activations.ws_hx[self.steps % 2, :, :hidden_dim]
-        return h.copy()
+        start, _, stride = self.state()
+        rows: Array = self.scratch[start : start + self.batch * stride].reshape(self.batch, stride)
+        return rows[:, : self.sizes[1]].copy()
 
     @property
     def C(self) -> Array:
         """A copy of C_t (batch, hidden_dim)."""
-        C: Array = self.activations.ws_C[0]
-        return C.copy()
+        _, start, _ = self.state()
+        rows: Array = self.scratch[start : start + self.batch * self.sizes[1]]
+        return rows.reshape(self.batch, -1).copy()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("stream states are packed for this process; save the network instead")
 
 
 class LSTMNetwork(_Parametrised):
@@ -602,21 +598,17 @@ class LSTMNetwork(_Parametrised):
     def _outputs(self, sequences: Sequences, *, every_step: bool) -> Array:
         """Return the outputs of every step of all sequences, or of their last, as rows."""
         batch = min(len(sequences), _INFERENCE_ROWS)
-        isa = _kernels.current()
-        input_dim, hidden_dim, output_dim = self._sizes
-        size = _passes.inference_size(isa, input_dim, hidden_dim, output_dim, batch, self.dtype.itemsize)
-        scratch = np.empty(size, self.dtype)
         rows = len(sequences.rows) if every_step else len(sequences)
-        outputs = np.empty((rows, output_dim), self.dtype)
+        outputs = np.empty((rows, self.output_dim), self.dtype)
         _passes.infer(
-            isa,
+            _kernels.current(),
             batch,
-            hidden_dim,
+            self.hidden_dim,
             self._parameters,
             sequences.rows,
             sequences.offsets,
             every_step,
-            scratch,
+            self._scratch(batch),
             outputs,
         )
         return outputs
@@ -686,14 +678,17 @@ class LSTMNetwork(_Parametrised):
         TypeError, ValueError
             If `batch` is not an integer of at least 1.
         """
-        shape = self._shape(1, as_size("batch", batch))
-        activations = Activations(shape, keep="latest")
-        activations.ws_hx[...] = 0
-        activations.ws_C[...] = 0
-        _pack_cell(self.lstm_cell, activations)
-        packed_head = aligned_empty((shape.packed_sizes()["head"],), self.dtype)
-        _passes.pack_head_weights(shape.isa, self.W_y, packed_head)
-        return State(self._sizes, shape.batch, activations, packed_head, self.b_y.copy())
+        batch = as_size("batch", batch)
+        return State(_kernels.current(), self._sizes, batch, self._parameters, self._scratch(batch))
+
+    def _scratch(self, batch: int) -> Array:
+        """Return what inference works in, for so many sequences side by side."""
+        input_dim, hidden_dim, output_dim = self._sizes
+        check_allocatable("a work array", batch, 2 * (input_dim + hidden_dim) + hidden_dim)
+        size = _passes.inference_size(
+            _kernels.current(), input_dim, hidden_dim, output_dim, batch, self._parameters.itemsize
+        )
+        return np.empty(size, self.dtype)
 
     def step(self, x: ArrayLike, state: State) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
@@ -719,17 +714,14 @@ class LSTMNetwork(_Parametrised):
         """
         if not isinstance(state, State):
             raise TypeError(f"state is {state!r}; expected what initial_state returns")
-        if (state.sizes, state.b_y.dtype) != (self._sizes, self.dtype):
+        dtype = self._parameters.dtype
+        if state.sizes != self._sizes or state.scratch.dtype != dtype:
             raise ValueError(
-                f"state is of a network {state.sizes} {state.b_y.dtype}; expected {self._sizes} {self.dtype}"
+                f"state is of a network {state.sizes} {state.scratch.dtype}; expected {self._sizes} {dtype}"
             )
-        x = as_shape("x", x, self.dtype, (state.batch, self.input_dim))
-        y = np.empty((state.batch, self.output_dim), self.dtype)
-        work = state.activations
-        _passes.step(
-            work.isa, state.steps, x, work.scratch_packed, work.ws_hx, work.ws_C, state.packed_head, state.b_y, y
-        )
-        state.steps += 1
+        y = np.empty((state.batch, self._sizes[2]), dtype)
+        if not (type(x) is np.ndarray and state.advance(x, y)):
+            state.advance(as_shape("x", x, dtype, (state.batch, self.input_dim)), y)
         return y, state
 
 

@@ -296,6 +296,25 @@ def test_a_state_keeps_the_weights_of_its_start(isa):
         assert_same_bits([network.step(data.X[:, t], state)[0]], [expected[:, t]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_streams_advance_by_what_needs_no_conversion_alone(dtype):
+    network = make(LSTMNetwork, 3, 13, 2, dtype=dtype)
+    state, x, y = network.initial_state(4), np.ones((4, 3), dtype), np.full((4, 2), 7, dtype)
+    wrong = x.copy()
+    wrong[3, 2] = np.nan
+    others = [x[:3], x[:, :2], x.T, x[0], x[None], np.ones((8, 3), dtype)[::2], wrong, x.tolist(), None]
+    others += [x.astype(other) for other in (np.float16, np.int32, np.int64, x.dtype.newbyteorder())]
+    for other in others:
+        assert not state.advance(other, y)
+    assert (state.steps, y.min(), y.max()) == (0, 7, 7)
+    for bad in (y[:3], y[:, :1], y.T, y.astype(np.int32), None):
+        with pytest.raises(ValueError, match="y is not as needed"):
+            state.advance(x, bad)
+    assert state.advance(x, y)
+    assert state.steps == 1
+    assert_same_bits([y], [network.predict(x[:, None])])
+
+
 def test_results_of_a_step_are_the_callers(isa):
     network, x = make(LSTMNetwork, 3, 13, 2), np.ones((4, 3))
     state = network.initial_state(4)

@@ -69,6 +69,9 @@ cdef extern from "runtime.h" nogil:
 # keeps the position, so that use_isa in another thread changes nothing under way.
 cdef const kernels *table_at(int isa) noexcept nogil
 
+# Whether a buffer of float or double holds neither NaN nor Inf.
+cdef bint all_finite(const Py_buffer *view) noexcept nogil
+
 
 cdef inline Py_ssize_t lanes(const kernels *table, const real *tag) noexcept nogil:
     if real is float:

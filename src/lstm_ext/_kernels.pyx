@@ -127,15 +127,18 @@ cdef bint no_exponent_is_full(const bits *x, Py_ssize_t n, bits exponent) noexce
     return not found
 
 
+cdef bint all_finite(const Py_buffer *view) noexcept nogil:
+    if view.itemsize == sizeof(float):
+        return no_exponent_is_full[word](<const word *> view.buf, view.len // 4, 0x7f800000)
+    return no_exponent_is_full[long_word](<const long_word *> view.buf, view.len // 8, 0x7ff0000000000000)
+
+
 def is_finite(array) -> bool:
     """Whether a C-contiguous array of float32 or float64 holds neither NaN nor Inf."""
     cdef Py_buffer view
     cdef bint finite
     PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
     with nogil:
-        if view.itemsize == sizeof(float):
-            finite = no_exponent_is_full[word](<const word *> view.buf, view.len // 4, 0x7f800000)
-        else:
-            finite = no_exponent_is_full[long_word](<const long_word *> view.buf, view.len // 8, 0x7ff0000000000000)
+        finite = all_finite(&view)
     PyBuffer_Release(&view)
     return finite

@@ -11,12 +11,16 @@ Design
 
 Notation: B batch, T steps, I input_dim, H hidden_dim, gates in the order i, f, g, o.
 """
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
 from cpython.exc cimport PyErr_CheckSignals
 from libc.string cimport memcpy, memset
 
 from lstm_ext._kernels cimport (
-    TILE_VECTORS, cell_backward, cell_forward, denormals_flush, denormals_restore, kernels, lanes, matmul, outer, real,
-    table_at, tile_rows, wall_seconds, zeros_f32, zeros_f64,
+    TILE_VECTORS, all_finite, cell_backward, cell_forward, denormals_flush, denormals_restore, kernels, lanes, matmul,
+    outer, real, table_at, tile_rows, wall_seconds, zeros_f32, zeros_f64,
 )
 
 # The block of dy that one pass of a weight gradient works on. A sum goes on from the stored partial result, so the
@@ -388,12 +392,6 @@ def pack_cell_weights(int isa, const real[:, ::1] W, const real[:, ::1] b, real[
         pack_cell(table_at(isa), W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
 
 
-def pack_head_weights(int isa, const real[:, ::1] W_y, real[::1] panels):
-    """Pack W_y (O, H) for `linear` and `step`."""
-    with nogil:
-        pack_panels(table_at(isa), W_y.shape[1], W_y.shape[0], &W_y[0, 0], 1, W_y.shape[1], &panels[0])
-
-
 def forward(
     int isa, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[::1] packed,
     real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
@@ -434,7 +432,7 @@ def backward(
 
 cdef struct Inference:
     # Where the parts of one scratch array begin: the packed weights, two slots of rows [h | x], and C.
-    Py_ssize_t head, hx, ld, C, size
+    Py_ssize_t head, hx, ld, C, b_y, size
 
 
 cdef Inference lay_out(
@@ -450,8 +448,14 @@ cdef Inference lay_out(
     at.hx = at.head + tiles(panels_size(hidden_dim, output_dim, V), line) * line
     at.ld = (tiles(K, line) | 1) * line
     at.C = at.hx + 2 * batch * at.ld
-    at.size = at.C + batch * hidden_dim + line  # one line more, to begin on one
+    at.b_y = at.C + batch * hidden_dim
+    at.size = at.b_y + output_dim + line  # one line more, to begin on one
     return at
+
+
+cdef inline real *first_line(real *scratch) noexcept nogil:
+    """The first cache line's beginning at or after an address."""
+    return scratch + (-<Py_ssize_t> scratch & 63) // <Py_ssize_t> sizeof(real)
 
 
 def inference_size(
@@ -482,7 +486,7 @@ def infer(
     cdef const real *bias = &parameters[0] + 4 * hidden_dim * K
     cdef const real *W_y = bias + 4 * hidden_dim
     cdef const real *b_y = W_y + output_dim * hidden_dim
-    cdef real *packed = &scratch[0] + (-<Py_ssize_t> &scratch[0] & 63) // <Py_ssize_t> sizeof(real)
+    cdef real *packed = first_line(&scratch[0])
     cdef real *C = packed + at.C
     cdef real *now
     cdef real *then
@@ -525,27 +529,134 @@ def infer(
             end(&call)
 
 
-def step(
-    int isa, Py_ssize_t t, const real[:, ::1] x, const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C,
-    const real[::1] panels, const real[:, ::1] b_y, real[:, ::1] y,
-):
-    """Advance B streams by step t: x (B, I), y (B, O) out; hx has two slots and C one."""
+cdef void *begin_streams(
+    const kernels *table, Py_ssize_t hidden_dim, Py_ssize_t batch, const real[::1] parameters, real[::1] scratch,
+    const Inference *at, Py_ssize_t input_dim, Py_ssize_t output_dim,
+) noexcept:
+    """Pack the weights, put the states to zero, and return where the scratch's first cache line begins."""
+    cdef real *packed = first_line(&scratch[0])
+    cdef const real *bias = &parameters[0] + 4 * hidden_dim * (hidden_dim + input_dim)
+    cdef const real *W_y = bias + 4 * hidden_dim
+    pack_cell(table, input_dim, hidden_dim, &parameters[0], bias, packed)
+    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head)
+    memset(packed + at.hx, 0, (at.b_y - at.hx) * sizeof(real))
+    memcpy(packed + at.b_y, W_y + output_dim * hidden_dim, output_dim * sizeof(real))
+    return packed
+
+
+cdef int advance_streams(
+    const kernels *table, Py_ssize_t t, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
+    Py_ssize_t output_dim, real *packed, const Inference *at, const real *x, real *y,
+) except -1 nogil:
+    """Step t of B streams: x (B, I), y (B, O) out."""
+    cdef real *now = packed + at.hx + t % 2 * batch * at.ld
+    cdef real *then = packed + at.hx + (t + 1) % 2 * batch * at.ld
+    cdef real *C = packed + at.C
+    cdef Py_ssize_t b
     cdef Call call
-    cdef Py_ssize_t batch = x.shape[0], input_dim = x.shape[1], hidden_dim = C.shape[2], b
-    cdef real *now = &hx[t % 2, 0, 0]
-    cdef real *then = &hx[(t + 1) % 2, 0, 0]
-    with nogil:
-        begin(&call)
+    begin(&call)
+    try:
+        for b in range(batch):
+            memcpy(now + b * at.ld + hidden_dim, x + b * input_dim, input_dim * sizeof(real))
+        step_forward(
+            &call, table, batch, input_dim, hidden_dim, <const real *> packed, <const real *> now, at.ld,
+            <const real *> C, C, then, <real *> NULL,
+        )
+        multiply(
+            &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
+            <const real *> (packed + at.head), <const real *> (packed + at.b_y), 0, y, output_dim,
+        )
+    finally:
+        end(&call)
+    return 0
+
+
+@cython.auto_pickle(False)
+cdef class Streams:
+    """The packed weights and the states of B streams, in one scratch array from `inference_size`."""
+
+    cdef readonly tuple sizes
+    cdef readonly Py_ssize_t batch, steps
+    cdef readonly object scratch
+    cdef Py_ssize_t input_dim, hidden_dim, output_dim, itemsize
+    cdef const kernels *table
+    cdef Inference at
+    cdef void *packed
+
+    def __init__(self, int isa, tuple sizes, Py_ssize_t batch, parameters, scratch):
+        self.input_dim, self.hidden_dim, self.output_dim = self.sizes = sizes
+        self.batch, self.scratch, self.itemsize, self.table = batch, scratch, scratch.itemsize, table_at(isa)
+        if self.itemsize == sizeof(float):
+            self.at = lay_out[float](
+                self.table, self.input_dim, self.hidden_dim, self.output_dim, batch, zeros_f32,
+            )
+            self.packed = begin_streams[float](
+                self.table, self.hidden_dim, batch, parameters, scratch, &self.at, self.input_dim, self.output_dim,
+            )
+        else:
+            self.at = lay_out[double](
+                self.table, self.input_dim, self.hidden_dim, self.output_dim, batch, zeros_f64,
+            )
+            self.packed = begin_streams[double](
+                self.table, self.hidden_dim, batch, parameters, scratch, &self.at, self.input_dim, self.output_dim,
+            )
+
+    def advance(self, x, y) -> bool:
+        """Write the outputs of one step to y (B, O); False, and nothing done, if x is not a finite array (B, I)."""
+        cdef Py_buffer from_x, to_y
+        if not self.get_rows(x, &from_x, self.input_dim, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT):
+            return False
         try:
-            for b in range(batch):
-                memcpy(&hx[t % 2, b, hidden_dim], &x[b, 0], input_dim * sizeof(real))
-            step_forward(
-                &call, table_at(isa), batch, input_dim, hidden_dim, &packed[0], now, hx.shape[2], &C[0, 0, 0],
-                &C[0, 0, 0], then, <real *> NULL,
-            )
-            multiply(
-                &call, table_at(isa), batch, y.shape[1], hidden_dim, then, hx.shape[2], &panels[0], &b_y[0, 0], 0,
-                &y[0, 0], y.shape[1],
-            )
+            if not all_finite(&from_x):
+                return False
+            if not self.get_rows(y, &to_y, self.output_dim, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE):
+                raise ValueError("y is not as needed")
+            try:
+                self.run(from_x.buf, to_y.buf)
+            finally:
+                PyBuffer_Release(&to_y)
         finally:
-            end(&call)
+            PyBuffer_Release(&from_x)
+        self.steps += 1
+        return True
+
+    def state(self) -> tuple[int, int, int]:
+        """Return the elements of scratch at which h and C begin, and those between two rows of h."""
+        cdef Py_ssize_t first = (<char *> self.packed - <char *> first_byte(self.scratch)) // self.itemsize
+        return first + self.at.hx + self.steps % 2 * self.batch * self.at.ld, first + self.at.C, self.at.ld
+
+    cdef bint get_rows(self, object array, Py_buffer *view, Py_ssize_t columns, int flags) except -1:
+        """Get an array's buffer if it is (B, columns) and of our type."""
+        cdef char code = c"f" if self.itemsize == sizeof(float) else c"d"
+        try:
+            PyObject_GetBuffer(array, view, flags)
+        except (BufferError, TypeError, ValueError):
+            return False
+        if (
+            view.ndim == 2 and view.shape[0] == self.batch and view.shape[1] == columns
+            and view.format[0] == code and view.format[1] == 0
+        ):
+            return True
+        PyBuffer_Release(view)
+        return False
+
+    cdef int run(self, const void *x, void *y) except -1:
+        with nogil:
+            if self.itemsize == sizeof(float):
+                advance_streams[float](
+                    self.table, self.steps, self.batch, self.input_dim, self.hidden_dim, self.output_dim,
+                    <float *> self.packed, &self.at, <const float *> x, <float *> y,
+                )
+            else:
+                advance_streams[double](
+                    self.table, self.steps, self.batch, self.input_dim, self.hidden_dim, self.output_dim,
+                    <double *> self.packed, &self.at, <const double *> x, <double *> y,
+                )
+        return 0
+
+
+cdef void *first_byte(object array) except NULL:
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+    PyBuffer_Release(&view)
+    return view.buf
