@@ -613,9 +613,6 @@ class LSTMNetwork(_Parametrised):
         )
         return outputs
 
-    def _shape(self, steps: int, batch: int) -> Shape:
-        return Shape(steps, batch, self.input_dim, self.hidden_dim, self.output_dim, self.dtype, _kernels.current())
-
     def gradient(
         self,
         X: Data,
