@@ -254,7 +254,7 @@ def fill_gaps(series: ArrayLike) -> Array:
     >>> fill_gaps([1.0, float("nan"), 3.0]).tolist()
     [1.0, 2.0, 3.0]
     """
-    filled, gaps = find_gaps(series)
+    filled, gaps = _find_gaps(series)
     steps = np.arange(len(filled))
     for number, (column, gap) in enumerate(zip(_columns(filled), _columns(gaps), strict=True)):
         name = "series" if filled.ndim == 1 else f"series[:, {number}]"
@@ -265,7 +265,7 @@ def fill_gaps(series: ArrayLike) -> Array:
     return filled
 
 
-def find_gaps(series: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
+def _find_gaps(series: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     """Return a checked copy of a series (T,) or (T, F), 0 in its gaps, and where they are.
 
     Raises

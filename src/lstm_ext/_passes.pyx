@@ -453,6 +453,18 @@ cdef Inference lay_out(
     return at
 
 
+cdef void pack_network(
+    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, const real *parameters,
+    const Inference *at, real *packed,
+) noexcept nogil:
+    """Pack the network's flat vector: cell, head, and the head's bias as it is."""
+    cdef const real *bias = parameters + 4 * hidden_dim * (hidden_dim + input_dim)
+    cdef const real *W_y = bias + 4 * hidden_dim
+    pack_cell(table, input_dim, hidden_dim, parameters, bias, packed)
+    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head)
+    memcpy(packed + at.b_y, W_y + output_dim * hidden_dim, output_dim * sizeof(real))
+
+
 cdef inline real *first_line(real *scratch) noexcept nogil:
     """The first cache line's beginning at or after an address."""
     return scratch + (-<Py_ssize_t> scratch & 63) // <Py_ssize_t> sizeof(real)
@@ -481,12 +493,10 @@ def infer(
     """
     cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t N = offsets.shape[0] - 1, input_dim = rows.shape[1], output_dim = Y.shape[1], n = 0, b, t
-    cdef Py_ssize_t K = hidden_dim + input_dim, batch, steps
+    cdef Py_ssize_t batch, steps
     cdef Inference at = lay_out(table, input_dim, hidden_dim, output_dim, batch_size, &parameters[0])
-    cdef const real *bias = &parameters[0] + 4 * hidden_dim * K
-    cdef const real *W_y = bias + 4 * hidden_dim
-    cdef const real *b_y = W_y + output_dim * hidden_dim
     cdef real *packed = first_line(&scratch[0])
+    cdef const real *b_y = packed + at.b_y
     cdef real *C = packed + at.C
     cdef real *now
     cdef real *then
@@ -494,8 +504,7 @@ def infer(
     with nogil:
         begin(&call)
         try:
-            pack_cell(table, input_dim, hidden_dim, &parameters[0], bias, packed)
-            pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head)
+            pack_network(table, input_dim, hidden_dim, output_dim, &parameters[0], &at, packed)
             while n < N:
                 steps = offsets[n + 1] - offsets[n]
                 batch = 1
@@ -535,12 +544,8 @@ cdef void *begin_streams(
 ) noexcept:
     """Pack the weights, put the states to zero, and return where the scratch's first cache line begins."""
     cdef real *packed = first_line(&scratch[0])
-    cdef const real *bias = &parameters[0] + 4 * hidden_dim * (hidden_dim + input_dim)
-    cdef const real *W_y = bias + 4 * hidden_dim
-    pack_cell(table, input_dim, hidden_dim, &parameters[0], bias, packed)
-    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head)
+    pack_network(table, input_dim, hidden_dim, output_dim, &parameters[0], at, packed)
     memset(packed + at.hx, 0, (at.b_y - at.hx) * sizeof(real))
-    memcpy(packed + at.b_y, W_y + output_dim * hidden_dim, output_dim * sizeof(real))
     return packed
 
 
