@@ -70,13 +70,14 @@ def repeated(iterate: Callable[[], Any]) -> Callable[[int], int]:
 
 
 class Ours(Contestant):
-    """lstm_ext through its public functions, on one thread; `train` makes its plan anew in every slot, untimed."""
+    """lstm_ext through its public functions; `train` makes its plan anew in every slot, untimed."""
 
     packages = ("lstm_ext",)
 
     def __init__(self, row: Row, threads: int) -> None:
         import lstm_ext
 
+        lstm_ext.set_num_threads(threads)
         self.row, problem = row, Problem(row)
         self.network = network = lstm_ext.LSTMNetwork(row.input_dim, row.hidden_dim, 1, dtype=row.dtype)
         network.parameters = problem.flat()
@@ -300,8 +301,8 @@ class Jax(Contestant):
         self.jax, self.row, problem = jax, row, Problem(row)
         weights = {"b": problem.b, "W_y": problem.W_y.T, "b_y": problem.b_y}
         weights |= {"W_h": problem.W_h.T, "W_x": problem.W_x.T}
-        self.fresh = lambda: {name: jax.numpy.array(value) for name, value in weights.items()}
-        self.weights, self.position = self.fresh(), 0
+        fresh = lambda: {name: jax.numpy.array(value) for name, value in weights.items()}  # noqa: E731
+        self.weights, self.position = fresh(), 0
         self.X, self.Y = jax.numpy.array(problem.time_major()), jax.numpy.array(problem.Y)
         if row.task == "stream":
             self._set_up_stream()
@@ -309,7 +310,7 @@ class Jax(Contestant):
         forms = (self._together, self._apart)
         makers = {"train": self._updates, "epoch": self._epochs, "infer": self._predictions}
         self.run = self._faster([makers[row.task](form) for form in forms])
-        self.weights, self.position = self.fresh(), 0  # as if nothing had been tried
+        self.weights, self.position = fresh(), 0  # as if nothing had been tried
         predict = jax.jit(lambda weights, X: self._outputs(self._together, weights, X))
         self.predict = lambda: predict(self.weights, self.X[0])
 
@@ -635,9 +636,7 @@ class Worker:
 
     def prepare(self, row: list[Any], updates: int) -> dict[str, Any]:
         """Build a row and return its outputs, and for training what some updates change in them."""
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier rows left would hide what this one takes
+        release_memory()  # what earlier rows left would hide what this one takes
         self.resident = status_mb("VmRSS")
         self.count = 1
         self.contestant = self.kind(Row(*row), self.threads)
@@ -647,6 +646,7 @@ class Worker:
             done = self.contestant.run(updates)
             assert done == updates, (done, updates)
             result["change"] = (np.array(self.contestant.predict(), "float64").ravel() - before).tolist()
+        release_memory()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # from here on the peak of the memory is counted anew
         return result
@@ -668,6 +668,13 @@ class Worker:
         self.contestant = None
         gc.collect()
         return None if peak is None or self.resident is None else peak - self.resident
+
+
+def release_memory() -> None:
+    """Give what was freed back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def status_mb(field: str) -> float | None:

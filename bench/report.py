@@ -14,7 +14,7 @@ NAMES = {
     "scipy": "BLAS",
     "oracle": "oracle",
 }
-OURS, AVX2 = "lstm_ext-1", "lstm_ext-1-avx2"
+OURS, OURS_ON_TWO, AVX2 = "lstm_ext-1", "lstm_ext-2", "lstm_ext-1-avx2"
 SUFFIXES = {"epoch": "inside an epoch", "stream": "streamed"}
 MARKS = {
     "torch": ("#D55E00", "o"),
@@ -43,6 +43,8 @@ def line(row: dict[str, Any]) -> str:
             part += f" = {figures['gflops']:.1f} GFLOP/s, {percent(figures, 'peak_fraction')} of the peak"
             if "roofline_fraction" in figures:
                 part += f", {percent(figures, 'roofline_fraction')} of the roofline"
+        if "speed_up" in figures:
+            part += f", {spread(figures['speed_up'])} times as fast as on one thread"
         if "ratio" in figures:
             part += f", {spread(figures['ratio'])} x ours"
         parts.append(part)
@@ -87,44 +89,62 @@ def tables(record: dict[str, Any]) -> str:
 
 
 def table(kind: str, rows: list[dict[str, Any]]) -> str:
-    """Return one table: our time and its share of the peak; everybody else's time divided by ours."""
+    """Return one table: our time and its share of the peak, then what the others take; and the same on two threads.
+
+    A cell of a peer is its time divided by ours on the same number of threads.
+    """
     rows = [row for row in rows if OURS in row["contestants"]]
     if not rows:
         return ""
     present = {label for row in rows for label in row["contestants"]}
-    peers = [peer for peer in NAMES if f"{peer}-1" in present]
-    two = sorted(label for label in present if label.endswith("-2"))
+    singles = [label for label in (AVX2, *(f"{peer}-1" for peer in NAMES)) if label in present]
     head = [f"{kind}, (T,B,I,H)", "lstm_ext", "of the peak (roofline)"]
-    head += ["its AVX2"] * (AVX2 in present) + [NAMES[peer] for peer in peers]
-    lines = [[*head, *(["fastest peer on 2 threads"] * bool(two))]]
-    lines.append(["---"] * len(lines[0]))
+    head += ["its AVX2" if label == AVX2 else NAMES[label[:-2]] for label in singles]
+    head += ["lstm_ext, 2 threads (speed-up)", "fastest peer, 2 threads"] * (OURS_ON_TWO in present)
+    lines = []
     for row in rows:
         entrants = row["contestants"]
         ours = entrants[OURS]
         fractions = f"{percent(ours, 'peak_fraction')} ({percent(ours, 'roofline_fraction')})"
         cells = [title(row), duration(ours["seconds"][1]), fractions if "roofline_fraction" in ours else ""]
-        singles = [*([AVX2] if AVX2 in present else []), *(f"{peer}-1" for peer in peers)]
         cells += [spread(entrants[label]["ratio"]) if label in entrants else "" for label in singles]
-        if two:
-            pairs = [(entrants[label]["seconds"][1], label) for label in two if label in entrants]
-            fastest = min(pairs, default=(0, ""))[1]
-            cells.append(f"{NAMES[fastest[:-2]]} {spread(entrants[fastest]['ratio'])}" if fastest else "")
+        cells += two_threads(entrants) if OURS_ON_TWO in present else []
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown(head, lines)
+
+
+def two_threads(entrants: dict[str, Any]) -> list[str]:
+    """Return the cells of two threads: our time and speed-up, and the fastest peer's time divided by ours."""
+    if OURS_ON_TWO not in entrants:
+        return ["", ""]
+    ours = entrants[OURS_ON_TWO]
+    cell = f"{duration(ours['seconds'][1])}, {spread(ours['speed_up'])}"
+    peers = [label for label in entrants if label.endswith("-2") and label != OURS_ON_TWO]
+    if not peers:
+        return [cell, ""]
+    fastest = min(peers, key=lambda label: float(entrants[label]["seconds"][1]))
+    return [cell, f"{NAMES[fastest[:-2]]} {spread(entrants[fastest]['ratio'])}"]
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
-    """Return the memory that training takes at most, beyond what the process held before the row."""
-    labels = [OURS, "torch-1", "jax-1"]
+    """Return the memory that training takes at most, beyond data and parameters, and what lstm_ext's formula says."""
+    peers = {OURS: "lstm_ext", "torch-1": "PyTorch", "jax-1": "JAX"}
     rows = [row for row in rows if row["contestants"].get(OURS, {}).get("memory_mb") is not None]
     if not rows:
         return ""
-    lines = ["| peak memory of training, MB | lstm_ext | PyTorch | JAX |", "|---|---|---|---|"]
+    head = ["peak memory of training beyond data and parameters, MB", "lstm_ext's formula", *peers.values()]
+    lines = []
     for row in rows:
-        taken = [row["contestants"].get(label, {}).get("memory_mb") for label in labels]
-        cells = ["" if mb is None else f"{mb:.1f}" if mb < 100 else f"{mb:.0f}" for mb in taken]
-        lines.append(f"| {' | '.join([title(row), *cells])} |")
-    return "\n".join(lines)
+        given, formula = (row[key] / 2**20 for key in ("given_bytes", "training_bytes"))
+        taken = [row["contestants"].get(label, {}).get("memory_mb") for label in peers]
+        beyond = [None if mb is None else mb - given for mb in taken]
+        cells = ["" if mb is None else f"{mb:.{2 if mb < 10 else 1 if mb < 100 else 0}f}" for mb in [formula, *beyond]]
+        lines.append([title(row), *cells])
+    return markdown(head, lines)
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines])
 
 
 def write(record: dict[str, Any], folder: Path) -> None:
@@ -139,7 +159,7 @@ def write(record: dict[str, Any], folder: Path) -> None:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Draw every peer's time divided by ours, a panel for training and one for inference."""
+    """Draw every peer's time divided by ours on as many threads: a panel for training, one for inference."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -186,7 +206,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(panel)
-        axis.set_xlabel("peer's time / lstm_ext's on one thread\n(right of the line lstm_ext is faster)")
+        axis.set_xlabel(
+            "peer's time / lstm_ext's on the same number of threads\n(right of the line lstm_ext is faster)"
+        )
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.5 / (1.4 + 0.5 * longest), 1, 1))
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)

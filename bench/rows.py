@@ -1,4 +1,4 @@
-"""The scoreboard's rows: sizes, data and weights, and the arithmetic and the traffic that they need."""
+"""The scoreboard's rows: sizes, data and weights, and the arithmetic, the traffic and the memory that they need."""
 
 from __future__ import annotations
 
@@ -69,6 +69,40 @@ class Row(NamedTuple):
         if not self.trains:
             return passes * W
         return passes * (W + W_h) + 2 * W * -(-self.steps * self.batch // CHUNK_ROWS)
+
+    def given_bytes(self) -> int:
+        """Return the bytes of the data and the parameters, which every contestant holds once."""
+        parameters = 4 * self.hidden_dim * (self.hidden_dim + self.input_dim + 1) + self.hidden_dim + 1
+        data = self.batches * self.batch * (self.steps * self.input_dim + 1)
+        return (parameters + data) * np.dtype(self.dtype).itemsize
+
+    def training_bytes(self) -> int:
+        """Return the bytes that lstm_ext trains in, beyond data and parameters (see training_numbers)."""
+        itemsize = np.dtype(self.dtype).itemsize
+        return itemsize * training_numbers(*self[1:5], 1, per_line=64 // itemsize)
+
+
+def training_numbers(T: int, B: int, I: int, H: int, O: int, per_line: int = 16) -> int:
+    """Return how many numbers lstm_ext trains in, beyond data and parameters.
+
+    About T B (I + 6 H) are kept from forward to backward; W packed, W_h packed and the gradient are about
+    8 H (I + H) + 4 H^2; the rest is one chunk of the weight gradient. They are the work arrays of
+    lstm_ext/workspace.py, with `per_line` numbers in a cache line and in a vector. Left out are an optimizer's moments
+    (Adam has two numbers for each parameter), the head's few numbers for each sequence, and a byte for each parameter
+    while they are checked for NaN at the end of an epoch.
+    """
+
+    def padded(columns: int) -> int:
+        return -(-columns // per_line) * per_line
+
+    def stride(columns: int) -> int:
+        return (-(-columns // per_line) | 1) * per_line  # an odd number of cache lines
+
+    kept = (T + 1) * B * (stride(I + H) + H) + T * B * 4 * H  # ws_hx, ws_C, ws_gates
+    packed = padded(H) * 4 * (1 + I + H) + 4 * H * padded(H)  # W for the forward, W_h for the backward pass
+    gradient = 4 * H * (I + H + 1) + O * (H + 1)
+    chunk = max(1, min(T, CHUNK_ROWS // B)) * B * stride(4 * H) + CHUNK_ROWS * padded(I + H)  # dz, panels of [h | x]
+    return kept + packed + gradient + chunk + 2 * B * H  # and dh, dC
 
 
 SIZES = (

@@ -5,10 +5,10 @@
     python bench/scoreboard.py --quick    (about a minute: six rows, one thread, three short rounds)
 
 Every contestant is a process of its own, on its own CPUs and with its own number of threads. A round lets each run for
-a moment, in turn, while the others are stopped; a ratio is formed inside a round, so a noisy neighbour meets both sides
-alike, and what is shown is the median of the ratios with its quartiles. Before a row is timed, every contestant's
-outputs, and what some updates change in them, are compared with the oracle's. A package that is not installed is left
-out.
+a moment, in turn, while the others are stopped; a ratio, to lstm_ext on the same number of threads, is formed inside a
+round, so a noisy neighbour meets both sides alike, and what is shown is the median of the ratios with its quartiles.
+Before a row is timed, every contestant's outputs, and what some updates change in them, are compared with the
+oracle's. A package that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Entry(NamedTuple):
 ENTRIES = (
     Entry("oracle"),  # first: it says what is right
     *(Entry(gauge) for gauge in GAUGES),
-    Entry("lstm_ext"),  # more threads of ours go here, and into Ours
+    Entry("lstm_ext"),
+    Entry("lstm_ext", 2),
     Entry("lstm_ext", isa="avx2"),
     *(Entry(peer, threads) for peer in ("torch", "jax", "onnxruntime", "openvino") for threads in (1, 2)),
     Entry("scipy"),
@@ -140,10 +141,13 @@ def affinity(cpus: set[int]) -> Any:
         os.sched_setaffinity(0, before)
 
 
+def available_cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
 def start(peers: list[str], threads: int) -> dict[str, Process]:
     """Start the workers of the named peers, and of the oracle and the gauges."""
-    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cpus = sorted(available)
+    cpus = available_cpus()
     entries = [entry for entry in ENTRIES if entry.peer in (*peers, "oracle", *GAUGES)]
     started = [Process(entry, cpus) for entry in entries if entry.threads <= min(threads, len(cpus))]
     for process in started:
@@ -226,7 +230,7 @@ def measure(
 def summarise(
     row: Row, entries: dict[str, Entry], times: dict[str, list[float]], memory: dict[str, float | None]
 ) -> dict[str, Any]:
-    """Return medians and quartiles: seconds, ratios to ours, fractions of the peak and of the roofline."""
+    """Return medians and quartiles: seconds, ratios to ours, our speed-up, fractions of peak and roofline."""
     gauges = {gauge: times.pop(f"{gauge}-1", None) for gauge in GAUGES}
     result: dict[str, Any] = {"name": row.name, **row._asdict(), "operations": row.operations(), "contestants": {}}
     traffic = row.traffic(cache_bytes(1))
@@ -235,9 +239,11 @@ def summarise(
         entry = entries[label]
         figures: dict[str, Any] = {"seconds": quartiles(seconds), "rounds": [float(f"{s:.4g}") for s in seconds]}
         figures |= {"memory_mb": memory[label], "gflops": row.operations() / figures["seconds"][1] * 1e-9}
-        rival = f"lstm_ext-{entry.threads}" if f"lstm_ext-{entry.threads}" in times else "lstm_ext-1"
-        if entry.peer != "lstm_ext" or entry.isa:
-            figures |= {"rival": rival, "ratio": quartiles(np.divide(seconds, times[rival]))} if rival in times else {}
+        rival, single = f"lstm_ext-{entry.threads}", "lstm_ext-1"
+        if label != rival and rival in times:
+            figures["ratio"] = quartiles(np.divide(seconds, times[rival]))
+        if label == rival != single and single in times:
+            figures["speed_up"] = quartiles(np.divide(times[single], seconds))
         if gauges["peak"] and entry.threads == 1:
             least = np.multiply(gauges["peak"], row.operations() * width)
             figures["peak_fraction"] = quartiles(least / seconds)
@@ -248,7 +254,8 @@ def summarise(
     for gauge, name in zip(GAUGES, ("peak_gflops", "bandwidth_gb_per_second"), strict=True):
         if gauges[gauge]:
             result[name] = quartiles(1e-9 / np.array(gauges[gauge]))
-    result["traffic_bytes"] = traffic
+    result |= {"traffic_bytes": traffic, "given_bytes": row.given_bytes()}
+    result |= {"training_bytes": row.training_bytes()} if row.trains else {}
     return result
 
 
@@ -258,24 +265,30 @@ def quartiles(values: Any) -> list[float]:
 
 def machine(processes: dict[str, Process]) -> dict[str, Any]:
     """Return what the figures depend on."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     for process in processes.values():
         versions |= process.about["versions"]
     sets = {label: process.about["instruction_set"] for label, process in processes.items()}
+    return system() | {
+        "cpus_used": max(len(process.cpus) for process in processes.values()),
+        "versions": versions,
+        "instruction_sets": {label: isa for label, isa in sets.items() if isa},
+    }
+
+
+def system() -> dict[str, Any]:
+    """Return the CPU, the system and its load, the revision of the sources and the date."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
     revision = (
         subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if shutil.which("git") else ""
     )
     return {
         "cpu": model,
-        "cpus_used": max(len(process.cpus) for process in processes.values()),
         "system": platform.system(),
-        "versions": versions,
-        "instruction_sets": {label: isa for label, isa in sets.items() if isa},
         "revision": revision or None,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "load_before": load(),
