@@ -57,6 +57,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("_kernels", [RUNTIME, SOURCE / "dispatch.c", *sorted(SOURCE.glob("kernels_*.c"))]),
+            extension("_threads", [RUNTIME, SOURCE / "team.c"]),
             extension("_passes", [RUNTIME]),
             extension("_epoch", []),
         ],

@@ -19,6 +19,7 @@ from lstm_ext.optimizers import SGD, Adam
 from lstm_ext.parameters import parameter_layout
 from lstm_ext.persistence import ModelFileError
 from lstm_ext.plan import NonFiniteError
+from lstm_ext.threads import get_num_threads, set_num_threads
 from lstm_ext.training import History, train, train_lstm
 from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
 
@@ -40,11 +41,13 @@ __all__ = [
     "__version__",
     "fill_gaps",
     "from_reference",
+    "get_num_threads",
     "isa",
     "load",
     "load_co2",
     "load_model",
     "parameter_layout",
+    "set_num_threads",
     "show_config",
     "sigmoid",
     "tanh",

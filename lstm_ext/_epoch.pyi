@@ -10,6 +10,6 @@ BACKWARD: int
 UPDATE: int
 
 def update_parameters(
-    isa: int, settings: Array, powers: Array, moments: Array, parameters: Array, gradient: Array
+    isa: int, threads: int, settings: Array, powers: Array, moments: Array, parameters: Array, gradient: Array
 ) -> None: ...
 def run(plan: Plan, step: int, last_step: int, phases: int, seconds: float) -> tuple[int, bool]: ...

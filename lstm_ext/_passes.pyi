@@ -11,6 +11,7 @@ def packed_sizes(isa: int, input_dim: int, hidden_dim: int, output_dim: int, dty
 def pack_cell_weights(isa: int, W: Array, b: Array, packed: Array) -> None: ...
 def forward(
     isa: int,
+    threads: int,
     steps: int,
     rows: Array,
     first: Array,
@@ -22,6 +23,7 @@ def forward(
 ) -> None: ...
 def backward(
     isa: int,
+    threads: int,
     steps: int,
     batch: int,
     W: Array,
@@ -42,6 +44,7 @@ def backward(
 def inference_size(isa: int, input_dim: int, hidden_dim: int, output_dim: int, batch: int, itemsize: int) -> int: ...
 def infer(
     isa: int,
+    threads: int,
     batch_size: int,
     hidden_dim: int,
     parameters: Array,

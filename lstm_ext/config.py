@@ -10,6 +10,7 @@ import numpy as np
 
 from lstm_ext import _kernels
 from lstm_ext._version import __version__
+from lstm_ext.threads import get_num_threads
 
 
 def show_config() -> None:
@@ -27,7 +28,7 @@ def _config() -> dict[str, str]:
         "CPU": _cpu(),
         "instruction set": f"{_kernels.isa()} (available: {', '.join(_kernels.available_isas())})",
         "LSTM_EXT_ISA": os.environ.get("LSTM_EXT_ISA", "not set"),
-        "threads": f"1 (CPUs: {os.cpu_count()})",
+        "threads": f"{get_num_threads()} (CPUs: {os.cpu_count()})",
         **_kernels.build(),
     }
 

@@ -31,6 +31,7 @@ from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.parameters import SIZES, initialize, parameter_count, parameter_views
 from lstm_ext.persistence import read_model, write_model
 from lstm_ext.plan import TARGETS, Plan, Sequences
+from lstm_ext.threads import thread_count
 from lstm_ext.workspace import Activations, BackwardScratch, Shape
 
 _INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
@@ -225,7 +226,7 @@ class LSTMCell(_Parametrised):
         TypeError, ValueError
             If an argument has another shape or does not hold finite real numbers.
         """
-        _, h, C, _ = _forward(self, *self._columns(x_t, h_prev, C_prev))
+        _, h, C, _ = _forward(self, *self._columns(x_t, h_prev, C_prev), threads=1)
         return h.T, C.T
 
     def backward(
@@ -258,9 +259,9 @@ class LSTMCell(_Parametrised):
         dh, dC = (
             as_column(name, value, self.dtype, self.hidden_dim).T for name, value in (("dh_t", dh_t), ("dC_t", dC_t))
         )
-        *_, tape = _forward(self, *self._columns(x_t, h_prev, C_prev), keep=True)
+        *_, tape = _forward(self, *self._columns(x_t, h_prev, C_prev), threads=1, keep=True)
         assert tape is not None
-        gradients = _backward(self, tape, None, dh.copy(), dC.copy())
+        gradients = _backward(self, tape, None, dh.copy(), dC.copy(), threads=1)
         return CellGradients(gradients.dX[0].T, gradients.dh0.T, gradients.dC0.T, gradients.parameters)
 
     def _columns(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[Array, Array, Array]:
@@ -314,6 +315,7 @@ class LSTM(_Parametrised):
         C0: ArrayLike | None = None,
         *,
         return_tape: Literal[False] = False,
+        num_threads: int | None = None,
     ) -> tuple[Array, tuple[Array, Array]]: ...
 
     @overload
@@ -324,6 +326,7 @@ class LSTM(_Parametrised):
         C0: ArrayLike | None = None,
         *,
         return_tape: Literal[True],
+        num_threads: int | None = None,
     ) -> tuple[Array, tuple[Array, Array], Tape]: ...
 
     def forward(
@@ -333,6 +336,7 @@ class LSTM(_Parametrised):
         C0: ArrayLike | None = None,
         *,
         return_tape: bool = False,
+        num_threads: int | None = None,
     ) -> Any:
         """Run over N sequences of T steps.
 
@@ -344,6 +348,8 @@ class LSTM(_Parametrised):
             The initial states, zeros by default.
         return_tape : bool
             Whether to keep what `backward` needs: about N T (input_dim + 6 hidden_dim) numbers.
+        num_threads : int, optional
+            The most threads to use (`set_num_threads`).
 
         Returns
         -------
@@ -360,8 +366,9 @@ class LSTM(_Parametrised):
             If an argument has another shape or does not hold finite real numbers.
         """
         X = as_shape("X", X, self.dtype, ("N", "T", self.input_dim))
-        states = (_state(*pair, self, len(X)) for pair in (("h0", h0), ("C0", C0)))
-        H, h, C, tape = _forward(self.lstm_cell, X, *states, keep=return_tape, want_H=True)
+        h, C = (_state(*pair, self, len(X)) for pair in (("h0", h0), ("C0", C0)))
+        threads = thread_count(num_threads)
+        H, h, C, tape = _forward(self.lstm_cell, X, h, C, threads, keep=return_tape, want_H=True)
         return (H, (h, C), tape) if return_tape else (H, (h, C))
 
     def backward(
@@ -370,6 +377,8 @@ class LSTM(_Parametrised):
         dH: ArrayLike | None = None,
         dh_T: ArrayLike | None = None,
         dC_T: ArrayLike | None = None,
+        *,
+        num_threads: int | None = None,
     ) -> LSTMGradients:
         """Backpropagate through time.
 
@@ -381,6 +390,8 @@ class LSTM(_Parametrised):
             The loss's gradient with respect to H; zeros by default.
         dh_T, dC_T : array_like (N, hidden_dim), optional
             Its gradient with respect to the final state, beyond what dH holds; zeros by default.
+        num_threads : int, optional
+            The most threads to use (`set_num_threads`).
 
         Returns
         -------
@@ -403,7 +414,7 @@ class LSTM(_Parametrised):
             shape = (tape.shape.batch, tape.shape.steps, self.hidden_dim)
             dH = as_shape("dH", dH, self.dtype, shape)
         dh, dC = (_state(*pair, self, tape.shape.batch) for pair in (("dh_T", dh_T), ("dC_T", dC_T)))
-        return _backward(self.lstm_cell, tape, dH, dh.copy(), dC.copy())
+        return _backward(self.lstm_cell, tape, dH, dh.copy(), dC.copy(), thread_count(num_threads))
 
 
 class State(_passes.Streams):
@@ -563,9 +574,10 @@ class LSTMNetwork(_Parametrised):
             If X has another shape or does not hold finite real numbers.
         """
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
-        return list(self._outputs(Sequences(X[None], self.input_dim, self.dtype), every_step=True)[:, :, None])
+        sequences = Sequences(X[None], self.input_dim, self.dtype)
+        return list(self._outputs(sequences, None, every_step=True)[:, :, None])
 
-    def predict(self, X: Data, *, target: str = "last") -> Any:
+    def predict(self, X: Data, *, target: str = "last", num_threads: int | None = None) -> Any:
         """Run over N sequences from zero states.
 
         Parameters
@@ -574,6 +586,8 @@ class LSTMNetwork(_Parametrised):
             The sequences.
         target : {"last", "steps"}
             Which outputs to return.
+        num_threads : int, optional
+            The most threads to use (`set_num_threads`).
 
         Returns
         -------
@@ -588,20 +602,21 @@ class LSTMNetwork(_Parametrised):
         """
         every_step = as_choice("target", target, TARGETS) == "steps"
         sequences = Sequences(X, self.input_dim, self.dtype)
-        outputs = self._outputs(sequences, every_step=every_step)
+        outputs = self._outputs(sequences, num_threads, every_step=every_step)
         if not every_step:
             return outputs
         if sequences.same_length:
             return outputs.reshape(len(sequences), -1, self.output_dim)
         return np.split(outputs, sequences.offsets[1:-1])
 
-    def _outputs(self, sequences: Sequences, *, every_step: bool) -> Array:
+    def _outputs(self, sequences: Sequences, num_threads: int | None, *, every_step: bool) -> Array:
         """Return the outputs of every step of all sequences, or of their last, as rows."""
         batch = min(len(sequences), _INFERENCE_ROWS)
         rows = len(sequences.rows) if every_step else len(sequences)
         outputs = np.empty((rows, self.output_dim), self.dtype)
         _passes.infer(
             _kernels.current(),
+            thread_count(num_threads),
             batch,
             self.hidden_dim,
             self._parameters,
@@ -620,6 +635,7 @@ class LSTMNetwork(_Parametrised):
         *,
         loss: str | MSE | CrossEntropy | Loss = "mse",
         target: str = "last",
+        num_threads: int | None = None,
     ) -> tuple[float, Array]:
         """Return the loss of the whole of X as one batch, and its gradient.
 
@@ -627,7 +643,7 @@ class LSTMNetwork(_Parametrised):
         ----------
         X, Y : array_like or list of arrays
             As for `train`.
-        loss, target : optional
+        loss, target, num_threads : optional
             As for `train`.
 
         Returns
@@ -653,6 +669,7 @@ class LSTMNetwork(_Parametrised):
             loss=as_loss(loss),
             optimizer=None,
             batch_size=None,
+            num_threads=num_threads,
         )
         plan.gradients(0)
         return float(plan.losses[0]), plan.gradient
@@ -802,7 +819,7 @@ def _pack_cell(cell: LSTMCell, work: Activations) -> None:
 
 
 def _forward(
-    cell: LSTMCell, X: Array, h0: Array, C0: Array, *, keep: bool = False, want_H: bool = False
+    cell: LSTMCell, X: Array, h0: Array, C0: Array, threads: int, *, keep: bool = False, want_H: bool = False
 ) -> tuple[Array, Array, Array, Tape | None]:
     """Run X (N, T, I) and return H (empty unless wanted), h_T, C_T, and the tape if it is to be kept."""
     N, T, I = X.shape
@@ -821,6 +838,7 @@ def _forward(
         first = np.arange(part.start, part.stop, dtype=np.intp) * T
         _passes.forward(
             work.isa,
+            threads,
             T,
             rows,
             first,
@@ -835,7 +853,7 @@ def _forward(
     return H, h, C, Tape(shape, work, cell._W.copy()) if keep else None
 
 
-def _backward(cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array) -> LSTMGradients:
+def _backward(cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array, threads: int) -> LSTMGradients:
     """Backpropagate; dh and dC, (N, H), are changed to the gradients of the initial state."""
     dtype, work = cell.dtype, tape.activations
     dX = np.empty((tape.shape.batch, tape.shape.steps, cell.input_dim), dtype)
@@ -843,6 +861,7 @@ def _backward(cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array
     scratch = BackwardScratch(tape.shape, want_dX=True)
     _passes.backward(
         work.isa,
+        threads,
         tape.shape.steps,
         tape.shape.batch,
         tape.W,

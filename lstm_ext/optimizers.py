@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lstm_ext import _epoch, _kernels
 from lstm_ext.checks import Array, as_number, as_shape
+from lstm_ext.threads import thread_count
 
 
 class Optimizer(Protocol):
@@ -97,7 +98,8 @@ class _Compiled:
         gradient = as_shape("gradient", gradient, parameters.dtype, parameters.shape)
         self.check(parameters)
         moments = self.state(parameters)
-        _epoch.update_parameters(_kernels.current(), self.settings, self.powers, moments, parameters, gradient)
+        threads = thread_count(None)
+        _epoch.update_parameters(_kernels.current(), threads, self.settings, self.powers, moments, parameters, gradient)
 
 
 class SGD(_Compiled):

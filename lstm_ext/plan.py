@@ -13,6 +13,7 @@ from lstm_ext import _epoch, _kernels, losses, optimizers
 from lstm_ext.checks import Array, Data, as_choice, as_labels, as_shape, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
+from lstm_ext.threads import thread_count
 from lstm_ext.workspace import Activations, BackwardScratch, HeadScratch, Shape, StateGradients
 
 TARGETS = ("last", "steps")
@@ -95,6 +96,8 @@ class Plan:
         Infinity for none.
     forward_only : bool
         Whether only losses are wanted, as for validation.
+    num_threads : int, optional
+        The most threads to use.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Plan:
         batch_size: int | None,
         clip_norm: float = np.inf,
         forward_only: bool = False,
+        num_threads: int | None = None,
     ) -> None:
         input_dim, hidden_dim, output_dim = sizes
         dtype = parameters.dtype
@@ -131,7 +135,7 @@ class Plan:
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
 
-        self.isa = _kernels.current()
+        self.isa, self.threads = _kernels.current(), thread_count(num_threads)
         shape = Shape(self.sequences.longest, batch_size, input_dim, hidden_dim, output_dim, dtype, self.isa)
         self.activations = Activations(shape, keep="hidden" if forward_only else "all")
         self.head = HeadScratch(shape, every_step=self.every_step)

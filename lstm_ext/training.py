@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -59,6 +60,7 @@ def train(
     seed: int | None = None,
     verbose: bool = True,
     callbacks: Iterable[Callback] = (),
+    num_threads: int | None = None,
 ) -> History:
     """Train a network in place.
 
@@ -94,6 +96,8 @@ def train(
         Show a progress bar where there is a terminal and tqdm is installed.
     callbacks : iterable of callable
         Each is called as ``callback(network, history)`` after every epoch; True stops training.
+    num_threads : int, optional
+        The most threads to use (`set_num_threads`); the results are the same to the bit for any number.
 
     Returns
     -------
@@ -104,6 +108,8 @@ def train(
     ------
     NonFiniteError
         If a loss or a gradient is NaN or infinite, naming epoch and batch; the parameters are those before that update.
+    RuntimeError
+        If another call, in another thread say, is training the network; nothing has changed then.
     TypeError, ValueError
         If an argument is not as above; nothing has changed then.
     """
@@ -116,6 +122,7 @@ def train(
         "target": target,
         "loss": as_loss(loss),
         "batch_size": as_size("batch_size", batch_size),
+        "num_threads": num_threads,
     }
     plan = Plan(
         network.parameters,
@@ -131,7 +138,7 @@ def train(
         validation = _validation_plan(network, validation_data, common)
 
     history = History()
-    with _progress(epochs * plan.batches, verbose) as advance:
+    with _sole_trainer(network), _progress(epochs * plan.batches, verbose) as advance:
         for epoch in range(epochs):
             if shuffle:
                 plan.order = rng.permutation(len(plan.sequences))
@@ -230,6 +237,23 @@ def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any
         raise NonFiniteError(
             f"parameters are NaN or infinite after epoch {epoch + 1} of {epochs}: try a smaller learning rate"
         )
+
+
+_in_training: dict[int, object] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_training.clear)  # the threads that train are not there
+
+
+@contextmanager
+def _sole_trainer(network: LSTMNetwork) -> Iterator[None]:
+    """Refuse a network that is being trained: the updates of two calls would mix."""
+    call = object()
+    if _in_training.setdefault(id(network), call) is not call:
+        raise RuntimeError("network is being trained by another call; expected one at a time: train a copy of it")
+    try:
+        yield
+    finally:
+        _in_training.pop(id(network), None)
 
 
 def _validation_plan(network: LSTMNetwork, data: tuple[Any, Any], common: dict[str, Any]) -> Plan:

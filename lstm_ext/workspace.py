@@ -87,6 +87,7 @@ class BackwardScratch:
         self.scratch_packed_h = aligned_empty((sizes["h"],), dtype)
         self.scratch_packed_x = aligned_empty((sizes["x"] if want_dX else 0,), dtype)
         self.scratch_panels = aligned_empty((sizes["panels"],), dtype)
+        self.scratch_sums = np.empty(sizes["sums"])
         rows = max(1, min(steps, _CHUNK_ROWS // batch)) * batch
         self.scratch_dz = _with_slack((rows, _row_stride(4 * hidden_dim, dtype)), sizes["slack"], dtype)
 

@@ -19,7 +19,7 @@ from lstm_ext import _kernels
 PACKAGE = Path(lstm_ext.__file__).parent
 CITATION = Path(__file__).parent.parent / "CITATION.cff"
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
-COMPILED = {"_kernels", "_passes", "_epoch"}
+COMPILED = {"_kernels", "_threads", "_passes", "_epoch"}
 # Imports go down this list. `reference`, the oracle, stands beside it (a test of its own).
 LAYERS = [
     {"__main__"},
@@ -30,6 +30,7 @@ LAYERS = [
     {"network"},
     {"plan", "persistence"},
     {"losses", "optimizers", "workspace", "parameters", "activations", "data", "tables"},
+    {"threads"},
     {"checks", "_version"},
     COMPILED,
 ]
@@ -152,7 +153,7 @@ def test_show_config_prints_what_a_bug_report_needs(capsys, restored_isa):
         assert rows["Python"].startswith(platform.python_version())
         assert rows["NumPy"] == np.__version__
         assert rows["instruction set"] == f"{isa} (available: {', '.join(_kernels.available_isas())})"
-        assert rows["threads"].startswith("1 ")
+        assert rows["threads"].startswith(f"{lstm_ext.get_num_threads()} ")
         assert re.match(r"(GCC|.*[Cc]lang|Apple LLVM) \d+", rows["compiler"])
         assert re.fullmatch(r"\d+\.\d+\.\d+", rows["Cython"])
         assert re.search(r"CPython 3\.\d+", rows["built for"])

@@ -9,10 +9,14 @@ one slot, and the rows stand in the order in which weight gradients are summed.
 from libc.math cimport isfinite, sqrt
 from libc.string cimport memset
 
-from lstm_ext._kernels cimport adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares, table_at
+from lstm_ext._kernels cimport (
+    SUM_BLOCK, adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares, table_at,
+)
 from lstm_ext._passes cimport (
-    Call, Timer, begin, check_signals, elapsed, end, multiply, pack_cell, pack_panels, sequence_backward,
-    sequence_forward, start_timer, weight_gradient,
+    forward_work, multiply, pack_cell, pack_panels, sequence_backward, sequence_forward, weight_gradient,
+)
+from lstm_ext._threads cimport (
+    Call, Timer, begin, check_signals, elapsed, end, recruit, share, share_whole, start_timer, team_task,
 )
 
 cdef enum:
@@ -93,27 +97,77 @@ cdef double batch_loss(
     return (total + block) / count
 
 
-cdef void update(
-    const kernels *table, real[::1] parameters, const real[::1] gradient, double scale, const double[::1] settings,
-    double[::1] powers, real[:, ::1] moments,
-) noexcept nogil:
+cdef struct Squares:
+    const kernels *table
+    Py_ssize_t n
+    const void *x
+    double *sums
+
+
+cdef void squares_part(Squares *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    cdef Py_ssize_t start = index * SUM_BLOCK
+    p.sums[index] = sum_of_squares(p.table, min(SUM_BLOCK, p.n - start), <const real *> p.x + start)
+
+
+cdef double norm(Call *call, const kernels *table, const real[::1] x, double[::1] sums) except? -1 nogil:
+    """The Euclidean norm. Blocks of SUM_BLOCK are summed by themselves, to `sums`, and these in their order."""
+    cdef Squares p
+    cdef Py_ssize_t n = x.shape[0], count = (n + SUM_BLOCK - 1) // SUM_BLOCK, j
+    cdef double total = 0
+    p.table, p.n, p.x, p.sums = table, n, &x[0], &sums[0]
+    share(call, <team_task> squares_part[real], &p, count, 2. * n)
+    for j in range(count):
+        total += sums[j]
+    return sqrt(total)
+
+
+cdef struct Update:
+    # One step of an optimizer: see `update`.
+    const kernels *table
+    Py_ssize_t n
+    void *parameters
+    const void *gradient
+    void *first_moment
+    void *second_moment
+    const double *settings
+    double scale, step_size, root_correction
+    bint is_adam
+
+
+cdef void update_part(Update *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    cdef Py_ssize_t start = index * SUM_BLOCK, n = min(SUM_BLOCK, p.n - start)
+    cdef real *parameters = <real *> p.parameters + start
+    cdef const real *gradient = <const real *> p.gradient + start
+    cdef real *m = <real *> p.first_moment + start if p.first_moment != NULL else NULL
+    if p.is_adam:
+        adam(
+            p.table, n, parameters, gradient, m, <real *> p.second_moment + start, p.scale, p.step_size,
+            p.root_correction, p.settings[1], p.settings[2], p.settings[3],
+        )
+    else:
+        sgd(p.table, n, parameters, gradient, m, p.scale, p.settings[0], p.settings[1])
+
+
+cdef int update(
+    Call *call, const kernels *table, real[::1] parameters, const real[::1] gradient, double scale,
+    const double[::1] settings, double[::1] powers, real[:, ::1] moments,
+) except -1 nogil:
     """SGD for settings (learning_rate, momentum); Adam for (learning_rate, beta1, beta2, epsilon).
 
     powers (beta1^t, beta2^t) and moments (velocity, or m and v) change in place.
     """
+    cdef Update p
     cdef Py_ssize_t n = parameters.shape[0]
-    if settings.shape[0] == 2:
-        sgd(
-            table, n, &parameters[0], &gradient[0], &moments[0, 0] if moments.shape[0] > 0 else NULL, scale,
-            settings[0], settings[1],
-        )
-    else:
+    p.table, p.n, p.parameters, p.gradient, p.scale = table, n, &parameters[0], &gradient[0], scale
+    p.settings = &settings[0]
+    p.first_moment = &moments[0, 0] if moments.shape[0] > 0 else NULL
+    p.second_moment = &moments[1, 0] if moments.shape[0] > 1 else NULL
+    p.is_adam = settings.shape[0] > 2
+    if p.is_adam:
         powers[0] *= settings[1]
         powers[1] *= settings[2]
-        adam(
-            table, n, &parameters[0], &gradient[0], &moments[0, 0], &moments[1, 0], scale,
-            settings[0] / (1 - powers[0]), sqrt(1 - powers[1]), settings[1], settings[2], settings[3],
-        )
+        p.step_size, p.root_correction = settings[0] / (1 - powers[0]), sqrt(1 - powers[1])
+    return share_whole(call, <team_task> update_part[real], &p, (n + SUM_BLOCK - 1) // SUM_BLOCK, 4. * n)
 
 
 cdef int check_state(
@@ -130,15 +184,16 @@ cdef int check_state(
 
 
 def update_parameters(
-    int isa, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[::1] parameters,
+    int isa, int threads, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[::1] parameters,
     const real[::1] gradient,
 ):
     """Make one update by itself, outside of the loop."""
     cdef Call call
     check_state(parameters.shape[0], settings, powers, moments)
+    threads = recruit(threads, 4. * parameters.shape[0])
     with nogil:
-        begin(&call)
-        update(table_at(isa), parameters, gradient, 1, settings, powers, moments)
+        begin(&call, threads)
+        update(&call, table_at(isa), parameters, gradient, 1, settings, powers, moments)
         end(&call)
 
 
@@ -174,6 +229,7 @@ def _run(
     cdef real[:, ::1] dz = scratch.scratch_dz if backward else None
     cdef real[::1] packed_h = scratch.scratch_packed_h if backward else None
     cdef real[::1] panels = scratch.scratch_panels if backward else None
+    cdef double[::1] sums = scratch.scratch_sums if backward else None
 
     cdef Py_ssize_t N = order.shape[0], batch_size = first.shape[0]
     cdef Py_ssize_t input_dim = rows.shape[1], hidden_dim = C.shape[2], output_dim = outputs.shape[2]
@@ -188,12 +244,14 @@ def _run(
     cdef real *db_y = dW_y + output_dim * hidden_dim
     cdef double cell_work = 4. * hidden_dim * K, head_work = <double> output_dim * hidden_dim, scale
     cdef const kernels *table = table_at(plan.isa)
+    cdef double most_work = 3 * forward_work(plan.sequences.longest, batch_size, input_dim, hidden_dim)
+    cdef int threads = recruit(plan.threads, most_work)
     cdef Call call
     cdef Timer timer
     cdef bint finite = True
 
     with nogil:
-        begin(&call)
+        begin(&call, threads)
         start_timer(&timer, seconds)
         try:
             while step < last_step:
@@ -232,13 +290,13 @@ def _run(
                         &call, table, steps, batch, input_dim, hx, C, gates, packed_h, no_panels, dH, False, dh, dC,
                         no_array, dW, db, dz, panels,
                     )
-                    norms[step] = sqrt(sum_of_squares(table, gradient.shape[0], &gradient[0]))
+                    norms[step] = norm(&call, table, gradient, sums)
                     if not isfinite(norms[step]):
                         finite = False
                         break
                 if phases & _UPDATE:
                     scale = clip_norm / norms[step] if norms[step] > clip_norm else 1
-                    update(table, parameters, gradient, scale, settings, powers, moments)
+                    update(&call, table, parameters, gradient, scale, settings, powers, moments)
                 step += 1
                 if elapsed(&timer, 5000 + 3 * batch * (steps * cell_work + slots * head_work)):
                     break

@@ -8,6 +8,7 @@ ctypedef fused real:
 cdef extern from "kernels.h" nogil:
     enum:
         TILE_VECTORS
+        SUM_BLOCK
 
     ctypedef struct kernels_float:
         Py_ssize_t lanes, tile_rows

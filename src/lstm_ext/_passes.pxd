@@ -1,21 +1,5 @@
 from lstm_ext._kernels cimport kernels, real
-
-cdef struct Timer:
-    double work
-    double deadline
-
-
-# One call into the compiled half: denormals are flushed until it ends, and signals are checked from time to time.
-cdef struct Call:
-    unsigned long long denormals
-    Timer signals
-
-
-cdef void begin(Call *call) noexcept nogil
-cdef void end(Call *call) noexcept nogil
-cdef void start_timer(Timer *timer, double seconds) noexcept nogil
-cdef bint elapsed(Timer *timer, double work) noexcept nogil
-cdef int check_signals(Call *call, double work) except -1 nogil
+from lstm_ext._threads cimport Call
 
 cdef void pack_cell(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
@@ -48,3 +32,5 @@ cdef int sequence_backward(
     const real[::1] packed_x, const real[:, :, ::1] dH, bint want_dh0, real[:, ::1] dh, real[:, ::1] dC,
     real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panels,
 ) except -1 nogil
+
+cdef double forward_work(Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim) noexcept nogil

@@ -14,6 +14,9 @@
 /* Panels and packed blocks are at most this many vectors wide: the four gates of V units. */
 #define TILE_VECTORS 4
 
+/* Long sums across elements are cut into blocks of so many, whose sums are added in their order. */
+#define SUM_BLOCK 4096
+
 #define DECLARE_KERNELS(table, real)                                                                        \
     typedef struct {                                                                                        \
         ptrdiff_t lanes;     /* V */                                                                        \
@@ -54,7 +57,7 @@
         void (*cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,   \
                               const real *dh, real *dC, real *dz);                                          \
                                                                                                             \
-        /* sum_j x[j]^2 in double: by blocks of 4096, each in 16 lanes (j mod 16) added in their order. */     \
+        /* sum_j x[j]^2 in double, in 16 lanes (j mod 16) added in their order; n <= SUM_BLOCK. */           \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \
                                                                                                             \
         /* Returns sum_j (y[j] - target[j])^2 in 16 such lanes; dy[j] = scale * (y[j] - target[j]). */         \

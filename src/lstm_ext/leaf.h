@@ -26,9 +26,8 @@ static void NAME(tanh)(ptrdiff_t n, const real *x, real *y)
 }
 
 /* Sums across elements run in LANES lanes of double whatever the vector width, so their bits are the same on every
-   set; long ones in blocks whose sums are added in order, so that they can be divided. */
+   set. */
 #define LANES 16
-#define BLOCK 4096
 
 INLINE double NAME(add_lanes)(const double *lanes)
 {
@@ -38,7 +37,7 @@ INLINE double NAME(add_lanes)(const double *lanes)
     return sum;
 }
 
-INLINE double NAME(block_of_squares)(ptrdiff_t n, const real *x)
+static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
 {
     double lanes[LANES] = {0};
     for (ptrdiff_t j = 0; j < n; j += LANES) {
@@ -47,14 +46,6 @@ INLINE double NAME(block_of_squares)(ptrdiff_t n, const real *x)
             lanes[l] += (double)x[j + l] * (double)x[j + l];
     }
     return NAME(add_lanes)(lanes);
-}
-
-static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
-{
-    double sum = 0;
-    for (ptrdiff_t j = 0; j < n; j += BLOCK)
-        sum += NAME(block_of_squares)(n - j < BLOCK ? n - j : BLOCK, x + j);
-    return sum;
 }
 
 static double NAME(squared_error)(ptrdiff_t n, const real *y, const real *target, double scale, real *dy)
@@ -170,4 +161,3 @@ static const TABLE NAME(table) = {
 #undef CELL_CASE
 #undef ROWS_AHEAD
 #undef LANES
-#undef BLOCK

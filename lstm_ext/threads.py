@@ -1,0 +1,114 @@
+"""How many threads a call may use. The compiled half starts and feeds them (_threads.pyx)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from lstm_ext import _threads
+from lstm_ext.checks import as_size
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def set_num_threads(num_threads: int | None) -> None:
+    """Set how many threads a call uses that is not given ``num_threads``.
+
+    The number is the most that a call uses: work too small to gain from more runs on one. Results are the same to the
+    bit for any number.
+
+    Parameters
+    ----------
+    num_threads : int or None
+        At least 1; more than `get_num_threads` tells by default, the CPUs that this process may use, are not used.
+        None goes back to the default: the smallest of those CPUs (affinity and cgroup quota) and ``OMP_NUM_THREADS``,
+        or 1 in a worker of joblib or loky.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not an integer of at least 1 or None.
+    """
+    global _chosen
+    _chosen = None if num_threads is None else as_size("num_threads", num_threads)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call uses at most that is not given ``num_threads``.
+
+    Returns
+    -------
+    int
+        What `set_num_threads` set, or the default.
+    """
+    return thread_count(None)
+
+
+def thread_count(num_threads: int | None) -> int:
+    """Return how many threads a call is to use, for its argument ``num_threads``."""
+    global _available, _default
+    if _available is None:
+        _available = available_cpus()
+        _default = min(_available, _wished())
+    if num_threads is not None:
+        return min(as_size("num_threads", num_threads), _available)
+    return _default if _chosen is None else min(_chosen, _available)
+
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use, by affinity and cgroup quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cpus, _threads.MOST_THREADS, *_quotas()))
+
+
+def _quotas() -> Iterator[int]:
+    """Yield the CPUs that the quotas of this process's cgroups allow, version 2 or 1."""
+    for line in _own_groups().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _CGROUP_ROOT / "cpu" if controllers else _CGROUP_ROOT
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+                yield _quota(group)
+            if group == root:
+                break
+
+
+def _own_groups() -> str:
+    """Return the lines ``number:controllers:path`` of this process's groups."""
+    try:
+        return Path("/proc/self/cgroup").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _quota(group: Path) -> int:
+    """Return a cgroup's CPUs, a part of one as a whole one; ValueError if they are not limited."""
+    if (group / "cpu.max").exists():
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+    else:
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period"))
+    if int(quota) <= 0:
+        raise ValueError(quota)
+    return math.ceil(int(quota) / int(period))
+
+
+def _wished() -> int:
+    """Return what the environment asks for: one thread in a worker of a pool, or OMP_NUM_THREADS."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    process = multiprocessing.current_process().name if multiprocessing else ""
+    if process.startswith("LokyProcess") or "JOBLIB_SPAWNED_PROCESS" in os.environ:
+        return 1
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else _threads.MOST_THREADS
+
+
+_chosen: int | None = None
+_available: int | None = None
+_default = 1

@@ -1,0 +1,162 @@
+"""Calls into the compiled half, and the threads that share their loops.
+
+Design
+------
+- A call is entered by one Python thread, which works like every helper and alone talks to Python: it flushes denormals
+  for its time and lets signal handlers run, between two tasks of its own.
+- Helpers are daemon threads of Python that never come back from ``team_serve`` (team.h), so they need no GIL, hold no
+  object, and are dropped by a fork. They sleep while nobody calls.
+- Work is counted in multiply-adds. Whether a loop is shared, and among how many, follows from what sharing costs.
+"""
+import os
+import threading
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport INFINITY, sqrt
+
+from lstm_ext._kernels cimport denormals_flush, denormals_restore, wall_seconds
+
+cdef extern from "team.h" nogil:
+    enum:
+        TEAM_MOST
+        TEAM_LONGEST_LOOP
+    bint team_take()
+    void team_give_back()
+    void team_open(int workers, Py_ssize_t count, team_task task, void *context)
+    Py_ssize_t team_claim()
+    void team_close(Py_ssize_t done)
+    bint team_seat(int index)
+    void team_serve(int index)
+    void team_forget()
+
+# A check waits 5 ms for the GIL while another thread holds it, so not more often.
+cdef double SIGNAL_SECONDS = 0.1
+
+# What each further thread costs a loop (0.2 us), and what waking one costs (some 20 us, and time of another CPU), in
+# multiply-adds.
+cdef double JOINING = 1e4, WAKING = 2e6
+
+MOST_THREADS = TEAM_MOST
+
+
+cdef void begin(Call *call, int threads) noexcept nogil:
+    call.denormals = denormals_flush()
+    call.threads = threads if threads > 1 and team_take() else 1
+    start_timer(&call.signals, SIGNAL_SECONDS)
+
+
+cdef void end(Call *call) noexcept nogil:
+    if call.threads > 1:
+        team_give_back()
+    denormals_restore(call.denormals)
+
+
+cdef void start_timer(Timer *timer, double seconds) noexcept nogil:
+    timer.work = 0
+    timer.deadline = wall_seconds() + seconds
+
+
+cdef bint elapsed(Timer *timer, double work) noexcept nogil:
+    """Whether the deadline has passed; looks at the clock only after every so many multiply-adds.
+
+    What costs time beside them is counted as 500 for each call.
+    """
+    timer.work += work + 500
+    if timer.work < 1e7:
+        return False
+    timer.work = 0
+    return wall_seconds() >= timer.deadline
+
+
+cdef int check_signals(Call *call, double work) except -1 nogil:
+    """Let Python's signal handlers run now and then. What they raise ends the pass, which has changed scratch only."""
+    if elapsed(&call.signals, work):
+        denormals_restore(call.denormals)
+        with gil:
+            PyErr_CheckSignals()
+        call.denormals = denormals_flush()
+        start_timer(&call.signals, SIGNAL_SECONDS)
+    return 0
+
+
+cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, double work) except -1 nogil:
+    cdef Py_ssize_t index = -1, done = 0
+    cdef int workers
+    if call == NULL:
+        for index in range(count):
+            task(context, index, NULL)
+        return 0
+    workers = <int> min(call.threads, count)
+    if workers > 1:  # n threads take work / n + n JOINING, the least at this n
+        workers = min(workers, <int> min(sqrt(work / JOINING), TEAM_MOST))
+    work /= count
+    if workers < 2 or count > TEAM_LONGEST_LOOP:
+        for index in range(count):
+            task(context, index, NULL)
+            check_signals(call, work)
+        return 0
+    team_open(workers, count, task, context)
+    try:
+        index = team_claim()
+        while index >= 0:
+            task(context, index, NULL)
+            done += 1
+            check_signals(call, work * workers)
+            index = team_claim()
+    finally:
+        team_close(done)
+    return 0
+
+
+cdef int share_whole(Call *call, team_task task, void *context, Py_ssize_t count, double work) except -1 nogil:
+    cdef double deadline = call.signals.deadline
+    call.signals.deadline = INFINITY
+    share(call, task, context, count, work)
+    call.signals.deadline = deadline
+    return 0
+
+
+_helpers = []
+_recruiting = threading.Lock()
+
+
+cdef int recruit(int threads, double work) except -1:
+    if threads == 1 or work < WAKING:
+        return 1
+    if len(_helpers) < threads - 1:
+        with _recruiting:
+            _start_helpers(threads)
+    return min(threads, len(_helpers) + 1)
+
+
+def _start_helpers(int threads):
+    """Start helpers until there are threads - 1 of them, or the system refuses one."""
+    if not team_seat(0):
+        raise MemoryError()
+    while len(_helpers) < threads - 1:
+        index = len(_helpers) + 1
+        if not team_seat(index):
+            raise MemoryError()
+        helper = threading.Thread(target=_help, args=(index,), name=f"lstm_ext-{index}", daemon=True)
+        try:
+            helper.start()
+        except RuntimeError:
+            return
+        _helpers.append(helper)
+
+
+def _help(int index):
+    with nogil:
+        team_serve(index)
+
+
+def _forget_helpers():
+    """Begin anew in the child of a fork: it has one thread, whatever its parent was doing."""
+    global _recruiting
+    team_forget()
+    _helpers.clear()
+    _recruiting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_helpers)

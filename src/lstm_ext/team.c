@@ -1,0 +1,154 @@
+#include <Python.h>
+#include <pythread.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "runtime.h"
+#include "team.h"
+
+#define CACHE_LINE 64
+#define OWN_LINE __attribute__((aligned(CACHE_LINE)))
+#define PAUSES 1000 /* some 20 to 40 us */
+
+#if defined(__x86_64__)
+#define PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define PAUSE() __asm__ volatile("isb" : : : "memory")
+#else
+#define PAUSE() (void)0
+#endif
+
+typedef struct {
+    uint64_t word OWN_LINE; /* generation : 24 bits, next : 20, end : 20 */
+} range;
+
+/* Where one worker waits. The lock is held whenever nobody is being woken. */
+typedef struct {
+    int asleep OWN_LINE;
+    PyThread_type_lock lock;
+} seat;
+
+static struct {
+    uint64_t generation OWN_LINE; /* counts the loops */
+    int workers;
+    team_task task;
+    void *context;
+    uint64_t remaining OWN_LINE; /* indices that nobody has done */
+    int taken OWN_LINE;
+    range ranges[TEAM_MOST];
+    seat seats[TEAM_MOST];
+} team;
+
+#define LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+#define STORE(p, x) __atomic_store_n(p, x, __ATOMIC_SEQ_CST)
+#define EXCHANGE(p, x) __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST)
+
+#define INDEX_BITS 20
+#define NEXT_ONE ((uint64_t)1 << INDEX_BITS)
+#define GENERATION(word) ((word) >> 2 * INDEX_BITS)
+#define NEXT(word) ((ptrdiff_t)((word) >> INDEX_BITS & TEAM_LONGEST_LOOP))
+#define END(word) ((ptrdiff_t)((word)&TEAM_LONGEST_LOOP))
+
+static uint64_t make_range(uint64_t generation, ptrdiff_t next, ptrdiff_t end)
+{
+    return generation << 2 * INDEX_BITS | (uint64_t)next << INDEX_BITS | (uint64_t)end;
+}
+
+/* Return once *word is not `old` any more; `wake` must follow the change. */
+static void await_change(seat *own, const uint64_t *word, uint64_t old)
+{
+    for (int k = 0; k < PAUSES; k++) {
+        if (LOAD(word) != old)
+            return;
+        PAUSE();
+    }
+    STORE(&own->asleep, 1);
+    if (__atomic_load_n(word, __ATOMIC_SEQ_CST) != old && EXCHANGE(&own->asleep, 0))
+        return; /* it changed, and nobody is waking us */
+    PyThread_acquire_lock(own->lock, WAIT_LOCK);
+}
+
+static void wake(seat *other)
+{
+    if (__atomic_load_n(&other->asleep, __ATOMIC_SEQ_CST) && EXCHANGE(&other->asleep, 0))
+        PyThread_release_lock(other->lock);
+}
+
+static ptrdiff_t claim(uint64_t generation, int workers, int worker)
+{
+    for (int v = 0; v < workers; v++) {
+        uint64_t *range = &team.ranges[(worker + v) % workers].word, word = LOAD(range);
+        while (GENERATION(word) == (generation & 0xffffff) && NEXT(word) < END(word))
+            if (__atomic_compare_exchange_n(range, &word, word + NEXT_ONE, 1, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+                return NEXT(word);
+    }
+    return -1;
+}
+
+int team_take(void) { return !EXCHANGE(&team.taken, 1); }
+
+void team_give_back(void) { STORE(&team.taken, 0); }
+
+void team_open(int workers, ptrdiff_t count, team_task task, void *context)
+{
+    uint64_t generation = team.generation + 1;
+    team.workers = workers;
+    team.task = task;
+    team.context = context;
+    STORE(&team.remaining, (uint64_t)count);
+    for (int v = 0; v < workers; v++)
+        __atomic_store_n(&team.ranges[v].word, make_range(generation, count * v / workers, count * (v + 1) / workers),
+                         __ATOMIC_RELEASE);
+    STORE(&team.generation, generation);
+    for (int v = 1; v < workers; v++)
+        wake(&team.seats[v]);
+}
+
+ptrdiff_t team_claim(void) { return claim(team.generation, team.workers, 0); }
+
+void team_close(ptrdiff_t done)
+{
+    while (team_claim() >= 0)
+        done++; /* dropped */
+    uint64_t remaining = __atomic_sub_fetch(&team.remaining, (uint64_t)done, __ATOMIC_ACQ_REL);
+    while (remaining > 0) {
+        await_change(&team.seats[0], &team.remaining, remaining);
+        remaining = LOAD(&team.remaining);
+    }
+}
+
+/* What a helper reads of a loop that is over is of no harm: it cannot claim anything then, and while it can the caller
+   waits for it. */
+static void help(int worker, uint64_t generation)
+{
+    int workers = __atomic_load_n(&team.workers, __ATOMIC_RELAXED);
+    team_task task = __atomic_load_n(&team.task, __ATOMIC_RELAXED);
+    void *context = __atomic_load_n(&team.context, __ATOMIC_RELAXED);
+    uint64_t done = 0;
+    if (worker >= workers)
+        return;
+    for (ptrdiff_t index; (index = claim(generation, workers, worker)) >= 0; done++)
+        task(context, index, NULL);
+    if (done > 0 && __atomic_sub_fetch(&team.remaining, done, __ATOMIC_SEQ_CST) == 0)
+        wake(&team.seats[0]);
+}
+
+int team_seat(int index)
+{
+    seat *own = &team.seats[index];
+    if (own->lock == NULL && (own->lock = PyThread_allocate_lock()) != NULL)
+        PyThread_acquire_lock(own->lock, WAIT_LOCK);
+    return own->lock != NULL;
+}
+
+void team_serve(int index)
+{
+    denormals_flush();
+    for (uint64_t seen = 0;;) {
+        await_change(&team.seats[index], &team.generation, seen);
+        seen = LOAD(&team.generation);
+        help(index, seen);
+    }
+}
+
+void team_forget(void) { memset(&team, 0, sizeof team); /* locks may be held by threads that are gone */ }
