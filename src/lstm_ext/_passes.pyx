@@ -18,6 +18,8 @@ from cpython.buffer cimport (
 from cpython.exc cimport PyErr_CheckSignals
 from libc.string cimport memcpy, memset
 
+from numpy import empty, ndarray, zeros
+
 from lstm_ext._kernels cimport (
     TILE_VECTORS, all_finite, cell_backward, cell_forward, denormals_flush, denormals_restore, kernels, lanes, matmul,
     outer, real, table_at, tile_rows, wall_seconds, zeros_f32, zeros_f64,
@@ -431,145 +433,188 @@ def backward(
 
 
 cdef struct Inference:
-    # Where the parts of one scratch array begin: the packed weights, two slots of rows [h | x], and C.
-    Py_ssize_t head, hx, ld, C, b_y, size
+    # A network's sizes, how many sequences run side by side, and where the parts of one scratch array begin: the packed
+    # cell, the packed head, the head's bias, two slots of rows [h | x] that are `ld` apart, and C.
+    Py_ssize_t input_dim, hidden_dim, output_dim, batch, head, b_y, hx, ld, C, size
 
 
-cdef Inference lay_out(
-    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, Py_ssize_t batch,
-    const real *tag,
-) noexcept nogil:
+cdef int lay_out(int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, Inference *at) except -1:
     """Every part begins on a cache line if the first does; a row has an odd number of them, so that no stack of rows
     falls into one set of the cache.
     """
-    cdef Py_ssize_t V = lanes(table, tag), line = 64 // sizeof(real), K = input_dim + hidden_dim
-    cdef Inference at
-    at.head = tiles(hidden_dim, V) * (1 + K) * TILE_VECTORS * V
-    at.hx = at.head + tiles(panels_size(hidden_dim, output_dim, V), line) * line
+    cdef const kernels *table = table_at(isa)
+    cdef Py_ssize_t V = table.f32.lanes if itemsize == sizeof(float) else table.f64.lanes, line = 64 // itemsize, K
+    at.input_dim, at.hidden_dim, at.output_dim = sizes
+    at.batch = batch
+    K = at.input_dim + at.hidden_dim
+    at.head = tiles(at.hidden_dim, V) * (1 + K) * TILE_VECTORS * V
+    at.b_y = at.head + tiles(panels_size(at.hidden_dim, at.output_dim, V), line) * line
+    at.hx = at.b_y + tiles(at.output_dim, line) * line
     at.ld = (tiles(K, line) | 1) * line
     at.C = at.hx + 2 * batch * at.ld
-    at.b_y = at.C + batch * hidden_dim
-    at.size = at.b_y + output_dim + line  # one line more, to begin on one
-    return at
+    at.size = at.C + batch * at.hidden_dim + line  # one line more, to begin on one
+    return 0
+
+
+cdef inline void *first_line(void *scratch) noexcept nogil:
+    """The first cache line's beginning at or after an address."""
+    return <char *> scratch + (-<Py_ssize_t> scratch & 63)
 
 
 cdef void pack_network(
-    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, const real *parameters,
-    const Inference *at, real *packed,
+    const kernels *table, const Inference *at, const real *parameters, real *packed,
 ) noexcept nogil:
     """Pack the network's flat vector: cell, head, and the head's bias as it is."""
-    cdef const real *bias = parameters + 4 * hidden_dim * (hidden_dim + input_dim)
-    cdef const real *W_y = bias + 4 * hidden_dim
-    pack_cell(table, input_dim, hidden_dim, parameters, bias, packed)
-    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head)
-    memcpy(packed + at.b_y, W_y + output_dim * hidden_dim, output_dim * sizeof(real))
+    cdef const real *b = parameters + 4 * at.hidden_dim * (at.hidden_dim + at.input_dim)
+    cdef const real *W_y = b + 4 * at.hidden_dim
+    pack_cell(table, at.input_dim, at.hidden_dim, parameters, b, packed)
+    pack_panels(table, at.hidden_dim, at.output_dim, W_y, 1, at.hidden_dim, packed + at.head)
+    memcpy(packed + at.b_y, W_y + at.output_dim * at.hidden_dim, at.output_dim * sizeof(real))
 
 
-cdef inline real *first_line(real *scratch) noexcept nogil:
-    """The first cache line's beginning at or after an address."""
-    return scratch + (-<Py_ssize_t> scratch & 63) // <Py_ssize_t> sizeof(real)
-
-
-def inference_size(
-    int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, Py_ssize_t batch, Py_ssize_t itemsize,
-) -> int:
-    """Return the elements of scratch that `infer` needs for so many sequences side by side."""
-    if itemsize == sizeof(float):
-        return lay_out[float](table_at(isa), input_dim, hidden_dim, output_dim, batch, zeros_f32).size
-    return lay_out[double](table_at(isa), input_dim, hidden_dim, output_dim, batch, zeros_f64).size
-
-
-def infer(
-    int isa, Py_ssize_t batch_size, Py_ssize_t hidden_dim, const real[::1] parameters, const real[:, ::1] rows,
-    const Py_ssize_t[::1] offsets, bint every_step, real[::1] scratch, real[:, ::1] Y,
-):
-    """Run N sequences from zero states and keep nothing but their outputs.
-
-    parameters  the network's flat vector
-    rows        (sum T, I); sequence n is rows[offsets[n]:offsets[n + 1]]. Neighbours of one length run side by side,
-                up to `batch_size` of them
-    scratch     from `inference_size`
-    Y           (sum T, O) if every_step, else (N, O); out
+cdef int advance(
+    Call *call, const kernels *table, const Inference *at, const real *packed, Py_ssize_t batch, real *now, real *then,
+    real *C, const real *x, Py_ssize_t ld_x, real *y, Py_ssize_t ld_y,
+) except -1 nogil:
+    """One step of B sequences, from the slot `now` to `then`: x (B, I) rows ld_x apart, y (B, O) out, rows ld_y apart,
+    or NULL.
     """
-    cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t N = offsets.shape[0] - 1, input_dim = rows.shape[1], output_dim = Y.shape[1], n = 0, b, t
-    cdef Py_ssize_t batch, steps
-    cdef Inference at = lay_out(table, input_dim, hidden_dim, output_dim, batch_size, &parameters[0])
-    cdef real *packed = first_line(&scratch[0])
-    cdef const real *b_y = packed + at.b_y
-    cdef real *C = packed + at.C
+    cdef Py_ssize_t b
+    for b in range(batch):
+        memcpy(now + b * at.ld + at.hidden_dim, x + b * ld_x, at.input_dim * sizeof(real))
+    step_forward(
+        call, table, batch, at.input_dim, at.hidden_dim, packed, <const real *> now, at.ld, <const real *> C, C, then,
+        <real *> NULL,
+    )
+    if y != NULL:
+        multiply(
+            call, table, batch, at.output_dim, at.hidden_dim, <const real *> then, at.ld, packed + at.head,
+            packed + at.b_y, 0, y, ld_y,
+        )
+    return 0
+
+
+cdef inline Py_ssize_t start_of(const Py_ssize_t *offsets, Py_ssize_t length, Py_ssize_t n) noexcept nogil:
+    """Where sequence n begins: by the table of offsets, or by the length that all have."""
+    return offsets[n] if offsets != NULL else n * length
+
+
+cdef int run_sequences(
+    Call *call, const kernels *table, const Inference *at, const real *packed, real *hx, Py_ssize_t first,
+    Py_ssize_t last, const real *rows, const Py_ssize_t *offsets, Py_ssize_t length, bint every_step, real *Y,
+) except -1 nogil:
+    """Run sequences `first` to `last - 1` from zero states. Neighbours of one length run side by side.
+
+    packed  from `pack_network`
+    hx      scratch for the states, from at.hx to at.size
+    rows    (sum T, I); sequence n begins at start_of(offsets, length, n)
+    Y       (sum T, O) if every_step, else (N, O); out
+    """
+    cdef real *C = hx + at.C - at.hx
     cdef real *now
     cdef real *then
-    cdef Call call
-    with nogil:
-        begin(&call)
-        try:
-            pack_network(table, input_dim, hidden_dim, output_dim, &parameters[0], &at, packed)
-            while n < N:
-                steps = offsets[n + 1] - offsets[n]
-                batch = 1
-                while batch < batch_size and n + batch < N and offsets[n + batch + 1] - offsets[n + batch] == steps:
-                    batch += 1
-                then = packed + at.hx
-                now = then + batch_size * at.ld
-                memset(C, 0, batch * hidden_dim * sizeof(real))
-                for b in range(batch):
-                    memset(then + b * at.ld, 0, hidden_dim * sizeof(real))
-                for t in range(steps):
-                    now, then = then, now
-                    for b in range(batch):
-                        memcpy(now + b * at.ld + hidden_dim, &rows[offsets[n + b] + t, 0], input_dim * sizeof(real))
-                    step_forward(
-                        &call, table, batch, input_dim, hidden_dim, <const real *> packed, <const real *> now, at.ld,
-                        <const real *> C, C, then, <real *> NULL,
-                    )
-                    if every_step:
-                        multiply(
-                            &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
-                            <const real *> (packed + at.head), b_y, 0, &Y[offsets[n] + t, 0], steps * output_dim,
-                        )
-                if not every_step:
-                    multiply(
-                        &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
-                        <const real *> (packed + at.head), b_y, 0, &Y[n, 0], output_dim,
-                    )
-                n += batch
-        finally:
-            end(&call)
+    cdef real *y
+    cdef Py_ssize_t n = first, start, steps, batch, ld_y, b, t
+    while n < last:
+        start = start_of(offsets, length, n)
+        steps = start_of(offsets, length, n + 1) - start
+        batch = 1
+        for b in range(1, min(at.batch, last - n)):
+            if start_of(offsets, length, n + b + 1) != start + (b + 1) * steps:
+                break
+            batch += 1
+        ld_y = steps * at.output_dim if every_step else at.output_dim
+        y = Y + (start if every_step else n) * at.output_dim
+        now, then = hx + at.batch * at.ld, hx
+        memset(C, 0, batch * at.hidden_dim * sizeof(real))
+        for b in range(batch):
+            memset(then + b * at.ld, 0, at.hidden_dim * sizeof(real))
+        for t in range(steps):
+            now, then = then, now
+            advance(
+                call, table, at, packed, batch, now, then, C, rows + (start + t) * at.input_dim, steps * at.input_dim,
+                y if every_step or t == steps - 1 else NULL, ld_y,
+            )
+            if every_step:
+                y += at.output_dim
+        n += batch
+    return 0
 
 
-cdef void *begin_streams(
-    const kernels *table, Py_ssize_t hidden_dim, Py_ssize_t batch, const real[::1] parameters, real[::1] scratch,
-    const Inference *at, Py_ssize_t input_dim, Py_ssize_t output_dim,
-) noexcept:
-    """Pack the weights, put the states to zero, and return where the scratch's first cache line begins."""
-    cdef real *packed = first_line(&scratch[0])
-    pack_network(table, input_dim, hidden_dim, output_dim, &parameters[0], at, packed)
-    memset(packed + at.hx, 0, (at.b_y - at.hx) * sizeof(real))
-    return packed
-
-
-cdef int advance_streams(
-    const kernels *table, Py_ssize_t t, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
-    Py_ssize_t output_dim, real *packed, const Inference *at, const real *x, real *y,
+cdef int run_network(
+    const kernels *table, const Inference *at, const real *parameters, real *scratch, Py_ssize_t N, const real *rows,
+    const Py_ssize_t *offsets, Py_ssize_t length, bint every_step, real *Y,
 ) except -1 nogil:
-    """Step t of B streams: x (B, I), y (B, O) out."""
-    cdef real *now = packed + at.hx + t % 2 * batch * at.ld
-    cdef real *then = packed + at.hx + (t + 1) % 2 * batch * at.ld
-    cdef real *C = packed + at.C
-    cdef Py_ssize_t b
+    """Pack the weights and run N sequences; arguments as for `run_sequences`."""
     cdef Call call
     begin(&call)
     try:
-        for b in range(batch):
-            memcpy(now + b * at.ld + hidden_dim, x + b * input_dim, input_dim * sizeof(real))
-        step_forward(
-            &call, table, batch, input_dim, hidden_dim, <const real *> packed, <const real *> now, at.ld,
-            <const real *> C, C, then, <real *> NULL,
+        pack_network(table, at, parameters, scratch)
+        run_sequences(
+            &call, table, at, <const real *> scratch, scratch + at.hx, 0, N, rows, offsets, length, every_step, Y,
         )
-        multiply(
-            &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
-            <const real *> (packed + at.head), <const real *> (packed + at.b_y), 0, y, output_dim,
+    finally:
+        end(&call)
+    return 0
+
+
+def infer(
+    int isa, Py_ssize_t batch_size, tuple sizes, parameters, rows, const Py_ssize_t[::1] offsets, bint every_step,
+):
+    """Run N sequences from zero states and return their outputs; None if `rows` cannot be taken as it is.
+
+    batch_size  the most sequences that run side by side
+    parameters  the flat vector of a network of `sizes`
+    rows        (N, T, I), or (sum T, I) with `offsets`: sequence n is rows[offsets[n]:offsets[n + 1]]; a finite
+                C-contiguous array of the parameters' dtype
+    returned    (N, O); or of every step (N, T, O), or (sum T, O) with `offsets`
+    """
+    cdef Py_buffer weights, X
+    cdef Py_ssize_t shape[3]
+    cdef bint ragged = offsets is not None, finite
+    cdef int ndim = 2 if ragged else 3
+    cdef Inference at
+    get_buffer(parameters, &weights)
+    if not get_array(rows, &X, weights.itemsize, ndim, shape):
+        return None
+    with nogil:
+        finite = all_finite(&X)
+    cdef Py_ssize_t N = offsets.shape[0] - 1 if ragged else shape[0], length = 0 if ragged else shape[1]
+    cdef const Py_ssize_t *starts = &offsets[0] if ragged else NULL
+    lay_out(isa, sizes, min(N, batch_size), weights.itemsize, &at)
+    if shape[ndim - 1] != at.input_dim or X.len == 0 or not finite:
+        return None
+    Y = empty((*rows.shape[:ndim - 1], at.output_dim) if every_step else (N, at.output_dim), parameters.dtype)
+    scratch = empty(at.size, parameters.dtype)
+    cdef const kernels *table = table_at(isa)
+    cdef void *y = first_byte(Y)
+    cdef void *work = first_line(first_byte(scratch))
+    with nogil:
+        if weights.itemsize == sizeof(float):
+            run_network[float](
+                table, &at, <const float *> weights.buf, <float *> work, N, <const float *> X.buf, starts, length,
+                every_step, <float *> y,
+            )
+        else:
+            run_network[double](
+                table, &at, <const double *> weights.buf, <double *> work, N, <const double *> X.buf, starts, length,
+                every_step, <double *> y,
+            )
+    return Y
+
+
+cdef int advance_streams(
+    const kernels *table, const Inference *at, bint odd, real *packed, const real *x, real *y,
+) except -1 nogil:
+    """A step of B streams, an even or an odd one; x (B, I), y (B, O) out."""
+    cdef real *now = packed + at.hx + odd * at.batch * at.ld
+    cdef real *then = packed + at.hx + (not odd) * at.batch * at.ld
+    cdef Call call
+    begin(&call)
+    try:
+        advance(
+            &call, table, at, <const real *> packed, at.batch, now, then, packed + at.C, x, at.input_dim, y,
+            at.output_dim,
         )
     finally:
         end(&call)
@@ -578,90 +623,95 @@ cdef int advance_streams(
 
 @cython.auto_pickle(False)
 cdef class Streams:
-    """The packed weights and the states of B streams, in one scratch array from `inference_size`."""
+    """The packed weights and the states of B streams, in one scratch array."""
 
     cdef readonly tuple sizes
     cdef readonly Py_ssize_t batch, steps
-    cdef readonly object scratch
-    cdef Py_ssize_t input_dim, hidden_dim, output_dim, itemsize
+    cdef readonly object dtype, scratch
+    cdef Py_ssize_t itemsize
+    cdef tuple shape
     cdef const kernels *table
     cdef Inference at
     cdef void *packed
 
-    def __init__(self, int isa, tuple sizes, Py_ssize_t batch, parameters, scratch):
-        self.input_dim, self.hidden_dim, self.output_dim = self.sizes = sizes
-        self.batch, self.scratch, self.itemsize, self.table = batch, scratch, scratch.itemsize, table_at(isa)
+    def __init__(self, int isa, tuple sizes, Py_ssize_t batch, parameters):
+        cdef Py_buffer weights
+        get_buffer(parameters, &weights)
+        lay_out(isa, sizes, batch, weights.itemsize, &self.at)
+        self.sizes, self.batch, self.dtype, self.shape = sizes, batch, parameters.dtype, (batch, self.at.output_dim)
+        self.table, self.itemsize, self.scratch = table_at(isa), weights.itemsize, zeros(self.at.size, self.dtype)
+        self.packed = first_line(first_byte(self.scratch))
         if self.itemsize == sizeof(float):
-            self.at = lay_out[float](
-                self.table, self.input_dim, self.hidden_dim, self.output_dim, batch, zeros_f32,
-            )
-            self.packed = begin_streams[float](
-                self.table, self.hidden_dim, batch, parameters, scratch, &self.at, self.input_dim, self.output_dim,
-            )
+            pack_network[float](self.table, &self.at, <const float *> weights.buf, <float *> self.packed)
         else:
-            self.at = lay_out[double](
-                self.table, self.input_dim, self.hidden_dim, self.output_dim, batch, zeros_f64,
-            )
-            self.packed = begin_streams[double](
-                self.table, self.hidden_dim, batch, parameters, scratch, &self.at, self.input_dim, self.output_dim,
-            )
+            pack_network[double](self.table, &self.at, <const double *> weights.buf, <double *> self.packed)
 
-    def advance(self, x, y) -> bool:
-        """Write the outputs of one step to y (B, O); False, and nothing done, if x is not a finite array (B, I)."""
-        cdef Py_buffer from_x, to_y
-        if not self.get_rows(x, &from_x, self.input_dim, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT):
-            return False
-        try:
-            if not all_finite(&from_x):
-                return False
-            if not self.get_rows(y, &to_y, self.output_dim, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE):
-                raise ValueError("y is not as needed")
-            try:
-                self.run(from_x.buf, to_y.buf)
-            finally:
-                PyBuffer_Release(&to_y)
-        finally:
-            PyBuffer_Release(&from_x)
+    def advance(self, x, y):
+        """Run one step on x (B, I), write the outputs to y (B, O), a new array if it is None, and return it.
+
+        Nothing is done and None returned if x or y cannot be taken as they are: x finite, y writable and apart from x.
+        """
+        cdef Py_buffer X, Y
+        if not self.get_rows(x, &X, self.at.input_dim) or not all_finite(&X):
+            return None
+        if y is None:
+            y = empty(self.shape, self.dtype)
+        if not self.get_rows(y, &Y, self.at.output_dim, PyBUF_WRITABLE):
+            return None
+        if <char *> X.buf < <char *> Y.buf + Y.len and <char *> Y.buf < <char *> X.buf + X.len:
+            return None
+        with nogil:
+            if self.itemsize == sizeof(float):
+                advance_streams[float](
+                    self.table, &self.at, self.steps % 2, <float *> self.packed, <const float *> X.buf, <float *> Y.buf,
+                )
+            else:
+                advance_streams[double](
+                    self.table, &self.at, self.steps % 2, <double *> self.packed, <const double *> X.buf,
+                    <double *> Y.buf,
+                )
         self.steps += 1
-        return True
+        return y
 
     def state(self) -> tuple[int, int, int]:
         """Return the elements of scratch at which h and C begin, and those between two rows of h."""
         cdef Py_ssize_t first = (<char *> self.packed - <char *> first_byte(self.scratch)) // self.itemsize
         return first + self.at.hx + self.steps % 2 * self.batch * self.at.ld, first + self.at.C, self.at.ld
 
-    cdef bint get_rows(self, object array, Py_buffer *view, Py_ssize_t columns, int flags) except -1:
+    cdef bint get_rows(self, object array, Py_buffer *view, Py_ssize_t columns, int flags=0) except -1:
         """Get an array's buffer if it is (B, columns) and of our type."""
-        cdef char code = c"f" if self.itemsize == sizeof(float) else c"d"
-        try:
-            PyObject_GetBuffer(array, view, flags)
-        except (BufferError, TypeError, ValueError):
-            return False
-        if (
-            view.ndim == 2 and view.shape[0] == self.batch and view.shape[1] == columns
-            and view.format[0] == code and view.format[1] == 0
-        ):
-            return True
-        PyBuffer_Release(view)
-        return False
+        cdef Py_ssize_t shape[2]
+        return (
+            get_array(array, view, self.itemsize, 2, shape, flags) and shape[0] == self.batch and shape[1] == columns
+        )
 
-    cdef int run(self, const void *x, void *y) except -1:
-        with nogil:
-            if self.itemsize == sizeof(float):
-                advance_streams[float](
-                    self.table, self.steps, self.batch, self.input_dim, self.hidden_dim, self.output_dim,
-                    <float *> self.packed, &self.at, <const float *> x, <float *> y,
-                )
-            else:
-                advance_streams[double](
-                    self.table, self.steps, self.batch, self.input_dim, self.hidden_dim, self.output_dim,
-                    <double *> self.packed, &self.at, <const double *> x, <double *> y,
-                )
-        return 0
+
+cdef int get_buffer(object array, Py_buffer *view) except -1:
+    """Get the buffer of an array that we hold, and that therefore keeps its memory."""
+    PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS)
+    PyBuffer_Release(view)
+    return 0
 
 
 cdef void *first_byte(object array) except NULL:
     cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
-    PyBuffer_Release(&view)
+    get_buffer(array, &view)
     return view.buf
+
+
+cdef bint get_array(
+    object array, Py_buffer *view, Py_ssize_t itemsize, int ndim, Py_ssize_t *shape, int flags=0,
+) except -1:
+    """Get an array's buffer and shape if it is a C-contiguous ndarray of floats of this size, with so many axes."""
+    cdef char code = c"f" if itemsize == sizeof(float) else c"d"
+    if type(array) is not ndarray:
+        return False
+    try:
+        PyObject_GetBuffer(array, view, flags | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS)
+    except (BufferError, TypeError, ValueError):
+        return False
+    cdef bint fits = view.ndim == ndim and view.format[0] == code and view.format[1] == 0
+    if fits:
+        memcpy(shape, view.shape, ndim * sizeof(Py_ssize_t))
+    PyBuffer_Release(view)
+    return fits
