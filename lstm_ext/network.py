@@ -680,8 +680,9 @@ class LSTMNetwork(_Parametrised):
         state : State
             From `initial_state`; it is advanced in place.
         out : ndarray (batch, output_dim), optional
-            What the outputs are written to: C-contiguous, of the network's dtype, and no part of x. With it and an x
-            that needs no conversion nothing is allocated but the pair that is returned.
+            What the outputs are written to: C-contiguous, of the network's dtype, and no part of x. With it, and an x
+            that needs no conversion, nothing is allocated but the returned pair and, while the call runs, NumPy's
+            descriptions of the two buffers.
 
         Returns
         -------
