@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 from typing_extensions import disjoint_base
 
 from lstm_ext.checks import Array
@@ -41,26 +42,24 @@ def backward(
     dz: Array,
     panels: Array,
 ) -> None: ...
-def inference_size(isa: int, input_dim: int, hidden_dim: int, output_dim: int, batch: int, itemsize: int) -> int: ...
 def infer(
     isa: int,
     threads: int,
     batch_size: int,
-    hidden_dim: int,
+    sizes: tuple[int, ...],
     parameters: Array,
-    rows: Array,
-    offsets: Array,
+    rows: Any,
+    offsets: Array | None,
     every_step: bool,
-    scratch: Array,
-    Y: Array,
-) -> None: ...
+) -> Array | None: ...
 
 @disjoint_base
 class Streams:
     sizes: tuple[int, ...]
     batch: int
     steps: int
+    dtype: np.dtype[Any]
     scratch: Array
-    def __init__(self, isa: int, sizes: tuple[int, ...], batch: int, parameters: Array, scratch: Array) -> None: ...
-    def advance(self, x: Array, y: Array) -> bool: ...
+    def __init__(self, isa: int, threads: int, sizes: tuple[int, ...], batch: int, parameters: Array) -> None: ...
+    def advance(self, x: Any, y: Array | None) -> Array | None: ...
     def state(self) -> tuple[int, int, int]: ...

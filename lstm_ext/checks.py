@@ -92,7 +92,7 @@ def check_allocatable(what: str, *factors: int) -> None:
 
 
 def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
-    """Return `value` as a C-contiguous array of `dtype` with the same numbers: a copy only where one is needed.
+    """Return `value` as an aligned C-contiguous array of `dtype` with the same numbers: a copy only where it must be.
 
     Raises
     ------
@@ -101,9 +101,10 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     ValueError
         If it is ragged or empty, holds NaN or Inf, or a number that `dtype` cannot hold.
     """
-    as_it_is = type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous and value.size > 0
-    if as_it_is and _kernels.is_finite(value):  # the usual case takes the short way
-        return cast(Array, value)
+    if type(value) is np.ndarray and value.dtype == dtype and value.size > 0:
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned and _kernels.is_finite(value):  # the usual case takes the short way
+            return cast(Array, value)
     source = as_array(name, value)
     if source.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {source.dtype}; expected real numbers")
@@ -119,6 +120,8 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
             )
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(source, dtype)
+    if not result.flags.aligned:
+        result = result.copy()
     _check_finite(name, source, result)
     return result.reshape(source.shape)
 
@@ -141,10 +144,9 @@ def float_dtype(value: Any) -> np.dtype[Any]:
 
 
 def _check_finite(name: str, source: Array, converted: Array) -> None:
-    finite = np.isfinite(converted)
-    if finite.all():
+    if _kernels.is_finite(converted):
         return
-    index = tuple(int(j) for j in np.argwhere(~finite.reshape(source.shape))[0])
+    index = tuple(int(j) for j in np.argwhere(~np.isfinite(converted).reshape(source.shape))[0])
     given = source[index]
     place = f"{name}[{', '.join(map(str, index))}]" if index else name
     if np.isfinite(given):
@@ -164,6 +166,18 @@ def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int | str
         expected = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
         raise ValueError(f"{name} has shape {result.shape}; expected {expected}")
     return result
+
+
+def check_output(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Raise unless `value` is an array that results can be written to as it is."""
+    if type(value) is not np.ndarray:
+        raise TypeError(f"{name} is {value!r}; expected an ndarray")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} has dtype {value.dtype}; expected {dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {value.shape}; expected {shape}")
+    if not value.flags.carray:
+        raise ValueError(f"{name} is read-only, not C-contiguous or unaligned; expected an array to write to as it is")
 
 
 def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array:

@@ -25,6 +25,7 @@ from lstm_ext.checks import (
     as_shape,
     as_size,
     check_allocatable,
+    check_output,
 )
 from lstm_ext.data import SequenceScaler
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
@@ -574,8 +575,8 @@ class LSTMNetwork(_Parametrised):
             If X has another shape or does not hold finite real numbers.
         """
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
-        sequences = Sequences(X[None], self.input_dim, self.dtype)
-        return list(self._outputs(sequences, None, every_step=True)[:, :, None])
+        outputs: Array = self._infer(X[None], None, None, every_step=True)
+        return list(outputs.reshape(len(X), -1, 1))
 
     def predict(self, X: Data, *, target: str = "last", num_threads: int | None = None) -> Any:
         """Run over N sequences from zero states.
@@ -601,32 +602,20 @@ class LSTMNetwork(_Parametrised):
             If X has another shape or does not hold finite real numbers.
         """
         every_step = as_choice("target", target, TARGETS) == "steps"
+        outputs = self._infer(X, None, num_threads, every_step=every_step)
+        if outputs is not None:
+            return outputs
         sequences = Sequences(X, self.input_dim, self.dtype)
-        outputs = self._outputs(sequences, num_threads, every_step=every_step)
+        outputs = self._infer(sequences.rows, sequences.offsets, num_threads, every_step=every_step)
         if not every_step:
             return outputs
         if sequences.same_length:
             return outputs.reshape(len(sequences), -1, self.output_dim)
         return np.split(outputs, sequences.offsets[1:-1])
 
-    def _outputs(self, sequences: Sequences, num_threads: int | None, *, every_step: bool) -> Array:
-        """Return the outputs of every step of all sequences, or of their last, as rows."""
-        batch = min(len(sequences), _INFERENCE_ROWS)
-        rows = len(sequences.rows) if every_step else len(sequences)
-        outputs = np.empty((rows, self.output_dim), self.dtype)
-        _passes.infer(
-            _kernels.current(),
-            thread_count(num_threads),
-            batch,
-            self.hidden_dim,
-            self._parameters,
-            sequences.rows,
-            sequences.offsets,
-            every_step,
-            self._scratch(batch),
-            outputs,
-        )
-        return outputs
+    def _infer(self, X: Any, offsets: Array | None, num_threads: int | None, *, every_step: bool) -> Any:
+        isa, threads = _kernels.current(), thread_count(num_threads)
+        return _passes.infer(isa, threads, _INFERENCE_ROWS, self._sizes, self._parameters, X, offsets, every_step)
 
     def gradient(
         self,
@@ -674,13 +663,15 @@ class LSTMNetwork(_Parametrised):
         plan.gradients(0)
         return float(plan.losses[0]), plan.gradient
 
-    def initial_state(self, batch: int = 1) -> State:
+    def initial_state(self, batch: int = 1, *, num_threads: int | None = None) -> State:
         """Return the zero state of some streams, with the weights packed as they are now.
 
         Parameters
         ----------
         batch : int
             The number of streams, at least 1.
+        num_threads : int, optional
+            The most threads that a step is to use (`set_num_threads`).
 
         Returns
         -------
@@ -690,21 +681,13 @@ class LSTMNetwork(_Parametrised):
         Raises
         ------
         TypeError, ValueError
-            If `batch` is not an integer of at least 1.
+            If an argument is not an integer of at least 1.
         """
-        batch = as_size("batch", batch)
-        return State(_kernels.current(), self._sizes, batch, self._parameters, self._scratch(batch))
+        batch, threads = as_size("batch", batch), thread_count(num_threads)
+        check_allocatable("a work array", batch, 2 * (self.input_dim + self.hidden_dim) + self.hidden_dim)
+        return State(_kernels.current(), threads, self._sizes, batch, self._parameters)
 
-    def _scratch(self, batch: int) -> Array:
-        """Return what inference works in, for so many sequences side by side."""
-        input_dim, hidden_dim, output_dim = self._sizes
-        check_allocatable("a work array", batch, 2 * (input_dim + hidden_dim) + hidden_dim)
-        size = _passes.inference_size(
-            _kernels.current(), input_dim, hidden_dim, output_dim, batch, self._parameters.itemsize
-        )
-        return np.empty(size, self.dtype)
-
-    def step(self, x: ArrayLike, state: State) -> tuple[Array, State]:
+    def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
 
         Parameters
@@ -713,29 +696,36 @@ class LSTMNetwork(_Parametrised):
             Each stream's next input.
         state : State
             From `initial_state`; it is advanced in place.
+        out : ndarray (batch, output_dim), optional
+            What the outputs are written to: C-contiguous, of the network's dtype, and no part of x. With it, and an x
+            that needs no conversion, nothing is allocated but the returned pair and, while the call runs, NumPy's
+            descriptions of the two buffers.
 
         Returns
         -------
         y : ndarray (batch, output_dim)
-            Each stream's output.
+            Each stream's output; `out` if it is given.
         state : State
             The same object.
 
         Raises
         ------
         TypeError, ValueError
-            If x has another shape or does not hold finite real numbers, or the state is of a network of other sizes.
+            If x has another shape or does not hold finite real numbers, if the state is of a network of other sizes, or
+            if `out` is not as above; nothing has changed then.
         """
         if not isinstance(state, State):
             raise TypeError(f"state is {state!r}; expected what initial_state returns")
         dtype = self._parameters.dtype
-        if state.sizes != self._sizes or state.scratch.dtype != dtype:
-            raise ValueError(
-                f"state is of a network {state.sizes} {state.scratch.dtype}; expected {self._sizes} {dtype}"
-            )
-        y = np.empty((state.batch, self._sizes[2]), dtype)
-        if not (type(x) is np.ndarray and state.advance(x, y)):
-            state.advance(as_shape("x", x, dtype, (state.batch, self.input_dim)), y)
+        if state.sizes != self._sizes or state.dtype != dtype:
+            raise ValueError(f"state is of a network {state.sizes} {state.dtype}; expected {self._sizes} {dtype}")
+        y = state.advance(x, out)
+        if y is None:
+            if out is not None:
+                check_output("out", out, dtype, (state.batch, self._sizes[2]))
+            y = state.advance(as_shape("x", x, dtype, (state.batch, self._sizes[0])), out)
+            if y is None:
+                raise ValueError("out shares memory with x; expected an array of its own")
         return y, state
 
 

@@ -147,12 +147,8 @@ class Plan:
             self.gradient = np.zeros_like(parameters)
         self.first = np.empty(batch_size, np.intp)
         self.order = np.arange(len(self.sequences), dtype=np.intp)
+        self.batches = -(-len(self.sequences) // batch_size)  # the last may be smaller
         self.losses, self.norms = np.zeros(self.batches), np.zeros(self.batches)
-
-    @property
-    def batches(self) -> int:
-        """The number of batches of an epoch; the last may be smaller."""
-        return -(-len(self.sequences) // self.batch_size)
 
     def _read_targets(self, Y: Any, output_dim: int) -> tuple[Any, Array, Array]:
         """Return Y for a loss in Python, target rows for the mean squared error, labels for the cross-entropy."""
@@ -214,8 +210,8 @@ class Plan:
     def mean_loss(self) -> float:
         """Return the mean of the batches' losses, each weighted by its sequences."""
         N, size = len(self.sequences), self.batch_size
-        sums = self.losses * size
-        sums[-1] = self.losses[-1] * (N - size * (self.batches - 1))
+        sums = (self.losses * size).tolist()
+        sums[-1] = float(self.losses[-1]) * (N - size * (self.batches - 1))
         return math.fsum(sums) / N
 
     def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lstm_ext import _kernels
 from lstm_ext.checks import Array, Data, as_column, as_number, as_shape, as_size, check_length, make_generator
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
@@ -233,7 +234,7 @@ def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any
             ) from None
         advance(after - step)
         step = after
-    if not np.isfinite(plan.parameters).all():
+    if not _kernels.is_finite(plan.parameters):
         raise NonFiniteError(
             f"parameters are NaN or infinite after epoch {epoch + 1} of {epochs}: try a smaller learning rate"
         )

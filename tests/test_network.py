@@ -189,6 +189,18 @@ def test_without_a_tape_the_results_are_the_same(isa, N):
     assert_same_bits([H, *state], layer_results(lstm, data)[:3])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_runs_of_one_length_among_others(isa, target, dtype):
+    """Neighbours of one length run side by side, up to 192; the last run ends in its middle, one has one sequence."""
+    network, rng = make(LSTMNetwork, 3, 13, 2, dtype=dtype), np.random.default_rng(0)
+    X = [rng.standard_normal((T, 3)).astype(dtype) for T in [4] * 200 + [2] * 7 + [5] + [2] * 3]
+    alone = [network.predict(x[None], target=target)[0] for x in X]
+    assert_same_bits(network.predict(X, target=target), alone)
+    assert_same_bits(network.predict(X[:200], target=target), alone[:200])
+    assert_same_bits(network.predict(np.array(X[:200]), target=target), alone[:200])
+
+
 def test_sequences_of_different_lengths(isa):
     network, rng = make(LSTMNetwork, 3, 13, 2), np.random.default_rng(0)
     X = [rng.standard_normal((T, 3)) for T in (5, 1, 17)]
@@ -302,17 +314,63 @@ def test_streams_advance_by_what_needs_no_conversion_alone(dtype):
     state, x, y = network.initial_state(4), np.ones((4, 3), dtype), np.full((4, 2), 7, dtype)
     wrong = x.copy()
     wrong[3, 2] = np.nan
-    others = [x[:3], x[:, :2], x.T, x[0], x[None], np.ones((8, 3), dtype)[::2], wrong, x.tolist(), None]
+    others = [x[:3], x[:, :2], x.T, x[0], x[None], np.ones((8, 3), dtype)[::2], wrong, unaligned(x), x.tolist(), None]
     others += [x.astype(other) for other in (np.float16, np.int32, np.int64, x.dtype.newbyteorder())]
     for other in others:
-        assert not state.advance(other, y)
+        assert state.advance(other, y) is None
+        assert state.advance(other, None) is None
+    for bad in (y[:3], y[:, :1], y.T, y.astype(np.int32), readonly(y), unaligned(y), y.tolist()):
+        assert state.advance(x, bad) is None
     assert (state.steps, y.min(), y.max()) == (0, 7, 7)
-    for bad in (y[:3], y[:, :1], y.T, y.astype(np.int32), None):
-        with pytest.raises(ValueError, match="y is not as needed"):
-            state.advance(x, bad)
-    assert state.advance(x, y)
+    assert state.advance(x, y) is y
     assert state.steps == 1
     assert_same_bits([y], [network.predict(x[:, None])])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_takes_every_layout(dtype):
+    network = make(LSTMNetwork, 3, 13, 2, dtype=dtype)
+    x = problem((4, 1, 3, 13, 2), dtype).X[:, 0]
+    expected, _ = network.step(x, network.initial_state(4))
+    for variant in VARIANTS.values():
+        state, y = network.initial_state(4), np.empty((4, 2), dtype)
+        assert network.step(variant(x), state, out=y)[0] is y
+        assert state.steps == 1
+        assert_same_bits([y], [expected])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "H", "O"), [(1, 1, 1), (2, 34, 3), (13, 17, 17)])
+def test_a_step_writes_to_out(isa, N, H, O, dtype):
+    network, data = make(LSTMNetwork, 3, H, O, dtype=dtype), problem((N, 5, 3, H, O), dtype)
+    expected, state = network.predict(data.X, target="steps"), network.initial_state(N)
+    y = np.empty((N, O), dtype)
+    for t in range(5):
+        given, again = network.step(data.X[:, t], state, out=y)
+        assert given is y
+        assert again is state
+        assert_same_bits([y], [expected[:, t]])
+
+
+def test_a_step_with_out_allocates_nothing_that_stays():
+    """While it runs NumPy has some hundred bytes to describe buffers, whatever their size; a y would take 400 kB."""
+    network = LSTMNetwork(3, 5, 100, seed=0)
+    state, x, y = network.initial_state(1000), np.ones((1000, 3), np.float32), np.empty((1000, 100), np.float32)
+    repeats = [None] * 100
+    for _ in repeats:
+        network.step(x, state, out=y)
+    tracemalloc.start()
+    try:
+        before, blocks = tracemalloc.get_traced_memory()[0], sys.getallocatedblocks()
+        for _ in repeats:
+            network.step(x, state, out=y)
+        blocks = sys.getallocatedblocks() - blocks
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100
+    assert peak - before < 2000
+    assert blocks < 5
 
 
 def test_results_of_a_step_are_the_callers(isa):
@@ -905,6 +963,44 @@ def test_bad_arguments_are_named(name):
     with pytest.raises(error, match=f"(?s)^{message}"):
         call()
     assert snapshot() == before
+
+
+BAD_OUTPUTS = {
+    "list": ([[0.0] * 4] * 2, TypeError, r"out is \[\[0.0, .*; expected an ndarray"),
+    "masked": (np.ma.zeros((2, 4), "f"), TypeError, "out is masked_array"),
+    "dtype": (np.zeros((2, 4)), TypeError, "out has dtype float64; expected float32"),
+    "byte order": (np.zeros((2, 4), ">f4"), TypeError, "out has dtype >f4; expected float32"),
+    "batch": (np.zeros((3, 4), "f"), ValueError, r"out has shape \(3, 4\); expected \(2, 4\)"),
+    "rank": (np.zeros(8, "f"), ValueError, r"out has shape \(8,\); expected \(2, 4\)"),
+    "read-only": (readonly(np.zeros((2, 4), "f")), ValueError, "out is read-only, not"),
+    "Fortran order": (np.zeros((4, 2), "f").T, ValueError, "out is read-only, not C-contiguous or unaligned; expected"),
+    "strided": (strided(np.zeros((2, 4), "f")), ValueError, "out is read-only, not C-contiguous"),
+    "unaligned": (unaligned(np.zeros((2, 4), "f")), ValueError, "out is read-only, .* or unaligned"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OUTPUTS)
+def test_bad_outputs_are_named(name):
+    out, error, message = BAD_OUTPUTS[name]
+    before, held = snapshot(), np.array(out)
+    for x in (np.ones((2, 2), "f"), [[1, 2], [3, 4]], [[np.nan] * 2] * 2):
+        with pytest.raises(error, match=f"(?s)^{message}"):
+            NETWORK.step(x, STATE, out=out)
+    assert snapshot() == before
+    assert np.array_equal(out, held)
+
+
+def test_outputs_and_inputs_are_apart():
+    network, memory = LSTMNetwork(4, 3, 4, seed=0), np.zeros(17, "f")
+    state, out = network.initial_state(2), memory[4:12].reshape(2, 4)
+    for x in (out, memory[:8].reshape(2, 4), memory[9:].reshape(2, 4), memoryview(out)):
+        with pytest.raises(ValueError, match=r"^out shares memory with x"):
+            network.step(x, state, out=out)
+    assert state.steps == 0
+    assert not memory.any()
+    memory = np.ones(16, "f")
+    network.step(memory[:8].reshape(2, 4), state, out=memory[8:].reshape(2, 4))  # neighbours
+    assert_same_bits([memory[8:].reshape(2, 4)], [network.predict(np.ones((2, 1, 4)))])
 
 
 def test_a_loss_that_is_not_finite_is_told():

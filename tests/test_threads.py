@@ -70,6 +70,8 @@ def results(shape, dtype, num_threads):
     H, state, tape = layer.forward(X, return_tape=True, num_threads=num_threads)
     alone, _ = layer.forward(X, num_threads=num_threads)
     gradients = layer.backward(tape, H, *state, num_threads=num_threads)
+    streams = network.initial_state(batch, num_threads=num_threads)
+    arrays += [network.step(X[:batch, t], streams)[0] for t in range(steps)]
     return [*arrays, np.array(loss), gradient, H, *state, alone, *gradients]
 
 
@@ -226,15 +228,14 @@ def test_a_pool_of_forked_processes_computes_while_others_do():
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process on Windows")
 def test_ctrl_c_ends_a_shared_loop_and_the_next_call_works():
     X, _ = data(64, 2000, 64, 1)
-    network = lstm_ext.LSTMNetwork(64, 256, 1, seed=0)
+    network = lstm_ext.LSTMNetwork(64, 512, 1, seed=0)
     expected = network.predict(X[:, :20], num_threads=4)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            while True:
-                network.predict(X, num_threads=4)
+            network.predict(X, num_threads=4)
     finally:
         timer.cancel()
         signal.signal(signal.SIGINT, before)
@@ -276,6 +277,7 @@ def test_a_bad_number_of_threads_is_refused(value, error, match):
         lambda: lstm_ext.train(network, X, Y[:, -1], num_threads=value),
         lambda: layer.forward(X, num_threads=value),
         lambda: layer.backward(tape, num_threads=value),
+        lambda: network.initial_state(num_threads=value),
     ]
     for call in calls:
         with pytest.raises(error, match=match):

@@ -15,7 +15,10 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
+from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
+
+from numpy import empty, ndarray, zeros
 
 from lstm_ext._kernels cimport (
     SUM_BLOCK, TILE_VECTORS, all_finite, cell_backward, cell_forward, kernels, lanes, matmul, outer, real, table_at,
@@ -294,15 +297,19 @@ cdef int weight_gradient(
 cdef struct Forward:
     # A batch of sequences on its way through the steps: see `sequence_forward`.
     const kernels *table
-    Py_ssize_t steps, batch, input_dim, hidden_dim, ld, slot, slots, C_slot, C_slots, H_steps
+    Py_ssize_t steps, batch, input_dim, hidden_dim, ld, slot, slots, C_slot, C_slots
     Py_ssize_t begin, end, row_parts, unit_parts  # the loop under way
-    const Py_ssize_t *first
+    const Py_ssize_t *first  # NULL: one sequence comes after the other
     const void *rows
     const void *packed
     void *hx
     void *C
     void *gates
-    void *H
+    void *H  # what is kept of every step, or NULL: h, or outputs
+    void *Y
+    Py_ssize_t H_steps, output_dim
+    const void *packed_y
+    const void *b_y
 
 
 cdef void cell_tiles(
@@ -333,14 +340,29 @@ cdef void cell_tiles(
 cdef void fetch(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
     """Put x_t of some sequences beside h_{t-1}."""
     cdef real *x = <real *> f.hx + t % f.slots * f.slot + f.hidden_dim
+    cdef Py_ssize_t row
     for b in range(b, b_end):
-        memcpy(x + b * f.ld, <const real *> f.rows + (f.first[b] + t) * f.input_dim, f.input_dim * sizeof(real))
+        row = t + (f.first[b] if f.first != NULL else b * f.steps)
+        memcpy(x + b * f.ld, <const real *> f.rows + row * f.input_dim, f.input_dim * sizeof(real))
+
+
+cdef int emit_outputs(
+    Call *call, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, real *Y, Py_ssize_t ld,
+) except -1 nogil:
+    """The outputs of step t for some sequences; Y (B, O) rows ld apart."""
+    return multiply(
+        call, f.table, b_end - b, f.output_dim, f.hidden_dim,
+        <const real *> f.hx + (t + 1) % f.slots * f.slot + b * f.ld, f.ld, <const real *> f.packed_y,
+        <const real *> f.b_y, 0, Y + b * ld, ld,
+    )
 
 
 cdef void emit(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
-    """Write h_t of some sequences to H."""
+    """Write what is kept of step t for some sequences."""
     cdef const real *h = <const real *> f.hx + (t + 1) % f.slots * f.slot
     cdef Py_ssize_t H = f.hidden_dim
+    if f.Y != NULL:
+        emit_outputs(NULL, f, t, b, b_end, <real *> f.Y + t * f.output_dim, f.steps * f.output_dim)
     if f.H != NULL:
         for b in range(b, b_end):
             memcpy(<real *> f.H + (b * f.H_steps + t) * H, h + b * f.ld, H * sizeof(real))
@@ -374,7 +396,7 @@ cdef double forward_work(
 
 
 cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
-    """Run all steps of a batch whose arrays and sizes are set."""
+    """Run all steps of a batch whose arrays and sizes are set; the last step is not emitted."""
     cdef Py_ssize_t chunk = 1, blocks = tiles(f.hidden_dim, block_count(f.batch) * lanes(f.table, tag))
     cdef double step_work = forward_work(1, f.batch, f.input_dim, f.hidden_dim)
     f.row_parts, f.unit_parts = rows_apart(call, f.batch, f.input_dim + f.hidden_dim, f.hidden_dim, tag), 1
@@ -389,7 +411,6 @@ cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
         share(
             call, <team_task> forward_part[real], f, f.row_parts * f.unit_parts, (f.end - f.begin) * step_work,
         )
-    emit(f, f.steps - 1, 0, f.batch, tag)
     return 0
 
 
@@ -411,26 +432,9 @@ cdef int sequence_forward(
     f.C, f.C_slots, f.C_slot = &C[0, 0, 0], C.shape[0], C.shape[1] * C.shape[2]
     f.rows, f.first, f.packed = &rows[0, 0], &first[0], &packed[0]
     f.gates = &gates[0, 0, 0] if gates.shape[0] > 0 else NULL
-    f.H, f.H_steps = &H[0, 0, 0] if H.shape[0] > 0 else NULL, H.shape[1]
-    return run_forward(call, &f, &packed[0])
-
-
-cdef int step_forward(
-    Call *call, const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
-    const real *packed, const real *hx, Py_ssize_t ld, const real *C_prev, real *C, real *h, real *gates,
-) except -1 nogil:
-    """One step of B sequences: hx (B, ld) holds [h_prev | x], h goes to rows ld apart; arguments as for the kernel."""
-    cdef Forward f
-    f.table, f.steps, f.batch, f.input_dim, f.hidden_dim = table, 1, batch, input_dim, hidden_dim
-    f.hx, f.slots, f.slot, f.ld = <void *> hx, 2, h - hx, ld
-    f.C, f.C_slots, f.C_slot = <void *> C_prev, 2, C - C_prev
-    f.packed, f.gates, f.H = packed, gates, NULL
-    f.begin, f.end, f.row_parts = 0, 1, 1
-    f.unit_parts = tiles(hidden_dim, block_count(batch) * lanes(table, packed))
-    share(
-        call, <team_task> forward_part[real], &f, f.unit_parts,
-        forward_work(1, batch, input_dim, hidden_dim),
-    )
+    f.H, f.H_steps, f.Y = &H[0, 0, 0] if H.shape[0] > 0 else NULL, H.shape[1], NULL
+    run_forward(call, &f, &packed[0])
+    emit(&f, steps - 1, 0, f.batch, &packed[0])
     return 0
 
 
@@ -581,8 +585,8 @@ def pack_cell_weights(int isa, const real[:, ::1] W, const real[:, ::1] b, real[
 
 
 def forward(
-    int isa, int threads, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[::1] packed,
-    real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
+    int isa, int threads, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first,
+    const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
 ):
     """Run `sequence_forward`."""
     cdef Call call
@@ -621,147 +625,177 @@ def backward(
 
 
 cdef struct Inference:
-    # Where the parts of one scratch array begin: the packed weights, two slots of rows [h | x], and C.
-    Py_ssize_t head, hx, ld, C, b_y, size
+    # A network's sizes, how many sequences run side by side, and where the parts of one scratch array begin: the packed
+    # cell, the packed head, the head's bias, two slots of rows [h | x] that are `ld` apart, and C.
+    Py_ssize_t input_dim, hidden_dim, output_dim, batch, head, b_y, hx, ld, C, size
 
 
-cdef Inference lay_out(
-    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, Py_ssize_t batch,
-    const real *tag,
-) noexcept nogil:
+cdef int lay_out(int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, Inference *at) except -1:
     """Every part begins on a cache line if the first does; a row has an odd number of them, so that no stack of rows
     falls into one set of the cache.
     """
-    cdef Py_ssize_t V = lanes(table, tag), line = 64 // sizeof(real), K = input_dim + hidden_dim
-    cdef Inference at
-    at.head = tiles(hidden_dim, V) * (1 + K) * TILE_VECTORS * V
-    at.hx = at.head + tiles(panels_size(hidden_dim, output_dim, V), line) * line
+    cdef const kernels *table = table_at(isa)
+    cdef Py_ssize_t V = table.f32.lanes if itemsize == sizeof(float) else table.f64.lanes, line = 64 // itemsize, K
+    at.input_dim, at.hidden_dim, at.output_dim = sizes
+    at.batch = batch
+    K = at.input_dim + at.hidden_dim
+    at.head = tiles(at.hidden_dim, V) * (1 + K) * TILE_VECTORS * V
+    at.b_y = at.head + tiles(panels_size(at.hidden_dim, at.output_dim, V), line) * line
+    at.hx = at.b_y + tiles(at.output_dim, line) * line
     at.ld = (tiles(K, line) | 1) * line
     at.C = at.hx + 2 * batch * at.ld
-    at.b_y = at.C + batch * hidden_dim
-    at.size = at.b_y + output_dim + line  # one line more, to begin on one
-    return at
+    at.size = at.C + batch * at.hidden_dim + line  # one line more, to begin on one
+    return 0
+
+
+cdef inline void *first_line(void *scratch) noexcept nogil:
+    """The first cache line's beginning at or after an address."""
+    return <char *> scratch + (-<Py_ssize_t> scratch & 63)
 
 
 cdef void pack_network(
-    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, const real *parameters,
-    const Inference *at, real *packed,
+    const kernels *table, const Inference *at, const real *parameters, real *packed,
 ) noexcept nogil:
     """Pack the network's flat vector: cell, head, and the head's bias as it is."""
-    cdef const real *bias = parameters + 4 * hidden_dim * (hidden_dim + input_dim)
-    cdef const real *W_y = bias + 4 * hidden_dim
-    pack_cell(table, input_dim, hidden_dim, parameters, bias, packed)
-    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head)
-    memcpy(packed + at.b_y, W_y + output_dim * hidden_dim, output_dim * sizeof(real))
+    cdef const real *b = parameters + 4 * at.hidden_dim * (at.hidden_dim + at.input_dim)
+    cdef const real *W_y = b + 4 * at.hidden_dim
+    pack_cell(table, at.input_dim, at.hidden_dim, parameters, b, packed)
+    pack_panels(table, at.hidden_dim, at.output_dim, W_y, 1, at.hidden_dim, packed + at.head)
+    memcpy(packed + at.b_y, W_y + at.output_dim * at.hidden_dim, at.output_dim * sizeof(real))
 
 
-cdef inline real *first_line(real *scratch) noexcept nogil:
-    """The first cache line's beginning at or after an address."""
-    return scratch + (-<Py_ssize_t> scratch & 63) // <Py_ssize_t> sizeof(real)
+cdef Forward forward_of(
+    const kernels *table, const Inference *at, const real *packed, real *hx, real *C,
+) noexcept nogil:
+    """What is the same for every batch that a network runs; packed from `pack_network`."""
+    cdef Forward f
+    f.table, f.input_dim, f.hidden_dim, f.output_dim = table, at.input_dim, at.hidden_dim, at.output_dim
+    f.hx, f.slots, f.slot, f.ld = hx, 2, at.batch * at.ld, at.ld
+    f.C, f.C_slots, f.C_slot = C, 1, 0
+    f.packed, f.packed_y, f.b_y = packed, packed + at.head, packed + at.b_y
+    f.first, f.gates, f.H, f.Y = NULL, NULL, NULL, NULL
+    return f
 
 
-def inference_size(
-    int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, Py_ssize_t batch, Py_ssize_t itemsize,
-) -> int:
-    """Return the elements of scratch that `infer` needs for so many sequences side by side."""
-    if itemsize == sizeof(float):
-        return lay_out[float](table_at(isa), input_dim, hidden_dim, output_dim, batch, zeros_f32).size
-    return lay_out[double](table_at(isa), input_dim, hidden_dim, output_dim, batch, zeros_f64).size
+cdef inline Py_ssize_t start_of(const Py_ssize_t *offsets, Py_ssize_t length, Py_ssize_t n) noexcept nogil:
+    """Where sequence n begins: by the table of offsets, or by the length that all have."""
+    return offsets[n] if offsets != NULL else n * length
+
+
+cdef int run_sequences(
+    Call *call, const kernels *table, const Inference *at, const real *packed, real *hx, Py_ssize_t first,
+    Py_ssize_t last, const real *rows, const Py_ssize_t *offsets, Py_ssize_t length, bint every_step, real *Y,
+) except -1 nogil:
+    """Run sequences `first` to `last - 1` from zero states. Neighbours of one length run side by side.
+
+    packed  from `pack_network`
+    hx      scratch for the states, from at.hx to at.size
+    rows    (sum T, I); sequence n begins at start_of(offsets, length, n)
+    Y       (sum T, O) if every_step, else (N, O); out
+    """
+    cdef Forward f = forward_of(table, at, packed, hx, hx + at.C - at.hx)
+    cdef Py_ssize_t n = first, start, b
+    cdef real *y
+    while n < last:
+        start = start_of(offsets, length, n)
+        f.steps, f.batch = start_of(offsets, length, n + 1) - start, 1
+        for b in range(1, min(at.batch, last - n)):
+            if start_of(offsets, length, n + b + 1) != start + (b + 1) * f.steps:
+                break
+            f.batch += 1
+        f.rows = rows + start * at.input_dim
+        y = Y + (start if every_step else n) * at.output_dim
+        f.Y = y if every_step else NULL
+        memset(f.C, 0, f.batch * at.hidden_dim * sizeof(real))
+        for b in range(f.batch):
+            memset(hx + b * at.ld, 0, at.hidden_dim * sizeof(real))
+        run_forward(call, &f, packed)
+        if every_step:
+            emit_outputs(call, &f, f.steps - 1, 0, f.batch, y + (f.steps - 1) * at.output_dim, f.steps * at.output_dim)
+        else:
+            emit_outputs(call, &f, f.steps - 1, 0, f.batch, y, at.output_dim)
+        n += f.batch
+    return 0
+
+
+cdef int run_network(
+    int threads, const kernels *table, const Inference *at, const real *parameters, real *scratch, Py_ssize_t N,
+    const real *rows, const Py_ssize_t *offsets, Py_ssize_t length, bint every_step, real *Y,
+) except -1 nogil:
+    """Pack the weights and run N sequences; arguments as for `run_sequences`."""
+    cdef Call call
+    begin(&call, threads)
+    try:
+        pack_network(table, at, parameters, scratch)
+        run_sequences(
+            &call, table, at, <const real *> scratch, scratch + at.hx, 0, N, rows, offsets, length, every_step, Y,
+        )
+    finally:
+        end(&call)
+    return 0
 
 
 def infer(
-    int isa, int threads, Py_ssize_t batch_size, Py_ssize_t hidden_dim, const real[::1] parameters, const real[:, ::1] rows,
-    const Py_ssize_t[::1] offsets, bint every_step, real[::1] scratch, real[:, ::1] Y,
+    int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, rows, const Py_ssize_t[::1] offsets,
+    bint every_step,
 ):
-    """Run N sequences from zero states and keep nothing but their outputs.
+    """Run N sequences from zero states and return their outputs; None if `rows` cannot be taken as it is.
 
-    parameters  the network's flat vector
-    rows        (sum T, I); sequence n is rows[offsets[n]:offsets[n + 1]]. Neighbours of one length run side by side,
-                up to `batch_size` of them
-    scratch     from `inference_size`
-    Y           (sum T, O) if every_step, else (N, O); out
+    batch_size  the most sequences that run side by side
+    parameters  the flat vector of a network of `sizes`
+    rows        (N, T, I), or (sum T, I) with `offsets`: sequence n is rows[offsets[n]:offsets[n + 1]]; a finite
+                C-contiguous array of the parameters' dtype
+    returned    (N, O); or of every step (N, T, O), or (sum T, O) with `offsets`
     """
-    cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t N = offsets.shape[0] - 1, input_dim = rows.shape[1], output_dim = Y.shape[1], n = 0, b, t
-    cdef Py_ssize_t batch, steps
-    cdef Inference at = lay_out(table, input_dim, hidden_dim, output_dim, batch_size, &parameters[0])
-    cdef real *packed = first_line(&scratch[0])
-    cdef const real *b_y = packed + at.b_y
-    cdef real *C = packed + at.C
-    cdef real *now
-    cdef real *then
-    cdef Call call
-    threads = recruit(threads, forward_work(1, rows.shape[0], input_dim, hidden_dim))
+    cdef Py_buffer weights, X
+    cdef Py_ssize_t shape[3]
+    cdef bint ragged = offsets is not None, finite
+    cdef int ndim = 2 if ragged else 3
+    cdef Inference at
+    get_buffer(parameters, &weights)
+    if not get_array(rows, &X, weights.itemsize, ndim, shape):
+        return None
     with nogil:
-        begin(&call, threads)
-        try:
-            pack_network(table, input_dim, hidden_dim, output_dim, &parameters[0], &at, packed)
-            while n < N:
-                steps = offsets[n + 1] - offsets[n]
-                batch = 1
-                while batch < batch_size and n + batch < N and offsets[n + batch + 1] - offsets[n + batch] == steps:
-                    batch += 1
-                then = packed + at.hx
-                now = then + batch_size * at.ld
-                memset(C, 0, batch * hidden_dim * sizeof(real))
-                for b in range(batch):
-                    memset(then + b * at.ld, 0, hidden_dim * sizeof(real))
-                for t in range(steps):
-                    now, then = then, now
-                    for b in range(batch):
-                        memcpy(now + b * at.ld + hidden_dim, &rows[offsets[n + b] + t, 0], input_dim * sizeof(real))
-                    step_forward(
-                        &call, table, batch, input_dim, hidden_dim, <const real *> packed, <const real *> now, at.ld,
-                        <const real *> C, C, then, <real *> NULL,
-                    )
-                    if every_step:
-                        multiply(
-                            &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
-                            <const real *> (packed + at.head), b_y, 0, &Y[offsets[n] + t, 0], steps * output_dim,
-                        )
-                if not every_step:
-                    multiply(
-                        &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
-                        <const real *> (packed + at.head), b_y, 0, &Y[n, 0], output_dim,
-                    )
-                n += batch
-        finally:
-            end(&call)
-
-
-cdef void *begin_streams(
-    const kernels *table, Py_ssize_t hidden_dim, Py_ssize_t batch, const real[::1] parameters, real[::1] scratch,
-    const Inference *at, Py_ssize_t input_dim, Py_ssize_t output_dim,
-) noexcept:
-    """Pack the weights, put the states to zero, and return where the scratch's first cache line begins."""
-    cdef real *packed = first_line(&scratch[0])
-    pack_network(table, input_dim, hidden_dim, output_dim, &parameters[0], at, packed)
-    memset(packed + at.hx, 0, (at.b_y - at.hx) * sizeof(real))
-    return packed
+        finite = all_finite(&X)
+    cdef Py_ssize_t N = offsets.shape[0] - 1 if ragged else shape[0], length = 0 if ragged else shape[1]
+    cdef const Py_ssize_t *starts = &offsets[0] if ragged else NULL
+    lay_out(isa, sizes, min(N, batch_size), weights.itemsize, &at)
+    if shape[ndim - 1] != at.input_dim or X.len == 0 or not finite:
+        return None
+    Y = empty((*rows.shape[:ndim - 1], at.output_dim) if every_step else (N, at.output_dim), parameters.dtype)
+    scratch = empty(at.size, parameters.dtype)
+    cdef const kernels *table = table_at(isa)
+    cdef void *y = first_byte(Y)
+    cdef void *work = first_line(first_byte(scratch))
+    threads = recruit(threads, forward_work(1, X.len // (X.itemsize * at.input_dim), at.input_dim, at.hidden_dim))
+    with nogil:
+        if weights.itemsize == sizeof(float):
+            run_network[float](
+                threads, table, &at, <const float *> weights.buf, <float *> work, N, <const float *> X.buf, starts,
+                length, every_step, <float *> y,
+            )
+        else:
+            run_network[double](
+                threads, table, &at, <const double *> weights.buf, <double *> work, N, <const double *> X.buf, starts,
+                length, every_step, <double *> y,
+            )
+    return Y
 
 
 cdef int advance_streams(
-    const kernels *table, Py_ssize_t t, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
-    Py_ssize_t output_dim, real *packed, const Inference *at, const real *x, real *y,
+    int threads, const kernels *table, const Inference *at, bint odd, real *packed, const real *x, real *y,
 ) except -1 nogil:
-    """Step t of B streams: x (B, I), y (B, O) out."""
-    cdef real *now = packed + at.hx + t % 2 * batch * at.ld
-    cdef real *then = packed + at.hx + (t + 1) % 2 * batch * at.ld
-    cdef real *C = packed + at.C
-    cdef Py_ssize_t b
+    """A step of B streams, an even or an odd one; x (B, I), y (B, O) out."""
+    cdef Forward f = forward_of(table, at, <const real *> packed, packed + at.hx, packed + at.C)
     cdef Call call
-    begin(&call, 1)
+    f.rows, f.steps, f.batch = x, 1, at.batch
+    if odd:
+        f.hx, f.slot = <real *> f.hx + f.slot, -f.slot
+    begin(&call, threads)
+    call.signals.deadline = INFINITY  # a step that is begun is ended
     try:
-        for b in range(batch):
-            memcpy(now + b * at.ld + hidden_dim, x + b * input_dim, input_dim * sizeof(real))
-        step_forward(
-            &call, table, batch, input_dim, hidden_dim, <const real *> packed, <const real *> now, at.ld,
-            <const real *> C, C, then, <real *> NULL,
-        )
-        multiply(
-            &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,
-            <const real *> (packed + at.head), <const real *> (packed + at.b_y), 0, y, output_dim,
-        )
+        run_forward(&call, &f, x)
+        emit_outputs(&call, &f, 0, 0, f.batch, y, at.output_dim)
     finally:
         end(&call)
     return 0
@@ -769,90 +803,100 @@ cdef int advance_streams(
 
 @cython.auto_pickle(False)
 cdef class Streams:
-    """The packed weights and the states of B streams, in one scratch array from `inference_size`."""
+    """The packed weights and the states of B streams, in one scratch array."""
 
     cdef readonly tuple sizes
     cdef readonly Py_ssize_t batch, steps
-    cdef readonly object scratch
-    cdef Py_ssize_t input_dim, hidden_dim, output_dim, itemsize
+    cdef readonly object dtype, scratch
+    cdef Py_ssize_t itemsize
+    cdef int threads
+    cdef tuple shape
     cdef const kernels *table
     cdef Inference at
     cdef void *packed
 
-    def __init__(self, int isa, tuple sizes, Py_ssize_t batch, parameters, scratch):
-        self.input_dim, self.hidden_dim, self.output_dim = self.sizes = sizes
-        self.batch, self.scratch, self.itemsize, self.table = batch, scratch, scratch.itemsize, table_at(isa)
+    def __init__(self, int isa, int threads, tuple sizes, Py_ssize_t batch, parameters):
+        cdef Py_buffer weights
+        get_buffer(parameters, &weights)
+        lay_out(isa, sizes, batch, weights.itemsize, &self.at)
+        self.threads = threads
+        self.sizes, self.batch, self.dtype, self.shape = sizes, batch, parameters.dtype, (batch, self.at.output_dim)
+        self.table, self.itemsize, self.scratch = table_at(isa), weights.itemsize, zeros(self.at.size, self.dtype)
+        self.packed = first_line(first_byte(self.scratch))
         if self.itemsize == sizeof(float):
-            self.at = lay_out[float](
-                self.table, self.input_dim, self.hidden_dim, self.output_dim, batch, zeros_f32,
-            )
-            self.packed = begin_streams[float](
-                self.table, self.hidden_dim, batch, parameters, scratch, &self.at, self.input_dim, self.output_dim,
-            )
+            pack_network[float](self.table, &self.at, <const float *> weights.buf, <float *> self.packed)
         else:
-            self.at = lay_out[double](
-                self.table, self.input_dim, self.hidden_dim, self.output_dim, batch, zeros_f64,
-            )
-            self.packed = begin_streams[double](
-                self.table, self.hidden_dim, batch, parameters, scratch, &self.at, self.input_dim, self.output_dim,
-            )
+            pack_network[double](self.table, &self.at, <const double *> weights.buf, <double *> self.packed)
 
-    def advance(self, x, y) -> bool:
-        """Write the outputs of one step to y (B, O); False, and nothing done, if x is not a finite array (B, I)."""
-        cdef Py_buffer from_x, to_y
-        if not self.get_rows(x, &from_x, self.input_dim, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT):
-            return False
-        try:
-            if not all_finite(&from_x):
-                return False
-            if not self.get_rows(y, &to_y, self.output_dim, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE):
-                raise ValueError("y is not as needed")
-            try:
-                self.run(from_x.buf, to_y.buf)
-            finally:
-                PyBuffer_Release(&to_y)
-        finally:
-            PyBuffer_Release(&from_x)
+    def advance(self, x, y):
+        """Run one step on x (B, I), write the outputs to y (B, O), a new array if it is None, and return it.
+
+        Nothing is done and None returned if x or y cannot be taken as they are: x finite, y writable and apart from x.
+        """
+        cdef Py_buffer X, Y
+        cdef int threads
+        if not self.get_rows(x, &X, self.at.input_dim) or not all_finite(&X):
+            return None
+        if y is None:
+            y = empty(self.shape, self.dtype)
+        if not self.get_rows(y, &Y, self.at.output_dim, PyBUF_WRITABLE):
+            return None
+        if <char *> X.buf < <char *> Y.buf + Y.len and <char *> Y.buf < <char *> X.buf + X.len:
+            return None
+        threads = recruit(self.threads, forward_work(1, self.batch, self.at.input_dim, self.at.hidden_dim))
+        with nogil:
+            if self.itemsize == sizeof(float):
+                advance_streams[float](
+                    threads, self.table, &self.at, self.steps % 2, <float *> self.packed, <const float *> X.buf,
+                    <float *> Y.buf,
+                )
+            else:
+                advance_streams[double](
+                    threads, self.table, &self.at, self.steps % 2, <double *> self.packed, <const double *> X.buf,
+                    <double *> Y.buf,
+                )
         self.steps += 1
-        return True
+        return y
 
     def state(self) -> tuple[int, int, int]:
         """Return the elements of scratch at which h and C begin, and those between two rows of h."""
         cdef Py_ssize_t first = (<char *> self.packed - <char *> first_byte(self.scratch)) // self.itemsize
         return first + self.at.hx + self.steps % 2 * self.batch * self.at.ld, first + self.at.C, self.at.ld
 
-    cdef bint get_rows(self, object array, Py_buffer *view, Py_ssize_t columns, int flags) except -1:
+    cdef bint get_rows(self, object array, Py_buffer *view, Py_ssize_t columns, int flags=0) except -1:
         """Get an array's buffer if it is (B, columns) and of our type."""
-        cdef char code = c"f" if self.itemsize == sizeof(float) else c"d"
-        try:
-            PyObject_GetBuffer(array, view, flags)
-        except (BufferError, TypeError, ValueError):
-            return False
-        if (
-            view.ndim == 2 and view.shape[0] == self.batch and view.shape[1] == columns
-            and view.format[0] == code and view.format[1] == 0
-        ):
-            return True
-        PyBuffer_Release(view)
-        return False
+        cdef Py_ssize_t shape[2]
+        return (
+            get_array(array, view, self.itemsize, 2, shape, flags) and shape[0] == self.batch and shape[1] == columns
+        )
 
-    cdef int run(self, const void *x, void *y) except -1:
-        with nogil:
-            if self.itemsize == sizeof(float):
-                advance_streams[float](
-                    self.table, self.steps, self.batch, self.input_dim, self.hidden_dim, self.output_dim,
-                    <float *> self.packed, &self.at, <const float *> x, <float *> y,
-                )
-            else:
-                advance_streams[double](
-                    self.table, self.steps, self.batch, self.input_dim, self.hidden_dim, self.output_dim,
-                    <double *> self.packed, &self.at, <const double *> x, <double *> y,
-                )
-        return 0
+
+cdef int get_buffer(object array, Py_buffer *view) except -1:
+    """Get the buffer of an array that we hold, and that therefore keeps its memory."""
+    PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS)
+    PyBuffer_Release(view)
+    return 0
 
 
 cdef void *first_byte(object array) except NULL:
     cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
-    PyBuffer_Release(&view)
+    get_buffer(array, &view)
     return view.buf
+
+
+cdef bint get_array(
+    object array, Py_buffer *view, Py_ssize_t itemsize, int ndim, Py_ssize_t *shape, int flags=0,
+) except -1:
+    """Get an array's buffer and shape if it is a C-contiguous ndarray of floats of this size, with so many axes."""
+    cdef char code = c"f" if itemsize == sizeof(float) else c"d"
+    if type(array) is not ndarray:
+        return False
+    try:
+        PyObject_GetBuffer(array, view, flags | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS)
+    except (BufferError, TypeError, ValueError):
+        return False
+    cdef bint fits = view.ndim == ndim and view.format[0] == code and view.format[1] == 0
+    if fits:
+        memcpy(shape, view.shape, ndim * sizeof(Py_ssize_t))
+    PyBuffer_Release(view)
+    return fits

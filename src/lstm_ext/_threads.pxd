@@ -3,8 +3,7 @@ cdef extern from "team.h" nogil:
 
 
 cdef struct Timer:
-    double work
-    double deadline
+    double work, seconds, deadline
 
 
 # One call into the compiled half: until it ends denormals are flushed, signals are checked from time to time, and the

@@ -52,19 +52,20 @@ cdef void end(Call *call) noexcept nogil:
 
 
 cdef void start_timer(Timer *timer, double seconds) noexcept nogil:
-    timer.work = 0
-    timer.deadline = wall_seconds() + seconds
+    timer.work, timer.seconds, timer.deadline = 0, seconds, 0
 
 
 cdef bint elapsed(Timer *timer, double work) noexcept nogil:
-    """Whether the deadline has passed; looks at the clock only after every so many multiply-adds.
+    """Whether the seconds have passed; looks at the clock only after every so many multiply-adds.
 
-    What costs time beside them is counted as 500 for each call.
+    What costs time beside them is counted as 500 for each call. The seconds begin with the first look.
     """
     timer.work += work + 500
     if timer.work < 1e7:
         return False
     timer.work = 0
+    if timer.deadline == 0:
+        timer.deadline = wall_seconds() + timer.seconds
     return wall_seconds() >= timer.deadline
 
 
