@@ -161,6 +161,7 @@ static const TABLE NAME(table) = {
 #undef FMA
 #undef K
 #undef EACH_VECTOR
+#undef EACH
 #undef LOAD_ROWS
 #undef STORE_ROWS
 #undef MULTIPLY_ADD
