@@ -17,13 +17,17 @@ cdef void start_timer(Timer *timer, double seconds) noexcept nogil
 cdef bint elapsed(Timer *timer, double work) noexcept nogil
 cdef int check_signals(Call *call, double work) except -1 nogil
 
+cdef Py_ssize_t cell_blocks(const kernels *table, Py_ssize_t hidden_dim, const real *tag) noexcept nogil
+cdef Py_ssize_t panel_count(const kernels *table, Py_ssize_t columns, const real *tag) noexcept nogil
+
 cdef void pack_cell(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
+    Py_ssize_t first, Py_ssize_t last,
 ) noexcept nogil
 
 cdef void pack_panels(
     const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
-    Py_ssize_t column_stride, real *panels,
+    Py_ssize_t column_stride, real *panels, Py_ssize_t first, Py_ssize_t last,
 ) noexcept nogil
 
 cdef int multiply(

@@ -20,7 +20,7 @@ from libc.string cimport memcpy, memset
 
 from lstm_ext._kernels cimport (
     TILE_VECTORS, all_finite, cell_backward, cell_forward, denormals_flush, denormals_restore, kernels, lanes, matmul,
-    outer, real, table_at, tile_rows, wall_seconds, zeros_f32, zeros_f64,
+    outer, real, table_at, tile_rows, transpose, wall_seconds, zeros_f32, zeros_f64,
 )
 
 # The block of dy that one pass of a weight gradient works on. A sum goes on from the stored partial result, so the
@@ -89,48 +89,64 @@ cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) 
     return depth * (whole + (panel_width(columns - whole, V) if columns > whole else 0))
 
 
+cdef Py_ssize_t cell_blocks(const kernels *table, Py_ssize_t hidden_dim, const real *tag) noexcept nogil:
+    """The blocks of `pack_cell`."""
+    return tiles(hidden_dim, lanes(table, tag))
+
+
+cdef Py_ssize_t panel_count(const kernels *table, Py_ssize_t columns, const real *tag) noexcept nogil:
+    """The panels of `pack_panels`."""
+    return tiles(columns, TILE_VECTORS * lanes(table, tag))
+
+
 cdef void pack_cell(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
+    Py_ssize_t first, Py_ssize_t last,
 ) noexcept nogil:
-    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them."""
-    cdef Py_ssize_t V = lanes(table, W), K = hidden_dim + input_dim, block, u, units, g, j, k
-    cdef const real *row
-    cdef real *lane
-    for block in range(tiles(hidden_dim, V)):
-        u = block * V
-        units = min(V, hidden_dim - u)
-        if units < V:
-            memset(packed, 0, (1 + K) * TILE_VECTORS * V * sizeof(real))
+    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them.
+
+    Packs the blocks from `first` up to `last`; `packed` is that of all.
+    """
+    cdef Py_ssize_t V = lanes(table, W), K = hidden_dim + input_dim, ld = TILE_VECTORS * V, block, units, g, row
+    cdef real *to
+    for block in range(first, last):
+        units = min(V, hidden_dim - block * V)
         for g in range(TILE_VECTORS):
-            for j in range(units):
-                row = W + (g * hidden_dim + u + j) * K
-                lane = packed + g * V + j
-                lane[0] = b[g * hidden_dim + u + j]
-                lane += TILE_VECTORS * V
-                for k in range(input_dim):
-                    lane[k * TILE_VECTORS * V] = row[hidden_dim + k]
-                lane += input_dim * TILE_VECTORS * V
-                for k in range(hidden_dim):
-                    lane[k * TILE_VECTORS * V] = row[k]
-        packed += (1 + K) * TILE_VECTORS * V
+            row = g * hidden_dim + block * V
+            to = packed + block * (1 + K) * ld + g * V
+            transpose(table, units, 1, b + row, 1, to, ld)
+            transpose(table, units, input_dim, W + row * K + hidden_dim, K, to + ld, ld)
+            transpose(table, units, hidden_dim, W + row * K, K, to + (1 + input_dim) * ld, ld)
 
 
 cdef void pack_panels(
     const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
-    Py_ssize_t column_stride, real *panels,
+    Py_ssize_t column_stride, real *panels, Py_ssize_t first, Py_ssize_t last,
 ) noexcept nogil:
-    """panels: for each group of up to 4 V columns of B (depth, columns) an array (depth, width), padded with zeros."""
-    cdef Py_ssize_t V = lanes(table, B), first = 0, width, count, k, j
-    while first < columns:
-        width = panel_width(columns - first, V)
-        count = min(width, columns - first)
-        for k in range(depth):
-            for j in range(count):
-                panels[j] = B[k * row_stride + (first + j) * column_stride]
-            for j in range(count, width):
-                panels[j] = 0
-            panels += width
-        first += width
+    """panels: for each group of up to 4 V columns of B (depth, columns) an array (depth, width), padded with zeros.
+
+    One of the strides is 1. Packs the panels from `first` up to `last`; `panels` is that of all.
+    """
+    cdef Py_ssize_t V = lanes(table, B), panel, column, width, count, j, k
+    cdef const real *source
+    cdef real *to
+    for panel in range(first, last):
+        column = panel * TILE_VECTORS * V
+        width = panel_width(columns - column, V)
+        count = min(width, columns - column)
+        source = B + column * column_stride
+        to = panels + column * depth
+        if row_stride == 1:
+            for j in range(width // V):
+                transpose(
+                    table, max(0, min(V, count - j * V)), depth, source + j * V * column_stride, column_stride,
+                    to + j * V, width,
+                )
+        else:
+            for k in range(depth):
+                memcpy(to, source + k * row_stride, count * sizeof(real))
+                memset(to + count, 0, (width - count) * sizeof(real))
+                to += width
 
 
 cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept nogil:
@@ -387,9 +403,13 @@ def packed_sizes(int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_
 
 def pack_cell_weights(int isa, const real[:, ::1] W, const real[:, ::1] b, real[::1] packed):
     """Pack W (4H, H + I) and b (4H, 1) for `forward` and `step`."""
+    cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t hidden_dim = W.shape[0] // 4
     with nogil:
-        pack_cell(table_at(isa), W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
+        pack_cell(
+            table, W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0], 0,
+            cell_blocks(table, hidden_dim, &W[0, 0]),
+        )
 
 
 def forward(
@@ -419,9 +439,15 @@ def backward(
     with nogil:
         begin(&call)
         try:
-            pack_panels(table, 4 * hidden_dim, hidden_dim, &W[0, 0], K, 1, &packed_h[0])
+            pack_panels(
+                table, 4 * hidden_dim, hidden_dim, &W[0, 0], K, 1, &packed_h[0], 0,
+                panel_count(table, hidden_dim, &W[0, 0]),
+            )
             if packed_x.shape[0] > 0:
-                pack_panels(table, 4 * hidden_dim, K - hidden_dim, &W[0, hidden_dim], K, 1, &packed_x[0])
+                pack_panels(
+                    table, 4 * hidden_dim, K - hidden_dim, &W[0, hidden_dim], K, 1, &packed_x[0], 0,
+                    panel_count(table, K - hidden_dim, &W[0, 0]),
+                )
             sequence_backward(
                 &call, table, steps, batch, K - hidden_dim, hx, C, gates, packed_h, packed_x, dH, True, dh, dC, dX,
                 &dW[0, 0], &db[0, 0], dz, panels,
@@ -460,8 +486,13 @@ cdef void pack_network(
     """Pack the network's flat vector: cell, head, and the head's bias as it is."""
     cdef const real *bias = parameters + 4 * hidden_dim * (hidden_dim + input_dim)
     cdef const real *W_y = bias + 4 * hidden_dim
-    pack_cell(table, input_dim, hidden_dim, parameters, bias, packed)
-    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head)
+    pack_cell(
+        table, input_dim, hidden_dim, parameters, bias, packed, 0, cell_blocks(table, hidden_dim, parameters),
+    )
+    pack_panels(
+        table, hidden_dim, output_dim, W_y, 1, hidden_dim, packed + at.head, 0,
+        panel_count(table, output_dim, parameters),
+    )
     memcpy(packed + at.b_y, W_y + output_dim * hidden_dim, output_dim * sizeof(real))
 
 

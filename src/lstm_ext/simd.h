@@ -116,6 +116,37 @@ INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
             body(j_, (count) - j_);                                                                                    \
     } while (0)
 
+/* x0 y0 x1 y1 ...: the lower and the upper half of the lanes of x and y, interleaved. */
+#define LANES_2(from, y) from, y + from
+#define LANES_4(from, y) LANES_2(from, y), LANES_2(from + 1, y)
+#define LANES_8(from, y) LANES_4(from, y), LANES_4(from + 2, y)
+#define LANES_16(from, y) LANES_8(from, y), LANES_8(from + 4, y)
+#if VECTOR_BYTES == 64 && !REAL_IS_DOUBLE
+#define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_16(upper * 8, 16))
+#elif VECTOR_BYTES == 64 || (VECTOR_BYTES == 32 && !REAL_IS_DOUBLE)
+#define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_8(upper * 4, 8))
+#elif VECTOR_BYTES == 32 || !REAL_IS_DOUBLE
+#define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_4(upper * 2, 4))
+#else
+#define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_2(upper, 2))
+#endif
+
+/* Transposes V vectors. Interleaving the first half with the second doubles every element's place modulo V^2 - 1;
+   done log2(V) times, this exchanges its row and its column. */
+INLINE void NAME(transpose_square)(vec *rows)
+{
+    UNROLL for (int step = 1; step < V; step *= 2)
+    {
+        vec shuffled[V];
+        UNROLL for (int j = 0; j < V / 2; j++)
+        {
+            shuffled[2 * j] = INTERLEAVE(rows[j], rows[j + V / 2], 0);
+            shuffled[2 * j + 1] = INTERLEAVE(rows[j], rows[j + V / 2], 1);
+        }
+        UNROLL for (int j = 0; j < V; j++) rows[j] = shuffled[j];
+    }
+}
+
 #define FMA(a, b, c) NAME(fma)(a, b, c)
 #define K(c) NAME(broadcast)((real)(c))
 

@@ -100,6 +100,31 @@ static void NAME(outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, cons
         break;                                                                                                         \
     }
 
+/* Columns k to k + n of the rows, n <= V. */
+INLINE void NAME(transpose_block)(ptrdiff_t rows, ptrdiff_t n, const real *A, ptrdiff_t lda, real *B, ptrdiff_t ldb)
+{
+    vec block[V];
+    UNROLL for (int j = 0; j < V; j++) block[j] = j < rows ? NAME(load_n)(A + j * lda, n) : K(0);
+    NAME(transpose_square)(block);
+    UNROLL for (int k = 0; k < V; k++) if (k < n) NAME(store)(B + k * ldb, block[k]);
+}
+
+static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t depth, const real *A, ptrdiff_t lda, real *B, ptrdiff_t ldb)
+{
+    ptrdiff_t k = 0;
+    if (rows * depth <= 2 * V) /* not worth a square */
+        for (; k < depth; k++) {
+            NAME(store)(B + k * ldb, K(0));
+            for (ptrdiff_t j = 0; j < rows; j++)
+                B[k * ldb + j] = A[j * lda + k];
+        }
+    if (rows == V)
+        for (; k + V <= depth; k += V)
+            NAME(transpose_block)(V, V, A + k, lda, B + k * ldb, ldb);
+    for (; k < depth; k += V)
+        NAME(transpose_block)(rows, depth - k < V ? depth - k : V, A + k, lda, B + k * ldb, ldb);
+}
+
 /* The gates of V units from their pre-activations z (4), side by side. */
 INLINE void NAME(activate_gates)(vec *z)
 {
