@@ -804,10 +804,6 @@ def _chunks(X: Array, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, len(X))) for start in range(0, len(X), size))
 
 
-def _pack_cell(cell: LSTMCell, work: Activations) -> None:
-    _passes.pack_cell_weights(work.isa, cell._W, cell._b, work.scratch_packed)
-
-
 def _forward(
     cell: LSTMCell, X: Array, h0: Array, C0: Array, threads: int, *, keep: bool = False, want_H: bool = False
 ) -> tuple[Array, Array, Array, Tape | None]:
@@ -819,7 +815,7 @@ def _forward(
     size = N if keep else min(N, _INFERENCE_ROWS)
     shape = Shape(T, size, I, hidden_dim, 1, dtype, _kernels.current())
     work = Activations(shape, keep="all" if keep else "latest")
-    _pack_cell(cell, work)
+    _passes.pack_cell_weights(work.isa, threads, cell._W, cell._b, work.scratch_packed)
     rows = X.reshape(N * T, I)
     for part in _chunks(X, size):
         count = part.stop - part.start

@@ -35,7 +35,7 @@ cdef int head_forward(
 ) except -1 nogil:
     """outputs = b_y + W_y h of every slot; outputs (>= slots, >= B, O) with the rows of the slots in use packed."""
     cdef Py_ssize_t output_dim = outputs.shape[2], s
-    pack_panels(table, hidden_dim, output_dim, W_y, 1, hidden_dim, &packed[0])
+    pack_panels(call, table, hidden_dim, output_dim, W_y, 1, hidden_dim, &packed[0])
     for s in range(slots):
         multiply(
             call, table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2], &packed[0], b_y, 0,
@@ -51,7 +51,7 @@ cdef int head_backward(
     """doutputs W_y: to dH (>= B, >= T, H) of every step, with dh zero; or to dh (>= B, H) of the last."""
     cdef Py_ssize_t hidden_dim = dh.shape[1], output_dim = doutputs.shape[2], ld = hidden_dim, s
     cdef real *to = &dh[0, 0]
-    pack_panels(table, output_dim, hidden_dim, W_y, hidden_dim, 1, &packed[0])
+    pack_panels(call, table, output_dim, hidden_dim, W_y, hidden_dim, 1, &packed[0])
     if every_step:
         memset(to, 0, batch * hidden_dim * sizeof(real))
         ld = dH.shape[1] * hidden_dim
@@ -265,7 +265,7 @@ def _run(
                     memset(&C[0, 0, 0], 0, batch * hidden_dim * sizeof(real))
                     for b in range(batch):
                         memset(&hx[0, b, 0], 0, hidden_dim * sizeof(real))
-                    pack_cell(table, input_dim, hidden_dim, W, b_gates, &packed[0])
+                    pack_cell(&call, table, input_dim, hidden_dim, W, b_gates, &packed[0])
                     sequence_forward(&call, table, steps, rows, first[:batch], packed, hx, C, gates, no_array)
                     head_forward(&call, table, steps, slots, batch, hidden_dim, W_y, b_y, hx, packed_y, outputs)
                 if phases & _LOSS:
@@ -285,7 +285,7 @@ def _run(
                         &call, table, steps, slots, batch, every_step, W_y, doutputs, packed_y_backward, dh, dH,
                     )
                     memset(&dC[0, 0], 0, batch * hidden_dim * sizeof(real))
-                    pack_panels(table, 4 * hidden_dim, hidden_dim, W, K, 1, &packed_h[0])
+                    pack_panels(&call, table, 4 * hidden_dim, hidden_dim, W, K, 1, &packed_h[0])
                     sequence_backward(
                         &call, table, steps, batch, input_dim, hx, C, gates, packed_h, no_panels, dH, False, dh, dC,
                         no_array, dW, db, dz, panels,

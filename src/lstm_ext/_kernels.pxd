@@ -18,6 +18,7 @@ cdef extern from "kernels.h" nogil:
                        const float *, Py_ssize_t, float *, Py_ssize_t, const float *) noexcept nogil
         void (*outer)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, const float *, Py_ssize_t,
                       const float *, Py_ssize_t, float *, Py_ssize_t) noexcept nogil
+        void (*transpose)(Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, float *, Py_ssize_t) noexcept nogil
         void (*cell_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, const float *,
                              const float *, float *, float *, float *, const float *) noexcept nogil
         void (*cell_backward)(Py_ssize_t, const float *, const float *, const float *, const float *, float *,
@@ -37,6 +38,7 @@ cdef extern from "kernels.h" nogil:
                        const double *, Py_ssize_t, double *, Py_ssize_t, const double *) noexcept nogil
         void (*outer)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, const double *, Py_ssize_t,
                       const double *, Py_ssize_t, double *, Py_ssize_t) noexcept nogil
+        void (*transpose)(Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, double *, Py_ssize_t) noexcept nogil
         void (*cell_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
                              const double *, const double *, double *, double *, double *,
                              const double *) noexcept nogil
@@ -121,6 +123,15 @@ cdef inline void outer(
         table.f32.outer(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc)
     else:
         table.f64.outer(rows, columns, depth, A, lda, panel, ld_panel, start, ld_start, C, ldc)
+
+
+cdef inline void transpose(
+    const kernels *table, Py_ssize_t rows, Py_ssize_t depth, const real *A, Py_ssize_t lda, real *B, Py_ssize_t ldb,
+) noexcept nogil:
+    if real is float:
+        table.f32.transpose(rows, depth, A, lda, B, ldb)
+    else:
+        table.f64.transpose(rows, depth, A, lda, B, ldb)
 
 
 cdef inline void cell_forward(

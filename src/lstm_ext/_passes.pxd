@@ -1,14 +1,15 @@
 from lstm_ext._kernels cimport kernels, real
 from lstm_ext._threads cimport Call
 
-cdef void pack_cell(
-    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
-) noexcept nogil
+cdef int pack_cell(
+    Call *call, const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b,
+    real *packed,
+) except -1 nogil
 
-cdef void pack_panels(
-    const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
+cdef int pack_panels(
+    Call *call, const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
     Py_ssize_t column_stride, real *panels,
-) noexcept nogil
+) except -1 nogil
 
 cdef int multiply(
     Call *call, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,

@@ -22,7 +22,7 @@ from numpy import empty, ndarray, zeros
 
 from lstm_ext._kernels cimport (
     SUM_BLOCK, TILE_VECTORS, all_finite, cell_backward, cell_forward, kernels, lanes, matmul, outer, real, table_at,
-    tile_rows, zeros_f32, zeros_f64,
+    tile_rows, transpose, zeros_f32, zeros_f64,
 )
 from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
 
@@ -35,6 +35,9 @@ cdef enum:
 # What a unit's activations and their derivatives are worth in multiply-adds, and the most of these that one task should
 # have, for signals are looked for between tasks.
 cdef double CELL_WORK = 100, LONGEST_TASK = 1e8
+
+# What it takes to move a number, likewise.
+cdef double PACK_WORK = 10
 
 # Weights of so many bytes stay in the second-level cache beside a thread's rows.
 cdef double CACHED_WEIGHTS = 512 * 1024
@@ -89,48 +92,83 @@ cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) 
     return depth * (whole + (panel_width(columns - whole, V) if columns > whole else 0))
 
 
-cdef void pack_cell(
-    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b, real *packed,
-) noexcept nogil:
+cdef struct CellPacking:
+    # See `pack_cell`.
+    const kernels *table
+    Py_ssize_t input_dim, hidden_dim
+    const void *W
+    const void *b
+    void *packed
+
+
+cdef void pack_block(const CellPacking *p, Py_ssize_t block, const real *tag) noexcept nogil:
+    cdef Py_ssize_t V = lanes(p.table, tag), H = p.hidden_dim, K = H + p.input_dim, ld = TILE_VECTORS * V
+    cdef Py_ssize_t units = min(V, H - block * V), g, row
+    cdef const real *W
+    cdef real *to
+    for g in range(TILE_VECTORS):
+        row = g * H + block * V
+        W = <const real *> p.W + row * K
+        to = <real *> p.packed + block * (1 + K) * ld + g * V
+        transpose(p.table, units, 1, <const real *> p.b + row, 1, to, ld)
+        transpose(p.table, units, p.input_dim, W + H, K, to + ld, ld)
+        transpose(p.table, units, H, W, K, to + (1 + p.input_dim) * ld, ld)
+
+
+cdef int pack_cell(
+    Call *call, const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b,
+    real *packed,
+) except -1 nogil:
     """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them."""
-    cdef Py_ssize_t V = lanes(table, W), K = hidden_dim + input_dim, block, u, units, g, j, k
-    cdef const real *row
-    cdef real *lane
-    for block in range(tiles(hidden_dim, V)):
-        u = block * V
-        units = min(V, hidden_dim - u)
-        if units < V:
-            memset(packed, 0, (1 + K) * TILE_VECTORS * V * sizeof(real))
-        for g in range(TILE_VECTORS):
-            for j in range(units):
-                row = W + (g * hidden_dim + u + j) * K
-                lane = packed + g * V + j
-                lane[0] = b[g * hidden_dim + u + j]
-                lane += TILE_VECTORS * V
-                for k in range(input_dim):
-                    lane[k * TILE_VECTORS * V] = row[hidden_dim + k]
-                lane += input_dim * TILE_VECTORS * V
-                for k in range(hidden_dim):
-                    lane[k * TILE_VECTORS * V] = row[k]
-        packed += (1 + K) * TILE_VECTORS * V
+    cdef CellPacking p
+    p.table, p.input_dim, p.hidden_dim, p.W, p.b, p.packed = table, input_dim, hidden_dim, W, b, packed
+    return share(
+        call, <team_task> pack_block[real], &p, tiles(hidden_dim, lanes(table, W)),
+        4. * PACK_WORK * hidden_dim * (1 + input_dim + hidden_dim),
+    )
 
 
-cdef void pack_panels(
-    const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
+cdef struct PanelPacking:
+    # See `pack_panels`.
+    const kernels *table
+    Py_ssize_t depth, columns, row_stride, column_stride
+    const void *B
+    void *panels
+
+
+cdef void pack_panel(const PanelPacking *p, Py_ssize_t panel, const real *tag) noexcept nogil:
+    cdef Py_ssize_t V = lanes(p.table, tag), column = panel * TILE_VECTORS * V, j, k
+    cdef Py_ssize_t width = panel_width(p.columns - column, V), count = min(width, p.columns - column)
+    cdef const real *source = <const real *> p.B + column * p.column_stride
+    cdef real *to = <real *> p.panels + column * p.depth
+    if p.row_stride == 1:
+        for j in range(width // V):
+            transpose(
+                p.table, max(0, min(V, count - j * V)), p.depth, source + j * V * p.column_stride, p.column_stride,
+                to + j * V, width,
+            )
+        return
+    for k in range(p.depth):
+        memcpy(to, source + k * p.row_stride, count * sizeof(real))
+        memset(to + count, 0, (width - count) * sizeof(real))
+        to += width
+
+
+cdef int pack_panels(
+    Call *call, const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
     Py_ssize_t column_stride, real *panels,
-) noexcept nogil:
-    """panels: for each group of up to 4 V columns of B (depth, columns) an array (depth, width), padded with zeros."""
-    cdef Py_ssize_t V = lanes(table, B), first = 0, width, count, k, j
-    while first < columns:
-        width = panel_width(columns - first, V)
-        count = min(width, columns - first)
-        for k in range(depth):
-            for j in range(count):
-                panels[j] = B[k * row_stride + (first + j) * column_stride]
-            for j in range(count, width):
-                panels[j] = 0
-            panels += width
-        first += width
+) except -1 nogil:
+    """panels: for each group of up to 4 V columns of B (depth, columns) an array (depth, width), padded with zeros.
+
+    One of the strides is 1.
+    """
+    cdef PanelPacking p
+    p.table, p.depth, p.columns, p.B, p.panels = table, depth, columns, B, panels
+    p.row_stride, p.column_stride = row_stride, column_stride
+    return share(
+        call, <team_task> pack_panel[real], &p, tiles(columns, TILE_VECTORS * lanes(table, B)),
+        PACK_WORK * depth * columns,
+    )
 
 
 cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept nogil:
@@ -577,11 +615,17 @@ def packed_sizes(int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_
     }
 
 
-def pack_cell_weights(int isa, const real[:, ::1] W, const real[:, ::1] b, real[::1] packed):
-    """Pack W (4H, H + I) and b (4H, 1) for `forward` and `step`."""
-    cdef Py_ssize_t hidden_dim = W.shape[0] // 4
+def pack_cell_weights(int isa, int threads, const real[:, ::1] W, const real[:, ::1] b, real[::1] packed):
+    """Pack W (4H, H + I) and b (4H, 1) for `forward`."""
+    cdef Py_ssize_t hidden_dim = W.shape[0] // 4, input_dim = W.shape[1] - hidden_dim
+    cdef Call call
+    threads = recruit(threads, PACK_WORK * W.shape[0] * W.shape[1])
     with nogil:
-        pack_cell(table_at(isa), W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
+        begin(&call, threads)
+        try:
+            pack_cell(&call, table_at(isa), input_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
+        finally:
+            end(&call)
 
 
 def forward(
@@ -613,9 +657,11 @@ def backward(
     with nogil:
         begin(&call, threads)
         try:
-            pack_panels(table, 4 * hidden_dim, hidden_dim, &W[0, 0], K, 1, &packed_h[0])
+            pack_panels(&call, table, 4 * hidden_dim, hidden_dim, &W[0, 0], K, 1, &packed_h[0])
             if packed_x.shape[0] > 0:
-                pack_panels(table, 4 * hidden_dim, K - hidden_dim, &W[0, hidden_dim], K, 1, &packed_x[0])
+                pack_panels(
+                    &call, table, 4 * hidden_dim, K - hidden_dim, &W[0, hidden_dim], K, 1, &packed_x[0],
+                )
             sequence_backward(
                 &call, table, steps, batch, K - hidden_dim, hx, C, gates, packed_h, packed_x, dH, True, dh, dC, dX,
                 &dW[0, 0], &db[0, 0], dz, panels,
@@ -653,15 +699,16 @@ cdef inline void *first_line(void *scratch) noexcept nogil:
     return <char *> scratch + (-<Py_ssize_t> scratch & 63)
 
 
-cdef void pack_network(
-    const kernels *table, const Inference *at, const real *parameters, real *packed,
-) noexcept nogil:
+cdef int pack_network(
+    Call *call, const kernels *table, const Inference *at, const real *parameters, real *packed,
+) except -1 nogil:
     """Pack the network's flat vector: cell, head, and the head's bias as it is."""
     cdef const real *b = parameters + 4 * at.hidden_dim * (at.hidden_dim + at.input_dim)
     cdef const real *W_y = b + 4 * at.hidden_dim
-    pack_cell(table, at.input_dim, at.hidden_dim, parameters, b, packed)
-    pack_panels(table, at.hidden_dim, at.output_dim, W_y, 1, at.hidden_dim, packed + at.head)
+    pack_cell(call, table, at.input_dim, at.hidden_dim, parameters, b, packed)
+    pack_panels(call, table, at.hidden_dim, at.output_dim, W_y, 1, at.hidden_dim, packed + at.head)
     memcpy(packed + at.b_y, W_y + at.output_dim * at.hidden_dim, at.output_dim * sizeof(real))
+    return 0
 
 
 cdef Forward forward_of(
@@ -726,7 +773,7 @@ cdef int run_network(
     cdef Call call
     begin(&call, threads)
     try:
-        pack_network(table, at, parameters, scratch)
+        pack_network(&call, table, at, parameters, scratch)
         run_sequences(
             &call, table, at, <const real *> scratch, scratch + at.hx, 0, N, rows, offsets, length, every_step, Y,
         )
@@ -824,9 +871,9 @@ cdef class Streams:
         self.table, self.itemsize, self.scratch = table_at(isa), weights.itemsize, zeros(self.at.size, self.dtype)
         self.packed = first_line(first_byte(self.scratch))
         if self.itemsize == sizeof(float):
-            pack_network[float](self.table, &self.at, <const float *> weights.buf, <float *> self.packed)
+            pack_network[float](NULL, self.table, &self.at, <const float *> weights.buf, <float *> self.packed)
         else:
-            pack_network[double](self.table, &self.at, <const double *> weights.buf, <double *> self.packed)
+            pack_network[double](NULL, self.table, &self.at, <const double *> weights.buf, <double *> self.packed)
 
     def advance(self, x, y):
         """Run one step on x (B, I), write the outputs to y (B, O), a new array if it is None, and return it.

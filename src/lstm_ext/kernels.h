@@ -39,6 +39,12 @@
                       const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start,         \
                       real *C, ptrdiff_t ldc);                                                              \
                                                                                                             \
+        /* B[k][j] = A[j][k] for j < rows, 0 for rows <= j < V; rows <= V, k < depth.                       \
+           A        (rows, depth) rows lda apart                                                            \
+           B        (depth, V) rows ldb apart */                                                            \
+        void (*transpose)(ptrdiff_t rows, ptrdiff_t depth, const real *A, ptrdiff_t lda, real *B,           \
+                          ptrdiff_t ldb);                                                                   \
+                                                                                                            \
         /* One step of the cell for `units` <= V units of `rows` sequences; of one sequence for up to 2 V.  \
                z = b + W_x x + W_h h_prev;   C = f * C_prev + i * g;   h = o * tanh(C)                      \
            hx       (rows, ld_hx)  [h_prev (H) | x (I)]                                                     \

@@ -18,8 +18,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (bitvec){__VA_ARGS__}) /* before GCC 12 there is no other */
 #endif
 
 #if TILE_ROWS == 6

@@ -132,6 +132,7 @@ static const TABLE NAME(table) = {
     .tanh = NAME(tanh),
     .matmul = NAME(matmul),
     .outer = NAME(outer),
+    .transpose = NAME(transpose),
     .cell_forward = NAME(cell_forward),
     .cell_backward = NAME(cell_backward),
     .sum_of_squares = NAME(sum_of_squares),
@@ -152,6 +153,12 @@ static const TABLE NAME(table) = {
 #undef FMA
 #undef K
 #undef EACH_VECTOR
+#undef LANES_2
+#undef LANES_4
+#undef LANES_8
+#undef LANES_16
+#undef INTERLEAVE
+#undef EACH
 #undef LOAD_ROWS
 #undef STORE_ROWS
 #undef MULTIPLY_ADD

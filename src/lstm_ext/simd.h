@@ -116,68 +116,126 @@ INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
             body(j_, (count) - j_);                                                                                    \
     } while (0)
 
+/* x0 y0 x1 y1 ...: the lower and the upper half of the lanes of x and y, interleaved. */
+#define LANES_2(from, y) from, y + from
+#define LANES_4(from, y) LANES_2(from, y), LANES_2(from + 1, y)
+#define LANES_8(from, y) LANES_4(from, y), LANES_4(from + 2, y)
+#define LANES_16(from, y) LANES_8(from, y), LANES_8(from + 4, y)
+#if VECTOR_BYTES == 64 && !REAL_IS_DOUBLE
+#define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_16(upper * 8, 16))
+#elif VECTOR_BYTES == 64 || (VECTOR_BYTES == 32 && !REAL_IS_DOUBLE)
+#define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_8(upper * 4, 8))
+#elif VECTOR_BYTES == 32 || !REAL_IS_DOUBLE
+#define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_4(upper * 2, 4))
+#else
+#define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_2(upper, 2))
+#endif
+
+/* Transposes V vectors. Interleaving the first half with the second doubles every element's place modulo V^2 - 1;
+   done log2(V) times, this exchanges its row and its column. */
+INLINE void NAME(transpose_square)(vec *rows)
+{
+    UNROLL for (int step = 1; step < V; step *= 2)
+    {
+        vec shuffled[V];
+        UNROLL for (int j = 0; j < V / 2; j++)
+        {
+            shuffled[2 * j] = INTERLEAVE(rows[j], rows[j + V / 2], 0);
+            shuffled[2 * j + 1] = INTERLEAVE(rows[j], rows[j + V / 2], 1);
+        }
+        UNROLL for (int j = 0; j < V; j++) rows[j] = shuffled[j];
+    }
+}
+
 #define FMA(a, b, c) NAME(fma)(a, b, c)
 #define K(c) NAME(broadcast)((real)(c))
 
-/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts (Cody and Waite). Returns exp(r) - 1
-   = r + r^2 q(r), q a minimax polynomial of the relative error, and 2^n in `power`. x is clamped: below, 2^n is 0;
-   above, exp(x) is the largest that stays finite, whose reciprocal is denormal and so flushed to 0. Adding `magic`
-   leaves round(y) in the low bits of the sum. */
-INLINE vec NAME(expm1_reduced)(vec x, vec *power)
+/* For each of n <= 4 vectors side by side, n a constant: the processor sees too few operations ahead to overlap their
+   chains when one comes after the other. */
+#define EACH(n) UNROLL for (int l = 0; l < (n); l++)
+
+/* exp(-x) = e^s / 2^m, m = round(x / ln 2), s = m ln 2 - x, |s| <= ln(2)/2; ln 2 in two parts (Cody and Waite).
+   x becomes e^s - 1 = s + s^2 q(s), q a minimax polynomial of the relative error, and `power` 2^m, or 0 where that is
+   not normal. Adding `magic` leaves m, with the exponent's bias, in the low bits of the sum. Callers clamp x to the
+   range in which m is an exponent. */
+INLINE void NAME(expm1_reduced)(int n, vec *x, vec *power)
 {
 #if REAL_IS_DOUBLE
-    const vec magic = K(0x1.8p52), ln2_high = K(0x1.62e42fefa2p-1), ln2_low = K(7.3710025651677989e-13);
+    const vec magic = K(0x1.8p52 + 1023), ln2_high = K(0x1.62e42fefa2p-1), ln2_low = K(7.3710025651677989e-13);
     const int mantissa_bits = 52;
-    const bits exponent_bias = 1023;
-    x = NAME(max)(K(-709), NAME(min)(K(709.4), x));
+    static const real coefficients[] = {
+        2.09147553258932022e-9, 2.51053127296221018e-8, 2.75572734787185805e-7, 2.75572551700008874e-6,
+        2.48015873256774619e-5, 1.98412698750022788e-4, 1.38888888888837112e-3, 8.33333333332608312e-3,
+        4.16666666666666698e-2, 0.16666666666666671,    0.5};
 #else
-    const vec magic = K(0x1.8p23f), ln2_high = K(0x1.62e4p-1f), ln2_low = K(1.4286068203e-06f);
+    const vec magic = K(0x1.8p23f + 127), ln2_high = K(0x1.62e4p-1f), ln2_low = K(1.4286068203e-06f);
     const int mantissa_bits = 23;
-    const bits exponent_bias = 127;
-    x = NAME(max)(K(-88), NAME(min)(K(88.37f), x));
+    static const real coefficients[] = {0.0013882510411390553f, 0.008366580332553093f, 0.04166720177488922f,
+                                        0.16666543178081414f, 0.4999999814408283f};
 #endif
-    vec shifted = FMA(x, K(1.4426950408889634), magic);
-    vec n = shifted - magic;
-    vec r = FMA(-n, ln2_low, FMA(-n, ln2_high, x));
-    *power = (vec)(((bitvec)shifted << mantissa_bits) + (exponent_bias << mantissa_bits));
+    const int count = sizeof coefficients / sizeof *coefficients;
+    vec m[4], q[4];
+    EACH(n) power[l] = FMA(x[l], K(1.4426950408889634), magic);
+    EACH(n) m[l] = power[l] - magic;
+    EACH(n) power[l] = (vec)((bitvec)power[l] << mantissa_bits);
+    EACH(n) x[l] = FMA(m[l], ln2_high, -x[l]);
+    EACH(n) x[l] = FMA(m[l], ln2_low, x[l]);
+    EACH(n) q[l] = K(coefficients[0]);
+    UNROLL for (int k = 1; k < count; k++) EACH(n) q[l] = FMA(q[l], x[l], K(coefficients[k]));
+    EACH(n) x[l] = FMA(q[l], x[l] * x[l], x[l]);
+}
+
+/* Where sigmoid and exp reach 0 (denormals are flushed), and where sigmoid is 1. */
+INLINE vec NAME(clamp)(vec x)
+{
 #if REAL_IS_DOUBLE
-    vec q = K(2.09147553258932022e-9);
-    q = FMA(q, r, K(2.51053127296221018e-8));
-    q = FMA(q, r, K(2.75572734787185805e-7));
-    q = FMA(q, r, K(2.75572551700008874e-6));
-    q = FMA(q, r, K(2.48015873256774619e-5));
-    q = FMA(q, r, K(1.98412698750022788e-4));
-    q = FMA(q, r, K(1.38888888888837112e-3));
-    q = FMA(q, r, K(8.33333333332608312e-3));
-    q = FMA(q, r, K(4.16666666666666698e-2));
-    q = FMA(q, r, K(0.16666666666666671));
-    q = FMA(q, r, K(0.5));
+    return NAME(max)(K(-709.4), NAME(min)(K(709), x));
 #else
-    vec q = K(0.0013882510411390553f);
-    q = FMA(q, r, K(0.008366580332553093f));
-    q = FMA(q, r, K(0.04166720177488922f));
-    q = FMA(q, r, K(0.16666543178081414f));
-    q = FMA(q, r, K(0.4999999814408283f));
+    return NAME(max)(K(-88.37f), NAME(min)(K(88), x));
 #endif
-    return FMA(q, r * r, r);
 }
 
 INLINE vec NAME(exp)(vec x)
 {
-    vec power, p = NAME(expm1_reduced)(x, &power);
-    return FMA(power, p, power);
+    vec p = NAME(clamp)(-x), power;
+    NAME(expm1_reduced)(1, &p, &power);
+    return (K(1) + p) / power;
 }
 
-/* 1 / (1 + exp(-x)): exp is clamped and denormals are flushed, so the quotient goes to 0 without a branch. */
-INLINE vec NAME(vsigmoid)(vec x) { return K(1) / (K(1) + NAME(exp)(-x)); }
+/* 1 / (1 + exp(-x)) = 2^m / (2^m + e^s). */
+INLINE vec NAME(sigmoid_of_reduced)(vec p, vec power) { return power / (power + (K(1) + p)); }
 
-/* tanh|x| = -E / (2 + E), E = expm1(-2|x|), with the sign of x. */
+INLINE vec NAME(vsigmoid)(vec x)
+{
+    vec p = NAME(clamp)(x), power;
+    NAME(expm1_reduced)(1, &p, &power);
+    return NAME(sigmoid_of_reduced)(p, power);
+}
+
+/* tanh|x| = (1 - e) / (1 + e) = (2^m - e^s) / (2^m + e^s), e = exp(-2|x|), with the sign of x; 1 from 30 on. */
+INLINE vec NAME(tanh_argument)(vec x)
+{
+    vec magnitude = (vec)((bitvec)x & ~(bitvec)K(-0.0));
+    return NAME(min)(K(60), magnitude + magnitude);
+}
+
+INLINE vec NAME(tanh_of_reduced)(vec x, vec p, vec power)
+{
+    vec numerator = (power - K(1)) - p;
+    vec t = numerator / ((power + power) - numerator);
+    return (vec)((bitvec)t | ((bitvec)x & (bitvec)K(-0.0)));
+}
+
+INLINE void NAME(vtanh_side_by_side)(int n, vec *x)
+{
+    vec p[4], power[4];
+    EACH(n) p[l] = NAME(tanh_argument)(x[l]);
+    NAME(expm1_reduced)(n, p, power);
+    EACH(n) x[l] = NAME(tanh_of_reduced)(x[l], p[l], power[l]);
+}
+
 INLINE vec NAME(vtanh)(vec x)
 {
-    const bitvec sign = (bitvec)K(-0.0);
-    vec magnitude = (vec)((bitvec)x & ~sign);
-    vec power, p = NAME(expm1_reduced)(K(-2) * magnitude, &power);
-    vec E = FMA(power, p, power - K(1));
-    vec t = -E / (K(2) + E);
-    return (vec)(((bitvec)t & ~sign) | ((bitvec)x & sign));
+    NAME(vtanh_side_by_side)(1, &x);
+    return x;
 }

@@ -90,23 +90,6 @@ static void NAME(outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, cons
     }
 }
 
-/* The cell's elementwise half for one row: z (4, V) holds the pre-activations of `units` <= V units. */
-INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z, const real *C_prev, real *C, real *h,
-                           real *gates)
-{
-    vec i = NAME(vsigmoid)(NAME(load)(z)), f = NAME(vsigmoid)(NAME(load)(z + V));
-    vec g = NAME(vtanh)(NAME(load)(z + 2 * V)), o = NAME(vsigmoid)(NAME(load)(z + 3 * V));
-    vec c = FMA(f, NAME(load_n)(C_prev, units), i * g);
-    NAME(store_n)(C, c, units);
-    NAME(store_n)(h, o * NAME(vtanh)(c), units);
-    if (gates) {
-        NAME(store_n)(gates, i, units);
-        NAME(store_n)(gates + hidden_dim, f, units);
-        NAME(store_n)(gates + 2 * hidden_dim, g, units);
-        NAME(store_n)(gates + 3 * hidden_dim, o, units);
-    }
-}
-
 #define CELL_CASE(body, R)                                                                                             \
     case R: {                                                                                                          \
         vec acc[R][TILE_VECTORS];                                                                                      \
@@ -117,17 +100,81 @@ INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z,
         break;                                                                                                         \
     }
 
+/* Columns k to k + n of the rows, n <= V. */
+INLINE void NAME(transpose_block)(ptrdiff_t rows, ptrdiff_t n, const real *A, ptrdiff_t lda, real *B, ptrdiff_t ldb)
+{
+    vec block[V];
+    UNROLL for (int j = 0; j < V; j++) block[j] = j < rows ? NAME(load_n)(A + j * lda, n) : K(0);
+    NAME(transpose_square)(block);
+    UNROLL for (int k = 0; k < V; k++) if (k < n) NAME(store)(B + k * ldb, block[k]);
+}
+
+static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t depth, const real *A, ptrdiff_t lda, real *B, ptrdiff_t ldb)
+{
+    ptrdiff_t k = 0;
+    if (rows * depth <= 2 * V) /* not worth a square */
+        for (; k < depth; k++) {
+            NAME(store)(B + k * ldb, K(0));
+            for (ptrdiff_t j = 0; j < rows; j++)
+                B[k * ldb + j] = A[j * lda + k];
+        }
+    if (rows == V)
+        for (; k + V <= depth; k += V)
+            NAME(transpose_block)(V, V, A + k, lda, B + k * ldb, ldb);
+    for (; k < depth; k += V)
+        NAME(transpose_block)(rows, depth - k < V ? depth - k : V, A + k, lda, B + k * ldb, ldb);
+}
+
+/* The gates of V units from their pre-activations z (4), side by side. */
+INLINE void NAME(activate_gates)(vec *z)
+{
+    vec p[4] = {NAME(clamp)(z[0]), NAME(clamp)(z[1]), NAME(tanh_argument)(z[2]), NAME(clamp)(z[3])}, power[4];
+    NAME(expm1_reduced)(4, p, power);
+    EACH(4) z[l] = l == 2 ? NAME(tanh_of_reduced)(z[l], p[l], power[l]) : NAME(sigmoid_of_reduced)(p[l], power[l]);
+}
+
+/* The cell's elementwise half for n rows side by side: z (n, 4, V) holds the pre-activations of `units` <= V units. */
+INLINE void NAME(cell_rows_side_by_side)(int n, ptrdiff_t units, ptrdiff_t hidden_dim, ptrdiff_t ld_h, const real *z,
+                                         const real *C_prev, real *C, real *h, real *gates)
+{
+    vec c[4], o[4];
+    UNROLL for (int r = 0; r < n; r++) {
+        vec gate[4]; /* i, f, g, o */
+        EACH(4) gate[l] = NAME(load)(z + (r * TILE_VECTORS + l) * V);
+        NAME(activate_gates)(gate);
+        c[r] = FMA(gate[1], NAME(load_n)(C_prev + r * hidden_dim, units), gate[0] * gate[2]);
+        o[r] = gate[3];
+        NAME(store_n)(C + r * hidden_dim, c[r], units);
+        if (gates)
+            EACH(4) NAME(store_n)(gates + (r * 4 + l) * hidden_dim, gate[l], units);
+    }
+    NAME(vtanh_side_by_side)(n, c);
+    EACH(n) NAME(store_n)(h + l * ld_h, o[l] * c[l], units);
+}
+
+INLINE void NAME(cell_rows_of)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t hidden_dim, ptrdiff_t ld_h, const real *z,
+                               const real *C_prev, real *C, real *h, real *gates)
+{
+#define ROWS(n)                                                                                                        \
+    NAME(cell_rows_side_by_side)(n, units, hidden_dim, ld_h, z + r * TILE_VECTORS * V, C_prev + r * hidden_dim,        \
+                                 C + r * hidden_dim, h + r * ld_h, gates ? gates + r * 4 * hidden_dim : NULL)
+    ptrdiff_t r = 0;
+    for (; r + 3 <= rows; r += 3)
+        ROWS(3);
+    if (rows - r == 2)
+        ROWS(2);
+    else if (rows - r == 1)
+        ROWS(1);
+#undef ROWS
+}
+
 INLINE void NAME(cell_rows)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t hidden_dim, ptrdiff_t ld_h, const real *z,
                             const real *C_prev, real *C, real *h, real *gates)
 {
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        const real *z_r = z + r * TILE_VECTORS * V, *C_prev_r = C_prev + r * hidden_dim;
-        real *C_r = C + r * hidden_dim, *h_r = h + r * ld_h, *gates_r = gates ? gates + r * 4 * hidden_dim : NULL;
-        if (units == V)
-            NAME(cell_row)(V, hidden_dim, z_r, C_prev_r, C_r, h_r, gates_r);
-        else
-            NAME(cell_row)(units, hidden_dim, z_r, C_prev_r, C_r, h_r, gates_r);
-    }
+    if (units == V)
+        NAME(cell_rows_of)(rows, V, hidden_dim, ld_h, z, C_prev, C, h, gates);
+    else
+        NAME(cell_rows_of)(rows, units, hidden_dim, ld_h, z, C_prev, C, h, gates);
 }
 
 /* One sequence, two blocks of units: as many chains of multiply-adds as hide their latency. */
