@@ -65,6 +65,20 @@ def commands() -> None:
     """  # noqa: D301 - the mark keeps click from joining lines
 
 
+def _set_threads(context: click.Context, option: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        lstm_ext.set_num_threads(value)
+
+
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    expose_value=False,
+    callback=_set_threads,
+    help="Most threads to use.  [default: the CPUs, or OMP_NUM_THREADS]",
+)
+
+
 @commands.command()
 def verify() -> None:
     """Run the compiled passes against the NumPy oracle on this machine."""
@@ -128,6 +142,7 @@ class _Passes:
 @click.option(
     "--plot", type=_FILE, help="Where to draw the forecasts: .png, .svg or .pdf.  [default: FILE's name with .png]"
 )
+@_threads
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and progress on stderr.")
 def train(
     file: Path | None, until: When | None, model: Path | None, plot: Path | None, as_json: bool, **given: Any
@@ -187,6 +202,7 @@ def train(
 @click.argument("file", type=_TABLE)
 @click.option("-o", "--output", type=_FILE, help="Where to write the forecasts: .csv or .parquet.  [default: stdout]")
 @click.option("--every-origin", is_flag=True, help="Forecast from every observed row, not from the last alone.")
+@_threads
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def predict(model: Path, file: Path, output: Path | None, every_origin: bool, as_json: bool) -> None:
     """Forecast the rows after the last observed one of FILE, for each series, with a MODEL that `train` wrote."""
@@ -217,6 +233,7 @@ def predict(model: Path, file: Path, output: Path | None, every_origin: bool, as
     help="Score the rows from this time on, or from this share of each series on; 0 for all.  [default: where the "
     "training ended]",
 )
+@_threads
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(model: Path, file: Path, since: When | None, as_json: bool) -> None:
     """Forecast from every observed row of FILE and compare with what came, beside the naive forecasts."""

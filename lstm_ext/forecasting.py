@@ -224,7 +224,14 @@ class Forecaster:
         """
         return self._find_series(table, self._axis)
 
-    def fit(self, table: Source, *, until: When | None = None, callbacks: Iterable[Callback] = ()) -> Fit:
+    def fit(
+        self,
+        table: Source,
+        *,
+        until: When | None = None,
+        callbacks: Iterable[Callback] = (),
+        num_threads: int | None = None,
+    ) -> Fit:
         """Train a network on a table.
 
         Parameters
@@ -237,6 +244,8 @@ class Forecaster:
         callbacks : iterable of callable
             Each is called as ``callback(network, history)`` after every epoch of the training that chooses the number
             of epochs.
+        num_threads : int, optional
+            The most threads to use (`set_num_threads`).
 
         Returns
         -------
@@ -260,18 +269,18 @@ class Forecaster:
         scalers = self._scale(windows)
         epochs, watched = self.epochs, None
         if self.validation:
-            watched = self._watch(windows, callbacks)
+            watched = self._watch(windows, callbacks, num_threads)
             epochs = 1 + int(np.argmin(watched.validation_loss))
         left_out = {name: one.too_short() for name, one in windows.items() if name not in scalers}
         if left_out:
             warnings.warn(f"{len(left_out)} series left out: {_reason(left_out)}", stacklevel=2)
         X, Y = self._examples(windows, scalers)
-        network, history = self._train(X, Y, epochs)
+        network, history = self._train(X, Y, epochs, num_threads=num_threads)
         self.network, self._scalers, self._axis = network, scalers, known[0].axis
         self.trained_before = {one.name: str(one.times(len(one.values))) for one in known if one.name in scalers}
         return Fit(len(X), epochs, watched, history)
 
-    def predict(self, table: Source, *, every_origin: bool = False) -> dict[str, Array]:
+    def predict(self, table: Source, *, every_origin: bool = False, num_threads: int | None = None) -> dict[str, Array]:
         """Forecast the rows after each series' last observed row.
 
         Parameters
@@ -280,6 +289,8 @@ class Forecaster:
             As in `fit`; `window` rows of each series may do, with seasons `trend_seasons` + 1 of them.
         every_origin : bool
             Forecast from every observed row that has enough of the series before it.
+        num_threads : int, optional
+            The most threads to use (`set_num_threads`).
 
         Returns
         -------
@@ -306,13 +317,13 @@ class Forecaster:
                 "origin": np.broadcast_to(one.times(origins)[:, None], shape),
                 "steps_ahead": np.broadcast_to(self._ahead(), shape),
                 self.time or "row": one.times(rows),
-                "forecast": self._forecast(one.name, windows, origins),
+                "forecast": self._forecast(one.name, windows, origins, num_threads),
             }
             label = {} if self.series is None else {self.series: np.full(shape, one.name)}
             parts.append({name: column.reshape(-1) for name, column in (label | part).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def evaluate(self, table: Source, *, since: When | None = None) -> Evaluation:
+    def evaluate(self, table: Source, *, since: When | None = None, num_threads: int | None = None) -> Evaluation:
         """Forecast from every origin of a table and compare with what came.
 
         The baselines are the last season again (the last value without a season), and the same with the growth per
@@ -325,6 +336,8 @@ class Forecaster:
         since : time or share, or mapping of series to times, optional
             Forecast no row before this time, or before this share of each series' rows; by default all of them. With
             `trained_before` none that training has seen.
+        num_threads : int, optional
+            The most threads to use (`set_num_threads`).
 
         Returns
         -------
@@ -342,7 +355,8 @@ class Forecaster:
         parts = []
         for one, windows, origins in self._prepare(table, since=since, ahead=True):
             observed = one.values[origins[:, None] + self._ahead(), 0]
-            forecasts = {"LSTM": self._forecast(one.name, windows, origins), **windows.baselines(origins)}
+            ours = self._forecast(one.name, windows, origins, num_threads)
+            forecasts = {"LSTM": ours, **windows.baselines(origins)}
             parts.append(Evaluation(np.full(len(origins), one.name), one.times(origins), observed, forecasts))
         result = _join(parts)
         if np.isnan(result.observed).all():
@@ -458,11 +472,12 @@ class Forecaster:
             warnings.warn(f"{len(left_out)} series left out: {_reason(left_out)}", stacklevel=3)
         return prepared
 
-    def _forecast(self, name: str, windows: _Windows, origins: Indices) -> Floats:
+    def _forecast(self, name: str, windows: _Windows, origins: Indices, num_threads: int | None) -> Floats:
         scaler = self._scalers[name]
-        return windows.forecasts(origins, self._fitted().predict(windows.inputs(origins, scaler)), scaler)
+        outputs = self._fitted().predict(windows.inputs(origins, scaler), num_threads=num_threads)
+        return windows.forecasts(origins, outputs, scaler)
 
-    def _watch(self, windows: dict[str, _Windows], callbacks: Iterable[Callback]) -> History:
+    def _watch(self, windows: dict[str, _Windows], callbacks: Iterable[Callback], num_threads: int | None) -> History:
         """Train on the first of the known rows, until the loss on the others no longer falls."""
         cuts = {name: int(len(one.values) * (1 - self.validation)) for name, one in windows.items()}
         first = {name: _Windows(self, one.values[: cuts[name]]) for name, one in windows.items()}
@@ -483,7 +498,8 @@ class Forecaster:
             return len(history.loss) - int(np.argmin(history.validation_loss)) > self.patience
 
         X, Y = self._examples(first, scalers)
-        return self._train(X, Y, self.epochs, validation_data=validation, callbacks=[*callbacks, stop])[1]
+        options = {"validation_data": validation, "callbacks": [*callbacks, stop], "num_threads": num_threads}
+        return self._train(X, Y, self.epochs, **options)[1]
 
     def _scale(self, windows: dict[str, _Windows]) -> dict[str, SequenceScaler]:
         """Return a scaler for each series that has examples."""

@@ -556,13 +556,15 @@ class LSTMNetwork(_Parametrised):
         """
         write_model(path, self._sizes, self._parameters, scaler, details)
 
-    def forward(self, X: ArrayLike) -> list[Array]:
+    def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
         """Run over one sequence from the zero state.
 
         Parameters
         ----------
         X : array_like (T, input_dim)
             The sequence.
+        num_threads : int, optional
+            The most threads to use (`set_num_threads`).
 
         Returns
         -------
@@ -575,7 +577,7 @@ class LSTMNetwork(_Parametrised):
             If X has another shape or does not hold finite real numbers.
         """
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
-        outputs: Array = self._infer(X[None], None, None, every_step=True)
+        outputs: Array = self._infer(X[None], None, num_threads, every_step=True)
         return list(outputs.reshape(len(X), -1, 1))
 
     def predict(self, X: Data, *, target: str = "last", num_threads: int | None = None) -> Any:

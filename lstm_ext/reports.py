@@ -12,6 +12,7 @@ from lstm_ext.forecasting import Evaluation, Fit, Forecaster
 from lstm_ext.network import Model
 from lstm_ext.parameters import SIZES
 from lstm_ext.tables import Series, gap_lengths
+from lstm_ext.threads import get_num_threads
 
 _LONGEST_LIST = 8
 _MOST_SERIES = 10  # that are told of one by one
@@ -81,9 +82,10 @@ def fit_lines(report: dict[str, Any], seconds: float) -> Iterator[str]:
     """Yield what `describe_fit` says, and what it took."""
     ends = set(report["trained_before"].values())
     before = f" before {ends.pop()}" if len(ends) == 1 else ""
+    threads = get_num_threads()
     yield (
         f"trained on {report['windows']} windows{before} in {report['epochs']} passes; {seconds:.2f} s in all "
-        f"({isa()}, one thread)"
+        f"({isa()}, {'one thread' if threads == 1 else f'up to {threads} threads'})"
     )
 
 

@@ -162,6 +162,8 @@ def train_lstm(
     output_dim: int,
     learning_rate: float = 0.01,
     epochs: int = 100,
+    *,
+    num_threads: int | None = None,
 ) -> LSTMNetwork:
     """Train as the article's program does: float64, its initial weights, one SGD update for each sequence in order.
 
@@ -177,6 +179,8 @@ def train_lstm(
         Above or equal to 0.
     epochs : int
         How often to go through the data, at least once.
+    num_threads : int, optional
+        The most threads to use (`set_num_threads`).
 
     Returns
     -------
@@ -205,6 +209,7 @@ def train_lstm(
         loss=MSE(),
         optimizer=optimizer,
         batch_size=1,
+        num_threads=num_threads,
     )
     for epoch in range(epochs):
         _run_epoch(plan, epoch, epochs, lambda _: None)

@@ -317,7 +317,7 @@ cdef int weight_gradient(
     p.table, p.batch, p.outputs, p.columns, p.ld_dy = table, batch, outputs, columns, ld_dy
     p.hx, p.ld_hx, p.slot, p.panels = &hx[0, 0, 0], hx.shape[2], hx.shape[1] * hx.shape[2], panels
     p.dW, p.db, p.accumulate = dW, db, accumulate
-    p.output_parts = max(tiles(outputs, OUTER_COLUMNS), parts(call, tiles(outputs, tile), 4, count))
+    p.output_parts = max(tiles(outputs, OUTER_COLUMNS), parts(call, tiles(outputs, tile), 2, count))
     while start < n:
         p.dy = dy + start * ld_dy
         p.depth = min(OUTER_ROWS, n - start)

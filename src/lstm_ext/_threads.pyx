@@ -22,6 +22,7 @@ cdef extern from "team.h" nogil:
         TEAM_LONGEST_LOOP
     bint team_take()
     void team_give_back()
+    bint team_rests()
     void team_open(int workers, Py_ssize_t count, team_task task, void *context)
     Py_ssize_t team_claim()
     void team_close(Py_ssize_t done)
@@ -91,7 +92,7 @@ cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, doub
     if workers > 1:  # n threads take work / n + n JOINING, the least at this n
         workers = min(workers, <int> min(sqrt(work / JOINING), TEAM_MOST))
     work /= count
-    if workers < 2 or count > TEAM_LONGEST_LOOP:
+    if workers < 2 or count > TEAM_LONGEST_LOOP or team_rests():
         for index in range(count):
             task(context, index, NULL)
             check_signals(call, work)

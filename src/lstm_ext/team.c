@@ -3,12 +3,22 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include "runtime.h"
 #include "team.h"
 
 #define CACHE_LINE 64
 #define OWN_LINE __attribute__((aligned(CACHE_LINE)))
 #define PAUSES 1000 /* some 20 to 40 us */
+
+/* A sleep of the caller that is a stall, and the helpers' rest after it, in seconds; it doubles up to the longest while
+   stalls follow one another. */
+#define STALL 3e-4
+#define REST 5e-3
+#define LONGEST_REST 0.2
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -25,6 +35,7 @@ typedef struct {
 /* Where one worker waits. The lock is held whenever nobody is being woken. */
 typedef struct {
     int asleep OWN_LINE;
+    int cpu; /* where it was when it last woke, or woke others */
     PyThread_type_lock lock;
 } seat;
 
@@ -35,6 +46,7 @@ static struct {
     void *context;
     uint64_t remaining OWN_LINE; /* indices that nobody has done */
     int taken OWN_LINE;
+    double rest, rest_ends; /* of whoever has the helpers */
     range ranges[TEAM_MOST];
     seat seats[TEAM_MOST];
 } team;
@@ -54,18 +66,19 @@ static uint64_t make_range(uint64_t generation, ptrdiff_t next, ptrdiff_t end)
     return generation << 2 * INDEX_BITS | (uint64_t)next << INDEX_BITS | (uint64_t)end;
 }
 
-/* Return once *word is not `old` any more; `wake` must follow the change. */
-static void await_change(seat *own, const uint64_t *word, uint64_t old)
+/* Return once *word is not `old` any more, with the seconds asleep; `wake` must follow the change. */
+static double await_change(seat *own, const uint64_t *word, uint64_t old)
 {
     for (int k = 0; k < PAUSES; k++) {
         if (LOAD(word) != old)
-            return;
+            return 0;
         PAUSE();
     }
+    double since = wall_seconds();
     STORE(&own->asleep, 1);
-    if (__atomic_load_n(word, __ATOMIC_SEQ_CST) != old && EXCHANGE(&own->asleep, 0))
-        return; /* it changed, and nobody is waking us */
-    PyThread_acquire_lock(own->lock, WAIT_LOCK);
+    if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == old || !EXCHANGE(&own->asleep, 0))
+        PyThread_acquire_lock(own->lock, WAIT_LOCK); /* unless it changed and nobody is waking us */
+    return wall_seconds() - since;
 }
 
 static void wake(seat *other)
@@ -73,6 +86,34 @@ static void wake(seat *other)
     if (__atomic_load_n(&other->asleep, __ATOMIC_SEQ_CST) && EXCHANGE(&other->asleep, 0))
         PyThread_release_lock(other->lock);
 }
+
+#if defined(__linux__)
+static int current_cpu(void) { return sched_getcpu(); }
+
+/* Some kernels wake a helper on the processor of the caller, or of another helper, and leave the two there for long
+   while others idle: it goes to one of these, and may be moved again by the kernel. */
+static void leave_crowded_cpu(int worker)
+{
+    int cpu = current_cpu(), crowded = 0;
+    cpu_set_t allowed, others;
+    team.seats[worker].cpu = cpu;
+    for (int v = 0; v < team.workers; v++)
+        crowded |= v != worker && team.seats[v].cpu == cpu;
+    if (!crowded || sched_getaffinity(0, sizeof allowed, &allowed) != 0)
+        return;
+    others = allowed;
+    for (int v = 0; v < team.workers; v++)
+        if (team.seats[v].cpu >= 0 && team.seats[v].cpu < CPU_SETSIZE)
+            CPU_CLR(team.seats[v].cpu, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) {
+        team.seats[worker].cpu = current_cpu();
+        sched_setaffinity(0, sizeof allowed, &allowed);
+    }
+}
+#else
+static int current_cpu(void) { return -1; }
+static void leave_crowded_cpu(int worker) { (void)worker; }
+#endif
 
 static ptrdiff_t claim(uint64_t generation, int workers, int worker)
 {
@@ -89,6 +130,16 @@ int team_take(void) { return !EXCHANGE(&team.taken, 1); }
 
 void team_give_back(void) { STORE(&team.taken, 0); }
 
+int team_rests(void) { return team.rest_ends > 0 && wall_seconds() < team.rest_ends; }
+
+static void begin_rest(void)
+{
+    double now = wall_seconds();
+    team.rest = now - team.rest_ends < team.rest ? 2 * team.rest : REST;
+    team.rest = team.rest < LONGEST_REST ? team.rest : LONGEST_REST;
+    team.rest_ends = now + team.rest;
+}
+
 void team_open(int workers, ptrdiff_t count, team_task task, void *context)
 {
     uint64_t generation = team.generation + 1;
@@ -99,6 +150,7 @@ void team_open(int workers, ptrdiff_t count, team_task task, void *context)
     for (int v = 0; v < workers; v++)
         __atomic_store_n(&team.ranges[v].word, make_range(generation, count * v / workers, count * (v + 1) / workers),
                          __ATOMIC_RELEASE);
+    team.seats[0].cpu = current_cpu();
     STORE(&team.generation, generation);
     for (int v = 1; v < workers; v++)
         wake(&team.seats[v]);
@@ -111,10 +163,13 @@ void team_close(ptrdiff_t done)
     while (team_claim() >= 0)
         done++; /* dropped */
     uint64_t remaining = __atomic_sub_fetch(&team.remaining, (uint64_t)done, __ATOMIC_ACQ_REL);
+    double asleep = 0;
     while (remaining > 0) {
-        await_change(&team.seats[0], &team.remaining, remaining);
+        asleep += await_change(&team.seats[0], &team.remaining, remaining);
         remaining = LOAD(&team.remaining);
     }
+    if (asleep > STALL)
+        begin_rest();
 }
 
 /* What a helper reads of a loop that is over is of no harm: it cannot claim anything then, and while it can the caller
@@ -145,7 +200,8 @@ void team_serve(int index)
 {
     denormals_flush();
     for (uint64_t seen = 0;;) {
-        await_change(&team.seats[index], &team.generation, seen);
+        if (await_change(&team.seats[index], &team.generation, seen) > 0)
+            leave_crowded_cpu(index);
         seen = LOAD(&team.generation);
         help(index, seen);
     }

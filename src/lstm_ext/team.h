@@ -5,7 +5,8 @@
    end), so a claim is one compare-and-swap, which fails once the loop is over: a helper that comes late, or never,
    delays nobody. Which worker runs an index is open; what the index does must not depend on it.
 
-   Whoever waits does so for some microseconds on the processor, then asleep on a lock of its own. */
+   Whoever waits does so for some microseconds on the processor, then asleep on a lock of its own. A caller that has
+   slept for long has waited for a helper whose processor somebody else is using: it goes on alone for a while. */
 #ifndef LSTM_EXT_TEAM_H
 #define LSTM_EXT_TEAM_H
 
@@ -17,9 +18,10 @@
 /* `tag` is NULL: a task for float and one for double differ in its type. */
 typedef void (*team_task)(void *context, ptrdiff_t index, const void *tag);
 
-/* Take the helpers for the calling thread: 1, or 0 if another has them. */
+/* Take the helpers for the calling thread: 1, or 0 if another has them. Whether they should rest now. */
 int team_take(void);
 void team_give_back(void);
+int team_rests(void);
 
 /* Whoever has the helpers opens a loop, 2 <= workers <= 1 + helpers, count <= TEAM_LONGEST_LOOP; claims indices and
    does them until the claim is -1; and closes it, saying how many it did. To close it earlier drops what nobody has
