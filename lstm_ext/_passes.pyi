@@ -19,6 +19,7 @@ def forward(
     C: Array,
     gates: Array,
     H: Array,
+    states: Array,
 ) -> None: ...
 def backward(
     isa: int,

@@ -19,8 +19,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.string cimport memcpy, memset
 
 from lstm_ext._kernels cimport (
-    TILE_VECTORS, all_finite, cell_backward, cell_forward, denormals_flush, denormals_restore, kernels, lanes, matmul,
-    outer, real, table_at, tile_rows, wall_seconds, zeros_f32, zeros_f64,
+    LANES_BYTES, TILE_VECTORS, all_finite, cell_backward, cell_forward, denormals_flush, denormals_restore, kernels,
+    lanes, lanes_backward, lanes_forward, matmul, outer, real, table_at, tile_rows, wall_seconds, zeros_f32, zeros_f64,
 )
 
 # The block of dy that one pass of a weight gradient works on. A sum goes on from the stored partial result, so the
@@ -28,6 +28,7 @@ from lstm_ext._kernels cimport (
 cdef enum:
     OUTER_ROWS = 256
     OUTER_COLUMNS = 192
+    LANES_STEPS = 256  # of one call of lanes_forward: signals are checked in between
 
 
 # A check waits 5 ms for the GIL while another thread holds it, so not more often.
@@ -283,6 +284,76 @@ cdef int step_forward(
     return 0
 
 
+cdef Py_ssize_t lanes_rows(
+    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *tag,
+) noexcept nogil:
+    """How many sequences, the first of a batch, run with the batch in the lanes: whole groups of V, or all.
+
+    A group costs a vector of work for each unit then, else one for every V units of each sequence. It reads all weights
+    again, so they must fit into the first-level cache.
+    """
+    cdef Py_ssize_t V = lanes(table, tag), blocks = tiles(hidden_dim, V), rest = batch % V
+    if blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V * <Py_ssize_t> sizeof(real) > LANES_BYTES:
+        return 0
+    return batch if hidden_dim <= rest * blocks else batch - rest
+
+
+cdef int forward_lanes(
+    Call *call, const kernels *table, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0, Py_ssize_t b1,
+    const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[::1] packed, real[:, :, ::1] hx,
+    real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
+) except -1 nogil:
+    """Steps t0 to t1 of sequences b0 to b1 by lanes_forward; b0 is a multiple of V, b1 another or `lanes_rows`.
+
+    As sequence_forward, but for each group of n <= V sequences, from b on, C[t, b:b + n] is an array (H, n), and
+    gates[t, b:b + n] an array (H, 4, n).
+    """
+    cdef Py_ssize_t V = lanes(table, &packed[0]), input_dim = rows.shape[1], hidden_dim = C.shape[2]
+    cdef Py_ssize_t step_of_C = C.shape[1] * hidden_dim if C.shape[0] > 1 else 0, group, b, n
+    cdef Py_ssize_t t, count, now, then, l, s
+    cdef bint keep = gates.shape[0] > 0, want_H = H.shape[0] > 0, keep_h = hx.shape[0] > t1
+    cdef Py_ssize_t most = 1 if want_H and not keep_h else LANES_STEPS
+    for group in range(tiles(b1 - b0, V)):
+        b = b0 + group * V
+        n = min(V, b1 - b)
+        t = t0
+        while t < t1:
+            count = min(most, t1 - t)
+            check_signals(call, 4. * V * hidden_dim * (input_dim + hidden_dim) * count)
+            now, then = t % hx.shape[0], (t + count) % hx.shape[0]
+            lanes_forward(
+                table, count, n, input_dim, hidden_dim, &rows[0, 0] + t * input_dim, &first[b], &packed[0],
+                <const real *> &hx[now, b, 0], &hx[then, b, 0], hx.shape[2], &hx[now, b, 0] if keep_h else NULL,
+                hx.shape[1] * hx.shape[2], &C[t % C.shape[0], b, 0], step_of_C, &gates[t, b, 0] if keep else NULL,
+            )
+            if want_H:
+                for l in range(n):
+                    for s in range(t, t + count):
+                        memcpy(
+                            &H[b + l, s, 0], &hx[(s + 1) % hx.shape[0], b + l, 0], hidden_dim * sizeof(real),
+                        )
+            t += count
+    return 0
+
+
+cdef int backward_lanes(
+    Call *call, const kernels *table, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0, Py_ssize_t b1, Py_ssize_t batch,
+    const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[::1] packed_h, const real[:, :, ::1] dH,
+    real[:, ::1] dh, real[:, ::1] dC, real[:, ::1] dz,
+) except -1 nogil:
+    """Steps t1 to t0 backward of sequences b0 to b1 that forward_lanes ran; dz of step t goes to slot t1 - 1 - t."""
+    cdef Py_ssize_t V = lanes(table, &packed_h[0]), hidden_dim = C.shape[2], group, b
+    for group in range(tiles(b1 - b0, V)):
+        b = b0 + group * V
+        check_signals(call, 4. * V * hidden_dim * hidden_dim * (t1 - t0))
+        lanes_backward(
+            table, t1 - t0, min(V, b1 - b), hidden_dim, &gates[t0, b, 0], &C[t0, b, 0], C.shape[1] * hidden_dim,
+            &packed_h[0], &dH[b, t0, 0] if dH.shape[0] > 0 else NULL, dH.shape[1] * hidden_dim, t0 == 0, &dh[b, 0],
+            &dC[b, 0], &dz[b, 0], dz.shape[1], batch * dz.shape[1],
+        )
+    return 0
+
+
 cdef int sequence_forward(
     Call *call, const kernels *table, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first,
     const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
@@ -290,24 +361,28 @@ cdef int sequence_forward(
     """Run T steps of a batch; sequence b reads x_t from rows[first[b] + t].
 
     hx     (slots, >= B, ld)  in: h_0 in slot 0; step t reads slot t mod slots and writes h_t to the next
-    C      (C slots, >= B, H) likewise; one slot is updated in place
+    C      (C slots, >= B, H) likewise; one slot is updated in place. The first lanes_rows sequences as forward_lanes says
     packed                    from `pack_cell`
     gates  (T, >= B, 4 H)     out: i, f, g, o of every step; nothing is kept if it is empty
     H      (B, T, H)          out: every h_t; not wanted if it is empty
     """
     cdef Py_ssize_t batch = first.shape[0], input_dim = rows.shape[1], hidden_dim = C.shape[2], t, b, now, then
+    cdef Py_ssize_t start = lanes_rows(table, batch, input_dim, hidden_dim, &packed[0])
     cdef bint keep = gates.shape[0] > 0, want_H = H.shape[0] > 0
+    forward_lanes(call, table, 0, steps, 0, start, rows, first, packed, hx, C, gates, H)
+    if start == batch:
+        return 0
     for t in range(steps):
         now, then = t % hx.shape[0], (t + 1) % hx.shape[0]
-        for b in range(batch):
+        for b in range(start, batch):
             memcpy(&hx[now, b, hidden_dim], &rows[first[b] + t, 0], input_dim * sizeof(real))
         step_forward(
-            call, table, batch, input_dim, hidden_dim, &packed[0], &hx[now, 0, 0], hx.shape[2],
-            &C[t % C.shape[0], 0, 0], &C[(t + 1) % C.shape[0], 0, 0], &hx[then, 0, 0],
-            &gates[t, 0, 0] if keep else NULL,
+            call, table, batch - start, input_dim, hidden_dim, &packed[0], &hx[now, start, 0], hx.shape[2],
+            &C[t % C.shape[0], start, 0], &C[(t + 1) % C.shape[0], start, 0], &hx[then, start, 0],
+            &gates[t, start, 0] if keep else NULL,
         )
         if want_H:
-            for b in range(batch):
+            for b in range(start, batch):
                 memcpy(&H[b, t, 0], &hx[then, b, 0], hidden_dim * sizeof(real))
     return 0
 
@@ -332,6 +407,7 @@ cdef int sequence_backward(
     """
     cdef Py_ssize_t hidden_dim = C.shape[2], K = hidden_dim + input_dim, ld_dz = dz.shape[1]
     cdef Py_ssize_t slots = max(1, min(steps, dz.shape[0] // batch)), slot = 0, t, b, j
+    cdef Py_ssize_t first = lanes_rows(table, batch, input_dim, hidden_dim, &packed_h[0])
     cdef bint every_step = dH.shape[0] > 0, want_dX = dX.shape[0] > 0, flushed = False
     cdef const real *start
     cdef real *step_dz
@@ -342,16 +418,20 @@ cdef int sequence_backward(
     for t in range(steps - 1, -1, -1):
         check_signals(call, <double> batch * 4 * hidden_dim)
         step_dz = &dz[slot * batch, 0]
-        for b in range(batch):
+        if slot == 0:
+            backward_lanes(
+                call, table, max(0, t + 1 - slots), t + 1, 0, first, batch, C, gates, packed_h, dH, dh, dC, dz,
+            )
+        for b in range(first, batch):
             cell_backward(
                 table, hidden_dim, &gates[t, b, 0], &C[t, b, 0], &C[t + 1, b, 0], &dh[b, 0], &dC[b, 0],
                 step_dz + b * ld_dz,
             )
-        if t > 0 or want_dh0:
-            start = &dH[0, t - 1, 0] if every_step and t > 0 else NULL
+        if first < batch and (t > 0 or want_dh0):
+            start = &dH[first, t - 1, 0] if every_step and t > 0 else NULL
             multiply(
-                call, table, batch, hidden_dim, 4 * hidden_dim, step_dz, ld_dz, &packed_h[0],
-                start, dH.shape[1] * hidden_dim, &dh[0, 0], hidden_dim,
+                call, table, batch - first, hidden_dim, 4 * hidden_dim, step_dz + first * ld_dz, ld_dz, &packed_h[0],
+                start, dH.shape[1] * hidden_dim, &dh[first, 0], hidden_dim,
             )
         if want_dX:
             multiply(
@@ -392,16 +472,42 @@ def pack_cell_weights(int isa, const real[:, ::1] W, const real[:, ::1] b, real[
         pack_cell(table_at(isa), W.shape[1] - hidden_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
 
 
+cdef void copy_states(
+    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, real *states, real *C,
+    bint load,
+) noexcept nogil:
+    """Copy rows (B, H) to a slot of C, which is laid out as sequence_forward says, or from it unless `load`."""
+    cdef Py_ssize_t V = lanes(table, C), start = lanes_rows(table, batch, input_dim, hidden_dim, C), b, l, n, u
+    cdef real *row
+    cdef real *lane
+    for b in range(batch):
+        l = b % V
+        n = min(V, start - (b - l))
+        for u in range(hidden_dim):
+            row = states + b * hidden_dim + u
+            lane = C + (b - l) * hidden_dim + u * n + l if b < start else C + b * hidden_dim + u
+            if load:
+                lane[0] = row[0]
+            else:
+                row[0] = lane[0]
+
+
 def forward(
     int isa, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first, const real[::1] packed,
-    real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
+    real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H, real[:, ::1] states,
 ):
-    """Run `sequence_forward`."""
+    """Run `sequence_forward`; states (B, H) holds C_0, and then C_T."""
     cdef Call call
+    cdef const kernels *table = table_at(isa)
+    cdef Py_ssize_t batch = first.shape[0], input_dim = rows.shape[1], hidden_dim = C.shape[2]
     with nogil:
         begin(&call)
         try:
-            sequence_forward(&call, table_at(isa), steps, rows, first, packed, hx, C, gates, H)
+            copy_states(table, batch, input_dim, hidden_dim, &states[0, 0], &C[0, 0, 0], True)
+            sequence_forward(&call, table, steps, rows, first, packed, hx, C, gates, H)
+            copy_states(
+                table, batch, input_dim, hidden_dim, &states[0, 0], &C[steps % C.shape[0], 0, 0], False,
+            )
         finally:
             end(&call)
 
@@ -479,6 +585,29 @@ def inference_size(
     return lay_out[double](table_at(isa), input_dim, hidden_dim, output_dim, batch, zeros_f64).size
 
 
+cdef int infer_lanes(
+    Call *call, const kernels *table, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t batch, Py_ssize_t hidden_dim,
+    const real[:, ::1] rows, const Py_ssize_t[::1] first, const real *packed, const real *h_prev, real *h,
+    Py_ssize_t ld_h, real *C,
+) except -1 nogil:
+    """Steps t0 to t1 of some sequences by lanes_forward, keeping the last h and C alone."""
+    cdef Py_ssize_t V = lanes(table, packed), input_dim = rows.shape[1], group, b, n, t, count
+    for group in range(tiles(batch, V)):
+        b = group * V
+        n = min(V, batch - b)
+        t = t0
+        while t < t1:
+            count = min(<Py_ssize_t> LANES_STEPS, t1 - t)
+            check_signals(call, 4. * V * hidden_dim * (input_dim + hidden_dim) * count)
+            lanes_forward(
+                table, count, n, input_dim, hidden_dim, &rows[0, 0] + t * input_dim, &first[b], packed,
+                (h_prev if t == t0 else h) + b * ld_h, h + b * ld_h, ld_h, <real *> NULL, 0, C + b * hidden_dim, 0,
+                <real *> NULL,
+            )
+            t += count
+    return 0
+
+
 def infer(
     int isa, Py_ssize_t batch_size, Py_ssize_t hidden_dim, const real[::1] parameters, const real[:, ::1] rows,
     const Py_ssize_t[::1] offsets, bint every_step, real[::1] scratch, real[:, ::1] Y,
@@ -493,7 +622,7 @@ def infer(
     """
     cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t N = offsets.shape[0] - 1, input_dim = rows.shape[1], output_dim = Y.shape[1], n = 0, b, t
-    cdef Py_ssize_t batch, steps
+    cdef Py_ssize_t batch, steps, start
     cdef Inference at = lay_out(table, input_dim, hidden_dim, output_dim, batch_size, &parameters[0])
     cdef real *packed = first_line(&scratch[0])
     cdef const real *b_y = packed + at.b_y
@@ -510,19 +639,34 @@ def infer(
                 batch = 1
                 while batch < batch_size and n + batch < N and offsets[n + batch + 1] - offsets[n + batch] == steps:
                     batch += 1
+                start = lanes_rows(table, batch, input_dim, hidden_dim, &parameters[0])
                 then = packed + at.hx
                 now = then + batch_size * at.ld
                 memset(C, 0, batch * hidden_dim * sizeof(real))
                 for b in range(batch):
                     memset(then + b * at.ld, 0, hidden_dim * sizeof(real))
+                if not every_step:
+                    infer_lanes(
+                        &call, table, 0, steps, start, hidden_dim, rows, offsets[n:], <const real *> packed,
+                        <const real *> then, now if steps % 2 == 1 else then, at.ld, C,
+                    )
                 for t in range(steps):
                     now, then = then, now
-                    for b in range(batch):
-                        memcpy(now + b * at.ld + hidden_dim, &rows[offsets[n + b] + t, 0], input_dim * sizeof(real))
-                    step_forward(
-                        &call, table, batch, input_dim, hidden_dim, <const real *> packed, <const real *> now, at.ld,
-                        <const real *> C, C, then, <real *> NULL,
-                    )
+                    if every_step:
+                        infer_lanes(
+                            &call, table, t, t + 1, start, hidden_dim, rows, offsets[n:], <const real *> packed,
+                            <const real *> now, then, at.ld, C,
+                        )
+                    if start < batch:
+                        for b in range(start, batch):
+                            memcpy(
+                                now + b * at.ld + hidden_dim, &rows[offsets[n + b] + t, 0], input_dim * sizeof(real),
+                            )
+                        step_forward(
+                            &call, table, batch - start, input_dim, hidden_dim, <const real *> packed,
+                            <const real *> (now + start * at.ld), at.ld, <const real *> (C + start * hidden_dim),
+                            C + start * hidden_dim, then + start * at.ld, <real *> NULL,
+                        )
                     if every_step:
                         multiply(
                             &call, table, batch, output_dim, hidden_dim, <const real *> then, at.ld,

@@ -14,6 +14,12 @@
 /* Panels and packed blocks are at most this many vectors wide: the four gates of V units. */
 #define TILE_VECTORS 4
 
+/* The packed weights of a layer that lanes_forward takes have at most so many bytes: each group of V sequences reads
+   them again, from the first-level cache. Such a layer has fewer units and inputs than LANES_UNITS and 
+   LANES_BYTES / (4 V elements). */
+#define LANES_BYTES 32768
+#define LANES_UNITS 64
+
 #define DECLARE_KERNELS(table, real)                                                                        \
     typedef struct {                                                                                        \
         ptrdiff_t lanes;     /* V */                                                                        \
@@ -53,6 +59,30 @@
            gates (4, H); C_prev, C, dh (H);  dC (H) in: dL/dC_t, out: dL/dC_{t-1};  dz (4, H) out */        \
         void (*cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,   \
                               const real *dh, real *dC, real *dz);                                          \
+                                                                                                            \
+        /* The same steps as cell_forward's for `rows` <= V sequences, one in each lane: `steps` of them.          \
+           x        (steps, I) of sequence l are at x[first[l] * I]                                         \
+           packed   every block of cell_forward, LANES_BYTES or less                                        \
+           h_prev, h   (rows, H), ld_h apart; h out, may be h_prev                                          \
+           hx       (steps) slots hx_step apart of rows [h_{t-1} | x_t] ld_h apart, out, or NULL            \
+           C        (steps + 1) slots C_step apart of (H, rows): slot 0 in, the others out; C_step may be 0     \
+           gates    (steps) slots 4 C_step apart of (H, 4, rows): i, f, g, o for lanes_backward; or NULL */         \
+        void (*lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,   \
+                              const real *x, const ptrdiff_t *first, const real *packed,                    \
+                              const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step,     \
+                              real *C, ptrdiff_t C_step, real *gates);                                      \
+                                                                                                            \
+        /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.            \
+           gates, C  as lanes_forward left them from the first of the steps on                              \
+           panels   W_h (4H, H), each 4 V columns an array (4H, width) as matmul takes                      \
+           dH       at the first step: (rows, steps, H), rows ld_dH apart, or NULL; the row before a        \
+                    sequence's first is not taken if this `begins` with the first step                      \
+           dh, dC   (rows, H) in: after the last step; out: before the first                                \
+           dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out */        \
+        void (*lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,    \
+                               const real *C, ptrdiff_t C_step, const real *panels, const real *dH,         \
+                               ptrdiff_t ld_dH, int begins, real *dh, real *dC, real *dz, ptrdiff_t ld_dz,  \
+                               ptrdiff_t dz_step);                                                          \
                                                                                                             \
         /* sum_j x[j]^2 in double: by blocks of 4096, each in 16 lanes (j mod 16) added in their order. */     \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \

@@ -1,0 +1,225 @@
+/* The cell with the batch in the lanes, for layers of few units, which would leave lanes empty: one sequence in each
+   lane, and a weight is broadcast. Included by leaf.h once for each type; the contracts are in kernels.h.
+
+   A panel (columns, V) has one vector for each column; rows are turned into panels and back by squares of one
+   16-byte vector's elements, which every set has. Lanes past the rows repeat the first row and are never stored. */
+#define SQUARE (16 / (ptrdiff_t)sizeof(real))
+#define PANEL_COLUMNS (LANES_BYTES / TILE_VECTORS / VECTOR_BYTES) /* more than a layer whose weights fit has */
+
+typedef real NAME(square_row) __attribute__((vector_size(16)));
+typedef real NAME(square_row_unaligned) __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
+#define square_row NAME(square_row)
+#define LOAD_ROW(p) ((square_row) * (const NAME(square_row_unaligned) *)(p))
+#define STORE_ROW(p, x) (*(NAME(square_row_unaligned) *)(p) = (NAME(square_row_unaligned))(x))
+
+INLINE void NAME(transpose)(square_row *s)
+{
+#if REAL_IS_DOUBLE
+    square_row first = SHUFFLE(s[0], s[1], 0, 2);
+    s[1] = SHUFFLE(s[0], s[1], 1, 3);
+    s[0] = first;
+#else
+    square_row a = SHUFFLE(s[0], s[1], 0, 4, 1, 5), b = SHUFFLE(s[0], s[1], 2, 6, 3, 7);
+    square_row c = SHUFFLE(s[2], s[3], 0, 4, 1, 5), d = SHUFFLE(s[2], s[3], 2, 6, 3, 7);
+    s[0] = SHUFFLE(a, c, 0, 1, 4, 5);
+    s[1] = SHUFFLE(a, c, 2, 3, 6, 7);
+    s[2] = SHUFFLE(b, d, 0, 1, 4, 5);
+    s[3] = SHUFFLE(b, d, 2, 3, 6, 7);
+#endif
+}
+
+/* panel[k][l] = x[at[l] + k], k < columns, l < V. */
+INLINE void NAME(rows_to_panel)(ptrdiff_t columns, const real *x, const ptrdiff_t *at, real *panel)
+{
+    for (ptrdiff_t l = 0; l < V; l += SQUARE) {
+        ptrdiff_t k = 0;
+        for (; k + SQUARE <= columns; k += SQUARE) {
+            square_row s[SQUARE];
+            UNROLL for (int i = 0; i < SQUARE; i++) s[i] = LOAD_ROW(x + at[l + i] + k);
+            NAME(transpose)(s);
+            UNROLL for (int i = 0; i < SQUARE; i++) STORE_ROW(panel + (k + i) * V + l, s[i]);
+        }
+        for (; k < columns; k++)
+            UNROLL for (int i = 0; i < SQUARE; i++) panel[k * V + l + i] = x[at[l + i] + k];
+    }
+}
+
+/* y[l * ld + k] = panel[k][l], k < columns, l < rows. */
+INLINE void NAME(panel_to_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *panel, real *y, ptrdiff_t ld)
+{
+    for (ptrdiff_t l = 0; l < rows; l += SQUARE) {
+        const int n = rows - l < SQUARE ? (int)(rows - l) : (int)SQUARE;
+        ptrdiff_t k = 0;
+        for (; k + SQUARE <= columns; k += SQUARE) {
+            square_row s[SQUARE];
+            UNROLL for (int i = 0; i < SQUARE; i++) s[i] = LOAD_ROW(panel + (k + i) * V + l);
+            NAME(transpose)(s);
+            UNROLL for (int i = 0; i < SQUARE; i++) if (i < n) STORE_ROW(y + (l + i) * ld + k, s[i]);
+        }
+        for (; k < columns; k++)
+            for (int i = 0; i < n; i++)
+                y[(l + i) * ld + k] = panel[k * V + l + i];
+    }
+}
+
+/* Where row l begins, for every lane. */
+INLINE void NAME(place_rows)(ptrdiff_t rows, ptrdiff_t ld, ptrdiff_t *at)
+{
+    for (ptrdiff_t l = 0; l < V; l++)
+        at[l] = l < rows ? l * ld : 0;
+}
+
+/* How many of the next `left` columns a tile of up to `most` takes, so that no tile is much smaller than others. */
+INLINE ptrdiff_t NAME(share)(ptrdiff_t left, ptrdiff_t most)
+{
+    ptrdiff_t count = (left + most - 1) / most;
+    return (left + count - 1) / count;
+}
+
+/* U units: w is at the first one's bias in its block. Enough chains of multiply-adds to hide their latency. */
+INLINE void NAME(lanes_units)(const int U, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *w,
+                              const real *x, const real *h_prev, const real *C_prev, real *C, real *h, real *gates)
+{
+    vec z[3][TILE_VECTORS];
+    UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)
+        z[j][g] = NAME(broadcast)(w[g * V + j]);
+    w += TILE_VECTORS * V;
+    for (ptrdiff_t k = 0; k < input_dim; k++, w += TILE_VECTORS * V) {
+        vec s = NAME(load)(x + k * V);
+        UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)
+            z[j][g] = FMA(NAME(broadcast)(w[g * V + j]), s, z[j][g]);
+    }
+    for (ptrdiff_t k = 0; k < hidden_dim; k++, w += TILE_VECTORS * V) {
+        vec s = NAME(load)(h_prev + k * V);
+        UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)
+            z[j][g] = FMA(NAME(broadcast)(w[g * V + j]), s, z[j][g]);
+    }
+    UNROLL for (int j = 0; j < U; j++) {
+        vec c = NAME(load_n)(C_prev + j * rows, rows);
+        NAME(store)(h + j * V, NAME(cell)(z[j], &c));
+        NAME(store_n)(C + j * rows, c, rows);
+        if (gates)
+            UNROLL for (int g = 0; g < TILE_VECTORS; g++)
+                NAME(store_n)(gates + (j * TILE_VECTORS + g) * rows, z[j][g], rows);
+    }
+}
+
+static void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *packed,
+                             const real *x, const real *h_prev, const real *C_prev, real *C, real *h, real *gates)
+{
+    const ptrdiff_t size = (1 + input_dim + hidden_dim) * TILE_VECTORS * V;
+    for (ptrdiff_t first = 0; first < hidden_dim; first += V, packed += size) {
+        const ptrdiff_t end = first + V < hidden_dim ? first + V : hidden_dim;
+        for (ptrdiff_t u = first, units; u < end; u += units) {
+            units = NAME(share)(end - u, 3);
+#define UNITS(U)                                                                                                       \
+    NAME(lanes_units)(U, rows, input_dim, hidden_dim, packed + (u - first), x, h_prev, C_prev + u * rows, C + u * rows,\
+                      h + u * V, gates ? gates + u * TILE_VECTORS * rows : NULL)
+            if (units == 3)
+                UNITS(3);
+            else if (units == 2)
+                UNITS(2);
+            else
+                UNITS(1);
+#undef UNITS
+        }
+    }
+}
+
+static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
+                                const real *x, const ptrdiff_t *first, const real *packed, const real *h_prev, real *h,
+                                ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates)
+{
+    real x_panel[PANEL_COLUMNS * V] __attribute__((aligned(VECTOR_BYTES)));
+    real h_panels[2][PANEL_COLUMNS * V] __attribute__((aligned(VECTOR_BYTES)));
+    ptrdiff_t at[V];
+    NAME(place_rows)(rows, ld_h, at);
+    NAME(rows_to_panel)(hidden_dim, h_prev, at, h_panels[0]);
+    for (ptrdiff_t l = 0; l < V; l++)
+        at[l] = first[l < rows ? l : 0] * input_dim;
+    const ptrdiff_t chunk = PANEL_COLUMNS / input_dim; /* steps whose x the panel holds */
+    for (ptrdiff_t t = 0; t < steps; t++) {
+        const real *x_t = x_panel + t % chunk * input_dim * V, *h_t = h_panels[t % 2];
+        if (t % chunk == 0) {
+            ptrdiff_t count = steps - t < chunk ? steps - t : chunk;
+            NAME(rows_to_panel)(count * input_dim, x + t * input_dim, at, x_panel);
+        }
+        if (hx) {
+            NAME(panel_to_rows)(rows, hidden_dim, h_t, hx + t * hx_step, ld_h);
+            NAME(panel_to_rows)(rows, input_dim, x_t, hx + t * hx_step + hidden_dim, ld_h);
+        }
+        NAME(lanes_step)(rows, input_dim, hidden_dim, packed, x_t, h_t, C + t * C_step, C + (t + 1) * C_step,
+                         h_panels[(t + 1) % 2], gates ? gates + t * TILE_VECTORS * C_step : NULL);
+    }
+    NAME(panel_to_rows)(rows, hidden_dim, h_panels[steps % 2], h, ld_h);
+}
+
+/* dh[j] += sum_k dz[k] * panel[k][j], k ascending, j < N. */
+INLINE void NAME(lanes_product)(const int N, ptrdiff_t depth, const real *dz, const real *panel, ptrdiff_t ld_panel,
+                                real *dh)
+{
+    vec acc[8];
+    UNROLL for (int j = 0; j < N; j++) acc[j] = NAME(load)(dh + j * V);
+    for (ptrdiff_t k = 0; k < depth; k++, panel += ld_panel) {
+        vec s = NAME(load)(dz + k * V);
+        UNROLL for (int j = 0; j < N; j++) acc[j] = FMA(s, NAME(broadcast)(panel[j]), acc[j]);
+    }
+    UNROLL for (int j = 0; j < N; j++) NAME(store)(dh + j * V, acc[j]);
+}
+
+/* dh (H, V) += dz (4 H, V) times W_h. */
+static void NAME(lanes_products)(ptrdiff_t hidden_dim, const real *dz, const real *panels, real *dh)
+{
+    for (ptrdiff_t first = 0, width; first < hidden_dim; first += width) {
+        const ptrdiff_t left = hidden_dim - first;
+        width = left > 2 * V ? TILE_VECTORS * V : left > V ? 2 * V : V;
+        const ptrdiff_t columns = left < width ? left : width;
+        for (ptrdiff_t j = 0, n; j < columns; j += n) {
+            n = NAME(share)(columns - j, 8);
+#define CASE(N)                                                                                                        \
+    case N:                                                                                                            \
+        NAME(lanes_product)(N, 4 * hidden_dim, dz, panels + j, width, dh + (first + j) * V);                           \
+        break;
+            switch (n) {
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+            }
+#undef CASE
+        }
+        panels += 4 * hidden_dim * width;
+    }
+}
+
+static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,
+                                 const real *C, ptrdiff_t C_step, const real *panels, const real *dH, ptrdiff_t ld_dH,
+                                 int begins, real *dh, real *dC, real *dz, ptrdiff_t ld_dz, ptrdiff_t dz_step)
+{
+    real dh_panel[LANES_UNITS * V] __attribute__((aligned(VECTOR_BYTES)));
+    real dC_panel[LANES_UNITS * V] __attribute__((aligned(VECTOR_BYTES)));
+    real dz_panel[4 * LANES_UNITS * V] __attribute__((aligned(VECTOR_BYTES)));
+    ptrdiff_t at[V], at_dH[V];
+    NAME(place_rows)(rows, hidden_dim, at);
+    NAME(place_rows)(rows, ld_dH, at_dH);
+    NAME(rows_to_panel)(hidden_dim, dh, at, dh_panel);
+    NAME(rows_to_panel)(hidden_dim, dC, at, dC_panel);
+    for (ptrdiff_t s = steps - 1; s >= 0; s--) {
+        const real *gates_s = gates + s * 4 * C_step, *C_prev = C + s * C_step, *C_s = C_prev + C_step;
+        for (ptrdiff_t u = 0; u < hidden_dim; u++) {
+            vec g[TILE_VECTORS], dz_u[TILE_VECTORS], dC_u = NAME(load)(dC_panel + u * V);
+            UNROLL for (int j = 0; j < TILE_VECTORS; j++)
+                g[j] = NAME(load_n)(gates_s + (u * TILE_VECTORS + j) * rows, rows);
+            NAME(cell_gradient)(g, NAME(load_n)(C_prev + u * rows, rows), NAME(load_n)(C_s + u * rows, rows),
+                                NAME(load)(dh_panel + u * V), &dC_u, dz_u);
+            NAME(store)(dC_panel + u * V, dC_u);
+            UNROLL for (int j = 0; j < TILE_VECTORS; j++) NAME(store)(dz_panel + (j * hidden_dim + u) * V, dz_u[j]);
+        }
+        NAME(panel_to_rows)(rows, 4 * hidden_dim, dz_panel, dz + (steps - 1 - s) * dz_step, ld_dz);
+        if (dH && !(s == 0 && begins))
+            NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * hidden_dim, at_dH, dh_panel);
+        else
+            for (ptrdiff_t j = 0; j < hidden_dim * V; j++)
+                dh_panel[j] = 0;
+        NAME(lanes_products)(hidden_dim, dz_panel, panels, dh_panel);
+    }
+    NAME(panel_to_rows)(rows, hidden_dim, dh_panel, dh, hidden_dim);
+    NAME(panel_to_rows)(rows, hidden_dim, dC_panel, dC, hidden_dim);
+}
