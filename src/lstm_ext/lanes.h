@@ -4,7 +4,9 @@
    A panel (columns, V) has one vector for each column; rows are turned into panels and back by squares of one
    16-byte vector's elements, which every set has. Lanes past the rows repeat the first row and are never stored. */
 #define SQUARE (16 / (ptrdiff_t)sizeof(real))
+#define LANES_TILE 3 /* units */
 #define PANEL_COLUMNS (LANES_BYTES / TILE_VECTORS / VECTOR_BYTES) /* more than a layer whose weights fit has */
+#define PANEL(name, columns) real name[(columns) * V] __attribute__((aligned(VECTOR_BYTES)))
 
 typedef real NAME(square_row) __attribute__((vector_size(16)));
 typedef real NAME(square_row_unaligned) __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
@@ -44,22 +46,26 @@ INLINE void NAME(rows_to_panel)(ptrdiff_t columns, const real *x, const ptrdiff_
     }
 }
 
-/* y[l * ld + k] = panel[k][l], k < columns, l < rows. */
-INLINE void NAME(panel_to_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *panel, real *y, ptrdiff_t ld)
+/* y[l * ld + k] = panel[k][l], k < columns, l < rows; whole squares of columns are read and written. */
+INLINE void NAME(panel_to_padded_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *panel, real *y, ptrdiff_t ld)
 {
-    for (ptrdiff_t l = 0; l < rows; l += SQUARE) {
-        const int n = rows - l < SQUARE ? (int)(rows - l) : (int)SQUARE;
-        ptrdiff_t k = 0;
-        for (; k + SQUARE <= columns; k += SQUARE) {
+    for (ptrdiff_t l = 0; l < rows; l += SQUARE)
+        for (ptrdiff_t k = 0; k < columns; k += SQUARE) {
             square_row s[SQUARE];
             UNROLL for (int i = 0; i < SQUARE; i++) s[i] = LOAD_ROW(panel + (k + i) * V + l);
             NAME(transpose)(s);
-            UNROLL for (int i = 0; i < SQUARE; i++) if (i < n) STORE_ROW(y + (l + i) * ld + k, s[i]);
+            UNROLL for (int i = 0; i < SQUARE; i++) if (l + i < rows) STORE_ROW(y + (l + i) * ld + k, s[i]);
         }
-        for (; k < columns; k++)
-            for (int i = 0; i < n; i++)
-                y[(l + i) * ld + k] = panel[k * V + l + i];
-    }
+}
+
+/* The same, and no more is written. */
+INLINE void NAME(panel_to_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *panel, real *y, ptrdiff_t ld)
+{
+    const ptrdiff_t whole = columns / SQUARE * SQUARE;
+    NAME(panel_to_padded_rows)(rows, whole, panel, y, ld);
+    for (ptrdiff_t k = whole; k < columns; k++)
+        for (ptrdiff_t l = 0; l < rows; l++)
+            y[l * ld + k] = panel[k * V + l];
 }
 
 /* Where row l begins, for every lane. */
@@ -76,44 +82,46 @@ INLINE ptrdiff_t NAME(share)(ptrdiff_t left, ptrdiff_t most)
     return (left + count - 1) / count;
 }
 
-/* U units: w is at the first one's bias in its block. Enough chains of multiply-adds to hide their latency. */
+#define LANES_MULTIPLY_ADD(U, z, depth, w, panel)                                                                      \
+    for (ptrdiff_t k = 0; k < (depth); k++, w += TILE_VECTORS * V) {                                                   \
+        vec s_ = NAME(load)((panel) + k * V);                                                                          \
+        UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)                               \
+            z[j][g] = FMA(NAME(broadcast)(w[g * V + j]), s_, z[j][g]);                                                 \
+    }
+
+/* U units, a constant: w is at the first one's bias in its block. Enough chains of multiply-adds to hide their latency,
+   and the elementwise halves of several units overlap. */
 INLINE void NAME(lanes_units)(const int U, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *w,
-                              const real *x, const real *h_prev, const real *C_prev, real *C, real *h, real *gates)
+                              const real *hx, const real *C_prev, real *C, real *h, real *gates)
 {
-    vec z[3][TILE_VECTORS];
+    vec z[LANES_TILE][TILE_VECTORS], c[LANES_TILE];
     UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)
         z[j][g] = NAME(broadcast)(w[g * V + j]);
     w += TILE_VECTORS * V;
-    for (ptrdiff_t k = 0; k < input_dim; k++, w += TILE_VECTORS * V) {
-        vec s = NAME(load)(x + k * V);
-        UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)
-            z[j][g] = FMA(NAME(broadcast)(w[g * V + j]), s, z[j][g]);
-    }
-    for (ptrdiff_t k = 0; k < hidden_dim; k++, w += TILE_VECTORS * V) {
-        vec s = NAME(load)(h_prev + k * V);
-        UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)
-            z[j][g] = FMA(NAME(broadcast)(w[g * V + j]), s, z[j][g]);
-    }
+    LANES_MULTIPLY_ADD(U, z, input_dim, w, hx + hidden_dim * V);
+    LANES_MULTIPLY_ADD(U, z, hidden_dim, w, hx);
     UNROLL for (int j = 0; j < U; j++) {
-        vec c = NAME(load_n)(C_prev + j * rows, rows);
-        NAME(store)(h + j * V, NAME(cell)(z[j], &c));
-        NAME(store_n)(C + j * rows, c, rows);
+        NAME(activate_gates)(z[j]);
+        c[j] = FMA(z[j][1], NAME(load_n)(C_prev + j * rows, rows), z[j][0] * z[j][2]);
+        NAME(store_n)(C + j * rows, c[j], rows);
         if (gates)
             UNROLL for (int g = 0; g < TILE_VECTORS; g++)
                 NAME(store_n)(gates + (j * TILE_VECTORS + g) * rows, z[j][g], rows);
     }
+    UNROLL for (int j = 0; j < U; j++) NAME(store)(h + j * V, z[j][3] * NAME(vtanh)(c[j]));
 }
 
-static void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *packed,
-                             const real *x, const real *h_prev, const real *C_prev, real *C, real *h, real *gates)
+/* One step of one group; hx (H + I, V), h (H, V). */
+INLINE void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *packed,
+                             const real *hx, const real *C_prev, real *C, real *h, real *gates)
 {
     const ptrdiff_t size = (1 + input_dim + hidden_dim) * TILE_VECTORS * V;
     for (ptrdiff_t first = 0; first < hidden_dim; first += V, packed += size) {
         const ptrdiff_t end = first + V < hidden_dim ? first + V : hidden_dim;
         for (ptrdiff_t u = first, units; u < end; u += units) {
-            units = NAME(share)(end - u, 3);
+            units = NAME(share)(end - u, LANES_TILE);
 #define UNITS(U)                                                                                                       \
-    NAME(lanes_units)(U, rows, input_dim, hidden_dim, packed + (u - first), x, h_prev, C_prev + u * rows, C + u * rows,\
+    NAME(lanes_units)(U, rows, input_dim, hidden_dim, packed + (u - first), hx, C_prev + u * rows, C + u * rows,       \
                       h + u * V, gates ? gates + u * TILE_VECTORS * rows : NULL)
             if (units == 3)
                 UNITS(3);
@@ -130,28 +138,27 @@ static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input
                                 const real *x, const ptrdiff_t *first, const real *packed, const real *h_prev, real *h,
                                 ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates)
 {
-    real x_panel[PANEL_COLUMNS * V] __attribute__((aligned(VECTOR_BYTES)));
-    real h_panels[2][PANEL_COLUMNS * V] __attribute__((aligned(VECTOR_BYTES)));
+    PANEL(x_panel, PANEL_COLUMNS);
+    real hx_panels[2][(PANEL_COLUMNS + SQUARE) * V] __attribute__((aligned(VECTOR_BYTES)));
+    const ptrdiff_t chunk = PANEL_COLUMNS / input_dim; /* the steps whose x are turned at once */
     ptrdiff_t at[V];
     NAME(place_rows)(rows, ld_h, at);
-    NAME(rows_to_panel)(hidden_dim, h_prev, at, h_panels[0]);
+    NAME(rows_to_panel)(hidden_dim, h_prev, at, hx_panels[0]);
     for (ptrdiff_t l = 0; l < V; l++)
         at[l] = first[l < rows ? l : 0] * input_dim;
-    const ptrdiff_t chunk = PANEL_COLUMNS / input_dim; /* steps whose x the panel holds */
     for (ptrdiff_t t = 0; t < steps; t++) {
-        const real *x_t = x_panel + t % chunk * input_dim * V, *h_t = h_panels[t % 2];
-        if (t % chunk == 0) {
-            ptrdiff_t count = steps - t < chunk ? steps - t : chunk;
-            NAME(rows_to_panel)(count * input_dim, x + t * input_dim, at, x_panel);
-        }
-        if (hx) {
-            NAME(panel_to_rows)(rows, hidden_dim, h_t, hx + t * hx_step, ld_h);
-            NAME(panel_to_rows)(rows, input_dim, x_t, hx + t * hx_step + hidden_dim, ld_h);
-        }
-        NAME(lanes_step)(rows, input_dim, hidden_dim, packed, x_t, h_t, C + t * C_step, C + (t + 1) * C_step,
-                         h_panels[(t + 1) % 2], gates ? gates + t * TILE_VECTORS * C_step : NULL);
+        const ptrdiff_t left = steps - t, in_chunk = t % chunk;
+        real *now = hx_panels[t % 2], *C_t = C + t * C_step;
+        if (in_chunk == 0)
+            NAME(rows_to_panel)((left < chunk ? left : chunk) * input_dim, x + t * input_dim, at, x_panel);
+        for (ptrdiff_t k = 0; k < input_dim; k++)
+            NAME(store)(now + (hidden_dim + k) * V, NAME(load)(x_panel + (in_chunk * input_dim + k) * V));
+        if (hx)
+            NAME(panel_to_padded_rows)(rows, hidden_dim + input_dim, now, hx + t * hx_step, ld_h);
+        NAME(lanes_step)(rows, input_dim, hidden_dim, packed, now, C_t, C_t + C_step, hx_panels[(t + 1) % 2],
+                         gates ? gates + t * TILE_VECTORS * C_step : NULL);
     }
-    NAME(panel_to_rows)(rows, hidden_dim, h_panels[steps % 2], h, ld_h);
+    NAME(panel_to_rows)(rows, hidden_dim, hx_panels[steps % 2], h, ld_h);
 }
 
 /* dh[j] += sum_k dz[k] * panel[k][j], k ascending, j < N. */
@@ -189,35 +196,43 @@ static void NAME(lanes_products)(ptrdiff_t hidden_dim, const real *dz, const rea
     }
 }
 
+/* One step of one group backward but for the product: dz (4 H, V) out. */
+INLINE void NAME(lanes_gradient)(ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates, const real *C_prev,
+                                 const real *C, const real *dh, real *dC, real *dz)
+{
+    for (ptrdiff_t u = 0; u < hidden_dim; u++) {
+        vec saved[TILE_VECTORS], dz_u[TILE_VECTORS], dC_u = NAME(load)(dC + u * V);
+        UNROLL for (int g = 0; g < TILE_VECTORS; g++)
+            saved[g] = NAME(load_n)(gates + (u * TILE_VECTORS + g) * rows, rows);
+        NAME(cell_gradient)(saved, NAME(load_n)(C_prev + u * rows, rows), NAME(load_n)(C + u * rows, rows),
+                            NAME(load)(dh + u * V), &dC_u, dz_u);
+        NAME(store)(dC + u * V, dC_u);
+        UNROLL for (int g = 0; g < TILE_VECTORS; g++) NAME(store)(dz + (g * hidden_dim + u) * V, dz_u[g]);
+    }
+}
+
 static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,
                                  const real *C, ptrdiff_t C_step, const real *panels, const real *dH, ptrdiff_t ld_dH,
                                  int begins, real *dh, real *dC, real *dz, ptrdiff_t ld_dz, ptrdiff_t dz_step)
 {
-    real dh_panel[LANES_UNITS * V] __attribute__((aligned(VECTOR_BYTES)));
-    real dC_panel[LANES_UNITS * V] __attribute__((aligned(VECTOR_BYTES)));
-    real dz_panel[4 * LANES_UNITS * V] __attribute__((aligned(VECTOR_BYTES)));
+    PANEL(dh_panel, LANES_UNITS);
+    PANEL(dC_panel, LANES_UNITS);
+    PANEL(dz_panel, TILE_VECTORS * LANES_UNITS);
     ptrdiff_t at[V], at_dH[V];
     NAME(place_rows)(rows, hidden_dim, at);
     NAME(place_rows)(rows, ld_dH, at_dH);
     NAME(rows_to_panel)(hidden_dim, dh, at, dh_panel);
     NAME(rows_to_panel)(hidden_dim, dC, at, dC_panel);
-    for (ptrdiff_t s = steps - 1; s >= 0; s--) {
-        const real *gates_s = gates + s * 4 * C_step, *C_prev = C + s * C_step, *C_s = C_prev + C_step;
-        for (ptrdiff_t u = 0; u < hidden_dim; u++) {
-            vec g[TILE_VECTORS], dz_u[TILE_VECTORS], dC_u = NAME(load)(dC_panel + u * V);
-            UNROLL for (int j = 0; j < TILE_VECTORS; j++)
-                g[j] = NAME(load_n)(gates_s + (u * TILE_VECTORS + j) * rows, rows);
-            NAME(cell_gradient)(g, NAME(load_n)(C_prev + u * rows, rows), NAME(load_n)(C_s + u * rows, rows),
-                                NAME(load)(dh_panel + u * V), &dC_u, dz_u);
-            NAME(store)(dC_panel + u * V, dC_u);
-            UNROLL for (int j = 0; j < TILE_VECTORS; j++) NAME(store)(dz_panel + (j * hidden_dim + u) * V, dz_u[j]);
-        }
-        NAME(panel_to_rows)(rows, 4 * hidden_dim, dz_panel, dz + (steps - 1 - s) * dz_step, ld_dz);
+    for (ptrdiff_t s = steps - 1; s >= 0; s--, dz += dz_step) {
+        const real *C_prev = C + s * C_step;
+        NAME(lanes_gradient)(rows, hidden_dim, gates + s * TILE_VECTORS * C_step, C_prev, C_prev + C_step, dh_panel,
+                             dC_panel, dz_panel);
+        NAME(panel_to_rows)(rows, TILE_VECTORS * hidden_dim, dz_panel, dz, ld_dz);
         if (dH && !(s == 0 && begins))
             NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * hidden_dim, at_dH, dh_panel);
         else
-            for (ptrdiff_t j = 0; j < hidden_dim * V; j++)
-                dh_panel[j] = 0;
+            for (ptrdiff_t j = 0; j < hidden_dim; j++)
+                NAME(store)(dh_panel + j * V, K(0));
         NAME(lanes_products)(hidden_dim, dz_panel, panels, dh_panel);
     }
     NAME(panel_to_rows)(rows, hidden_dim, dh_panel, dh, hidden_dim);

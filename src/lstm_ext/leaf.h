@@ -173,7 +173,10 @@ static const TABLE NAME(table) = {
 #undef CELL_CASE
 #undef ROWS_AHEAD
 #undef SQUARE
+#undef LANES_TILE
+#undef LANES_MULTIPLY_ADD
 #undef PANEL_COLUMNS
+#undef PANEL
 #undef square_row
 #undef LOAD_ROW
 #undef STORE_ROW

@@ -90,18 +90,16 @@ static void NAME(outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, cons
     }
 }
 
-/* The cell's elementwise half: z holds the pre-activations, then i, f, g, o; C changes to the new state; returns h. */
-INLINE vec NAME(cell)(vec *z, vec *C)
+/* The gates i, f, g, o of V units from their pre-activations. */
+INLINE void NAME(activate_gates)(vec *z)
 {
     z[0] = NAME(vsigmoid)(z[0]);
     z[1] = NAME(vsigmoid)(z[1]);
     z[2] = NAME(vtanh)(z[2]);
     z[3] = NAME(vsigmoid)(z[3]);
-    *C = FMA(z[1], *C, z[0] * z[2]);
-    return z[3] * NAME(vtanh)(*C);
 }
 
-/* Its derivative: gates i, f, g, o; dC in: dL/dC_t, out: dL/dC_{t-1}; dz out. */
+/* The derivative of the cell's elementwise half: gates i, f, g, o; dC in: dL/dC_t, out: dL/dC_{t-1}; dz out. */
 INLINE void NAME(cell_gradient)(const vec *gates, vec C_prev, vec C, vec dh, vec *dC, vec *dz)
 {
     const vec one = K(1), i = gates[0], f = gates[1], g = gates[2], o = gates[3], tanh_C = NAME(vtanh)(C);
@@ -113,17 +111,18 @@ INLINE void NAME(cell_gradient)(const vec *gates, vec C_prev, vec C, vec dh, vec
     *dC = dC_t * f;
 }
 
-/* The same for one row: z (4, V) holds the pre-activations of `units` <= V units. */
+/* The cell's elementwise half for one row: z (4, V) holds the pre-activations of `units` <= V units. */
 INLINE void NAME(cell_row)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *z, const real *C_prev, real *C, real *h,
                            real *gates)
 {
-    vec row[TILE_VECTORS], c = NAME(load_n)(C_prev, units);
-    UNROLL for (int g = 0; g < TILE_VECTORS; g++) row[g] = NAME(load)(z + g * V);
-    vec h_t = NAME(cell)(row, &c);
+    vec gate[TILE_VECTORS];
+    UNROLL for (int g = 0; g < TILE_VECTORS; g++) gate[g] = NAME(load)(z + g * V);
+    NAME(activate_gates)(gate);
+    vec c = FMA(gate[1], NAME(load_n)(C_prev, units), gate[0] * gate[2]);
     NAME(store_n)(C, c, units);
-    NAME(store_n)(h, h_t, units);
+    NAME(store_n)(h, gate[3] * NAME(vtanh)(c), units);
     if (gates)
-        UNROLL for (int g = 0; g < TILE_VECTORS; g++) NAME(store_n)(gates + g * hidden_dim, row[g], units);
+        UNROLL for (int g = 0; g < TILE_VECTORS; g++) NAME(store_n)(gates + g * hidden_dim, gate[g], units);
 }
 
 #define CELL_CASE(body, R)                                                                                             \
