@@ -179,9 +179,11 @@ cdef int multiply(
 
 cdef int outer_product(
     Call *call, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,
-    Py_ssize_t lda, const real *panels, bint accumulate, real *C, Py_ssize_t ldc,
+    Py_ssize_t lda, const real *panels, Py_ssize_t ld_panel, bint accumulate, real *C, Py_ssize_t ldc,
 ) except -1 nogil:
-    """C = (C or 0) + A^T B: A (depth, rows), B (depth, columns) packed as by `pack_panels`."""
+    """C = (C or 0) + A^T B: A (depth, rows), B (depth, columns) packed as by `pack_panels`, or one panel with rows
+    ld_panel apart if that is not 0.
+    """
     cdef Py_ssize_t V = lanes(table, A), tile = tile_rows(table, A), first = 0, width, count, i, r
     cdef Py_ssize_t ld_start = ldc if accumulate else 0
     cdef real *block
@@ -193,7 +195,7 @@ cdef int outer_product(
             r = i * tile
             block = C + r * ldc + first
             outer(
-                table, min(tile, rows - r), count, depth, A + r, lda, panels, width,
+                table, min(tile, rows - r), count, depth, A + r, lda, panels, ld_panel if ld_panel > 0 else width,
                 start_of_sum(<const real *> block, accumulate), ld_start, block, ldc,
             )
         panels += depth * width
@@ -238,18 +240,22 @@ cdef int weight_gradient(
     panels_size(OUTER_ROWS, columns). Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache
     while the panels of x pass by.
     """
-    cdef Py_ssize_t V = lanes(table, dy), depth, start, first, i, j
+    cdef Py_ssize_t V = lanes(table, dy), depth, start = 0, first, b, j, width = panel_width(columns, V)
     cdef real one = 1
     cdef const real *part
-    for i in range(tiles(n, OUTER_ROWS)):
-        start = i * OUTER_ROWS
+    # Rows of hx serve as a panel where copying them costs more than one call of `outer` for each tile and step.
+    cdef bint direct = columns <= width <= hx.shape[2] and 4 * tiles(outputs, tile_rows(table, dy)) <= batch
+    while start < n:
         part = dy + start * ld_dy
-        depth = min(OUTER_ROWS, n - start)
-        pack_rows(table, depth, batch, columns, hx, t - start // batch, start % batch, panels)
+        b = start % batch
+        depth = min(min(<Py_ssize_t> OUTER_ROWS, batch - b) if direct else <Py_ssize_t> OUTER_ROWS, n - start)
+        if not direct:
+            pack_rows(table, depth, batch, columns, hx, t - start // batch, b, panels)
         for j in range(tiles(outputs, OUTER_COLUMNS)):
             first = j * OUTER_COLUMNS
             outer_product(
-                call, table, min(OUTER_COLUMNS, outputs - first), columns, depth, part + first, ld_dy, panels,
+                call, table, min(OUTER_COLUMNS, outputs - first), columns, depth, part + first, ld_dy,
+                <const real *> &hx[t - start // batch, b, 0] if direct else panels, hx.shape[2] if direct else 0,
                 accumulate, dW + first * columns, columns,
             )
         for j in range(tiles(outputs, TILE_VECTORS * V)):
@@ -259,6 +265,7 @@ cdef int weight_gradient(
                 start_of_sum(<const real *> (db + first), accumulate), 0, db + first, 0,
             )
         accumulate = True
+        start += depth
     return 0
 
 
@@ -337,19 +344,22 @@ cdef int forward_lanes(
 
 
 cdef int backward_lanes(
-    Call *call, const kernels *table, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0, Py_ssize_t b1, Py_ssize_t batch,
-    const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[::1] packed_h, const real[:, :, ::1] dH,
-    real[:, ::1] dh, real[:, ::1] dC, real[:, ::1] dz,
+    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
+    Py_ssize_t b1, Py_ssize_t batch, const real[:, :, ::1] C, const real[:, :, ::1] gates,
+    const real[::1] packed_h, const real[:, :, ::1] dH, real[:, ::1] dh, real[:, ::1] dC, real[:, ::1] dz,
 ) except -1 nogil:
-    """Steps t1 to t0 backward of sequences b0 to b1 that forward_lanes ran; dz of step t goes to slot t1 - 1 - t."""
+    """Steps t1 to t0 of T backward, of sequences b0 to b1 that forward_lanes ran; dz of step t goes to slot t1 - 1 - t.
+
+    Between two calls dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n).
+    """
     cdef Py_ssize_t V = lanes(table, &packed_h[0]), hidden_dim = C.shape[2], group, b
     for group in range(tiles(b1 - b0, V)):
         b = b0 + group * V
         check_signals(call, 4. * V * hidden_dim * hidden_dim * (t1 - t0))
         lanes_backward(
             table, t1 - t0, min(V, b1 - b), hidden_dim, &gates[t0, b, 0], &C[t0, b, 0], C.shape[1] * hidden_dim,
-            &packed_h[0], &dH[b, t0, 0] if dH.shape[0] > 0 else NULL, dH.shape[1] * hidden_dim, t0 == 0, &dh[b, 0],
-            &dC[b, 0], &dz[b, 0], dz.shape[1], batch * dz.shape[1],
+            &packed_h[0], &dH[b, t0, 0] if dH.shape[0] > 0 else NULL, dH.shape[1] * hidden_dim, t0 == 0,
+            t1 == steps, &dh[b, 0], &dC[b, 0], &dz[b, 0], dz.shape[1], batch * dz.shape[1],
         )
     return 0
 
@@ -420,7 +430,7 @@ cdef int sequence_backward(
         step_dz = &dz[slot * batch, 0]
         if slot == 0:
             backward_lanes(
-                call, table, max(0, t + 1 - slots), t + 1, 0, first, batch, C, gates, packed_h, dH, dh, dC, dz,
+                call, table, steps, max(0, t + 1 - slots), t + 1, 0, first, batch, C, gates, packed_h, dH, dh, dC, dz,
             )
         for b in range(first, batch):
             cell_backward(

@@ -75,14 +75,15 @@
         /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.            \
            gates, C  as lanes_forward left them from the first of the steps on                              \
            panels   W_h (4H, H), each 4 V columns an array (4H, width) as matmul takes                      \
-           dH       at the first step: (rows, steps, H), rows ld_dH apart, or NULL; the row before a        \
-                    sequence's first is not taken if this `begins` with the first step                      \
-           dh, dC   (rows, H) in: after the last step; out: before the first                                \
+           dH       at the first step: (rows, steps, H), rows ld_dH apart, or NULL; not taken for h_{-1}    \
+           begins, ends   whether the first step is a sequence's first, the last step its last              \
+           dh, dC   in: after the last step, (rows, H) if it `ends`, else (H, rows) as left by a call       \
+                    before; out: before the first step, (rows, H) if it `begins`, else (H, rows)            \
            dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out */        \
         void (*lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,    \
                                const real *C, ptrdiff_t C_step, const real *panels, const real *dH,         \
-                               ptrdiff_t ld_dH, int begins, real *dh, real *dC, real *dz, ptrdiff_t ld_dz,  \
-                               ptrdiff_t dz_step);                                                          \
+                               ptrdiff_t ld_dH, int begins, int ends, real *dh, real *dC, real *dz,         \
+                               ptrdiff_t ld_dz, ptrdiff_t dz_step);                                         \
                                                                                                             \
         /* sum_j x[j]^2 in double: by blocks of 4096, each in 16 lanes (j mod 16) added in their order. */     \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \

@@ -49,13 +49,20 @@ INLINE void NAME(rows_to_panel)(ptrdiff_t columns, const real *x, const ptrdiff_
 /* y[l * ld + k] = panel[k][l], k < columns, l < rows; whole squares of columns are read and written. */
 INLINE void NAME(panel_to_padded_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *panel, real *y, ptrdiff_t ld)
 {
-    for (ptrdiff_t l = 0; l < rows; l += SQUARE)
+    for (ptrdiff_t l = 0; l < rows; l += SQUARE) {
+        const ptrdiff_t left = rows - l;
+        real *y_l = y + l * ld;
         for (ptrdiff_t k = 0; k < columns; k += SQUARE) {
             square_row s[SQUARE];
             UNROLL for (int i = 0; i < SQUARE; i++) s[i] = LOAD_ROW(panel + (k + i) * V + l);
             NAME(transpose)(s);
-            UNROLL for (int i = 0; i < SQUARE; i++) if (l + i < rows) STORE_ROW(y + (l + i) * ld + k, s[i]);
+            if (left >= SQUARE)
+                UNROLL for (int i = 0; i < SQUARE; i++) STORE_ROW(y_l + i * ld + k, s[i]);
+            else
+                for (int i = 0; i < left; i++)
+                    STORE_ROW(y_l + i * ld + k, s[i]);
         }
+    }
 }
 
 /* The same, and no more is written. */
@@ -211,9 +218,30 @@ INLINE void NAME(lanes_gradient)(ptrdiff_t rows, ptrdiff_t hidden_dim, const rea
     }
 }
 
+/* A state is (rows, H) outside of the sequence's steps, (H, rows) between two of them. */
+INLINE void NAME(load_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *state, const ptrdiff_t *at,
+                             real *panel)
+{
+    if (outside)
+        NAME(rows_to_panel)(hidden_dim, state, at, panel);
+    else
+        for (ptrdiff_t u = 0; u < hidden_dim; u++)
+            NAME(store)(panel + u * V, NAME(load_n)(state + u * rows, rows));
+}
+
+INLINE void NAME(store_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *panel, real *state)
+{
+    if (outside)
+        NAME(panel_to_rows)(rows, hidden_dim, panel, state, hidden_dim);
+    else
+        for (ptrdiff_t u = 0; u < hidden_dim; u++)
+            NAME(store_n)(state + u * rows, NAME(load)(panel + u * V), rows);
+}
+
 static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,
                                  const real *C, ptrdiff_t C_step, const real *panels, const real *dH, ptrdiff_t ld_dH,
-                                 int begins, real *dh, real *dC, real *dz, ptrdiff_t ld_dz, ptrdiff_t dz_step)
+                                 int begins, int ends, real *dh, real *dC, real *dz, ptrdiff_t ld_dz,
+                                 ptrdiff_t dz_step)
 {
     PANEL(dh_panel, LANES_UNITS);
     PANEL(dC_panel, LANES_UNITS);
@@ -221,8 +249,8 @@ static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidd
     ptrdiff_t at[V], at_dH[V];
     NAME(place_rows)(rows, hidden_dim, at);
     NAME(place_rows)(rows, ld_dH, at_dH);
-    NAME(rows_to_panel)(hidden_dim, dh, at, dh_panel);
-    NAME(rows_to_panel)(hidden_dim, dC, at, dC_panel);
+    NAME(load_state)(ends, rows, hidden_dim, dh, at, dh_panel);
+    NAME(load_state)(ends, rows, hidden_dim, dC, at, dC_panel);
     for (ptrdiff_t s = steps - 1; s >= 0; s--, dz += dz_step) {
         const real *C_prev = C + s * C_step;
         NAME(lanes_gradient)(rows, hidden_dim, gates + s * TILE_VECTORS * C_step, C_prev, C_prev + C_step, dh_panel,
@@ -235,6 +263,6 @@ static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidd
                 NAME(store)(dh_panel + j * V, K(0));
         NAME(lanes_products)(hidden_dim, dz_panel, panels, dh_panel);
     }
-    NAME(panel_to_rows)(rows, hidden_dim, dh_panel, dh, hidden_dim);
-    NAME(panel_to_rows)(rows, hidden_dim, dC_panel, dC, hidden_dim);
+    NAME(store_state)(begins, rows, hidden_dim, dh_panel, dh);
+    NAME(store_state)(begins, rows, hidden_dim, dC_panel, dC);
 }
