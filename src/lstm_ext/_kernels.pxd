@@ -23,11 +23,11 @@ cdef extern from "kernels.h" nogil:
         void (*cell_backward)(Py_ssize_t, const float *, const float *, const float *, const float *, float *,
                               float *) noexcept nogil
         void (*lanes_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const Py_ssize_t *,
-                              const float *, const float *, float *, Py_ssize_t, float *, Py_ssize_t, float *, Py_ssize_t,
-                              float *) noexcept nogil
+                              const float *, const float *, float *, Py_ssize_t, float *, Py_ssize_t, float *,
+                              Py_ssize_t, float *) noexcept nogil
         void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
-                               const float *, const float *, Py_ssize_t, bint, bint, float *, float *, float *, Py_ssize_t,
-                               Py_ssize_t) noexcept nogil
+                               const float *, const float *, Py_ssize_t, bint, bint, float *, float *, float *,
+                               Py_ssize_t, Py_ssize_t) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const float *) noexcept nogil
         double (*squared_error)(Py_ssize_t, const float *, const float *, double, float *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, const float *, Py_ssize_t, double, float *) noexcept nogil
@@ -49,11 +49,11 @@ cdef extern from "kernels.h" nogil:
         void (*cell_backward)(Py_ssize_t, const double *, const double *, const double *, const double *, double *,
                               double *) noexcept nogil
         void (*lanes_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const Py_ssize_t *,
-                              const double *, const double *, double *, Py_ssize_t, double *, Py_ssize_t, double *, Py_ssize_t,
-                              double *) noexcept nogil
+                              const double *, const double *, double *, Py_ssize_t, double *, Py_ssize_t, double *,
+                              Py_ssize_t, double *) noexcept nogil
         void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *, Py_ssize_t,
-                               const double *, const double *, Py_ssize_t, bint, bint, double *, double *, double *, Py_ssize_t,
-                               Py_ssize_t) noexcept nogil
+                               const double *, const double *, Py_ssize_t, bint, bint, double *, double *, double *,
+                               Py_ssize_t, Py_ssize_t) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const double *) noexcept nogil
         double (*squared_error)(Py_ssize_t, const double *, const double *, double, double *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, const double *, Py_ssize_t, double, double *) noexcept nogil

@@ -5,6 +5,7 @@ Design
 - Time runs outside, blocks of units and tiles of rows inside; a tile is one call of a leaf kernel (kernels.h).
 - ``hx`` (slots, B, ld) holds the rows [h_{t-1} (H) | x_t (I)] of step t: the very operand of W. Step t writes h_t to
   the next slot, so t = 0 is no special case. T + 1 slots keep everything for the backward pass; two slots alternate.
+- Where few units would leave lanes empty, groups of V sequences run with one sequence in each lane (``lanes_rows``).
 - Sums keep the contract's order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is
   cut goes on from its stored partial result, so no block size changes a bit.
 - Nothing is allocated here and no Python object is touched; the caller owns every array (workspace.py).
@@ -292,17 +293,20 @@ cdef int step_forward(
 
 
 cdef Py_ssize_t lanes_rows(
-    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *tag,
+    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep, const real *tag,
 ) noexcept nogil:
     """How many sequences, the first of a batch, run with the batch in the lanes: whole groups of V, or all.
 
-    A group costs a vector of work for each unit then, else one for every V units of each sequence. It reads all weights
-    again, so they must fit into the first-level cache.
+    A group of n sequences costs H vectors of work, and an eighth more if its gates are kept for a backward pass, which
+    turns dz into rows; with the units in the lanes it costs n ceil(H / V). It reads all weights again at each step, so
+    they must fit into a part of the second-level cache.
     """
     cdef Py_ssize_t V = lanes(table, tag), blocks = tiles(hidden_dim, V), rest = batch % V
-    if blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V * <Py_ssize_t> sizeof(real) > LANES_BYTES:
+    cdef Py_ssize_t bytes = blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t cost = hidden_dim + hidden_dim // 8 if keep else hidden_dim
+    if bytes > LANES_BYTES or cost > V * blocks:
         return 0
-    return batch if hidden_dim <= rest * blocks else batch - rest
+    return batch if cost <= rest * blocks else batch - rest
 
 
 cdef int forward_lanes(
@@ -317,7 +321,7 @@ cdef int forward_lanes(
     """
     cdef Py_ssize_t V = lanes(table, &packed[0]), input_dim = rows.shape[1], hidden_dim = C.shape[2]
     cdef Py_ssize_t step_of_C = C.shape[1] * hidden_dim if C.shape[0] > 1 else 0, group, b, n
-    cdef Py_ssize_t t, count, now, then, l, s
+    cdef Py_ssize_t t, count, now, then, row, s
     cdef bint keep = gates.shape[0] > 0, want_H = H.shape[0] > 0, keep_h = hx.shape[0] > t1
     cdef Py_ssize_t most = 1 if want_H and not keep_h else LANES_STEPS
     for group in range(tiles(b1 - b0, V)):
@@ -334,10 +338,10 @@ cdef int forward_lanes(
                 hx.shape[1] * hx.shape[2], &C[t % C.shape[0], b, 0], step_of_C, &gates[t, b, 0] if keep else NULL,
             )
             if want_H:
-                for l in range(n):
+                for row in range(b, b + n):
                     for s in range(t, t + count):
                         memcpy(
-                            &H[b + l, s, 0], &hx[(s + 1) % hx.shape[0], b + l, 0], hidden_dim * sizeof(real),
+                            &H[row, s, 0], &hx[(s + 1) % hx.shape[0], row, 0], hidden_dim * sizeof(real),
                         )
             t += count
     return 0
@@ -371,14 +375,15 @@ cdef int sequence_forward(
     """Run T steps of a batch; sequence b reads x_t from rows[first[b] + t].
 
     hx     (slots, >= B, ld)  in: h_0 in slot 0; step t reads slot t mod slots and writes h_t to the next
-    C      (C slots, >= B, H) likewise; one slot is updated in place. The first lanes_rows sequences as forward_lanes says
+    C      (C slots, >= B, H) likewise; one slot is updated in place
     packed                    from `pack_cell`
     gates  (T, >= B, 4 H)     out: i, f, g, o of every step; nothing is kept if it is empty
+                              C and gates of the first `lanes_rows` sequences are laid out as forward_lanes says
     H      (B, T, H)          out: every h_t; not wanted if it is empty
     """
     cdef Py_ssize_t batch = first.shape[0], input_dim = rows.shape[1], hidden_dim = C.shape[2], t, b, now, then
-    cdef Py_ssize_t start = lanes_rows(table, batch, input_dim, hidden_dim, &packed[0])
     cdef bint keep = gates.shape[0] > 0, want_H = H.shape[0] > 0
+    cdef Py_ssize_t start = lanes_rows(table, batch, input_dim, hidden_dim, keep, &packed[0])
     forward_lanes(call, table, 0, steps, 0, start, rows, first, packed, hx, C, gates, H)
     if start == batch:
         return 0
@@ -417,7 +422,7 @@ cdef int sequence_backward(
     """
     cdef Py_ssize_t hidden_dim = C.shape[2], K = hidden_dim + input_dim, ld_dz = dz.shape[1]
     cdef Py_ssize_t slots = max(1, min(steps, dz.shape[0] // batch)), slot = 0, t, b, j
-    cdef Py_ssize_t first = lanes_rows(table, batch, input_dim, hidden_dim, &packed_h[0])
+    cdef Py_ssize_t first = lanes_rows(table, batch, input_dim, hidden_dim, True, &packed_h[0])
     cdef bint every_step = dH.shape[0] > 0, want_dX = dX.shape[0] > 0, flushed = False
     cdef const real *start
     cdef real *step_dz
@@ -483,23 +488,22 @@ def pack_cell_weights(int isa, const real[:, ::1] W, const real[:, ::1] b, real[
 
 
 cdef void copy_states(
-    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, real *states, real *C,
-    bint load,
+    const kernels *table, Py_ssize_t batch, Py_ssize_t start, Py_ssize_t hidden_dim, real *states, real *C, bint load,
 ) noexcept nogil:
-    """Copy rows (B, H) to a slot of C, which is laid out as sequence_forward says, or from it unless `load`."""
-    cdef Py_ssize_t V = lanes(table, C), start = lanes_rows(table, batch, input_dim, hidden_dim, C), b, l, n, u
+    """Copy rows (B, H) to a slot of C, or from it unless `load`: the first `start` sequences as forward_lanes says."""
+    cdef Py_ssize_t V = lanes(table, C), b, lane, n, u
     cdef real *row
-    cdef real *lane
+    cdef real *kept
     for b in range(batch):
-        l = b % V
-        n = min(V, start - (b - l))
+        lane = b % V
+        n = min(V, start - (b - lane))
         for u in range(hidden_dim):
             row = states + b * hidden_dim + u
-            lane = C + (b - l) * hidden_dim + u * n + l if b < start else C + b * hidden_dim + u
+            kept = C + (b - lane) * hidden_dim + u * n + lane if b < start else C + b * hidden_dim + u
             if load:
-                lane[0] = row[0]
+                kept[0] = row[0]
             else:
-                row[0] = lane[0]
+                row[0] = kept[0]
 
 
 def forward(
@@ -509,15 +513,14 @@ def forward(
     """Run `sequence_forward`; states (B, H) holds C_0, and then C_T."""
     cdef Call call
     cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t batch = first.shape[0], input_dim = rows.shape[1], hidden_dim = C.shape[2]
+    cdef Py_ssize_t batch = first.shape[0], hidden_dim = C.shape[2]
+    cdef Py_ssize_t start = lanes_rows(table, batch, rows.shape[1], hidden_dim, gates.shape[0] > 0, &packed[0])
     with nogil:
         begin(&call)
         try:
-            copy_states(table, batch, input_dim, hidden_dim, &states[0, 0], &C[0, 0, 0], True)
+            copy_states(table, batch, start, hidden_dim, &states[0, 0], &C[0, 0, 0], True)
             sequence_forward(&call, table, steps, rows, first, packed, hx, C, gates, H)
-            copy_states(
-                table, batch, input_dim, hidden_dim, &states[0, 0], &C[steps % C.shape[0], 0, 0], False,
-            )
+            copy_states(table, batch, start, hidden_dim, &states[0, 0], &C[steps % C.shape[0], 0, 0], False)
         finally:
             end(&call)
 
@@ -649,7 +652,7 @@ def infer(
                 batch = 1
                 while batch < batch_size and n + batch < N and offsets[n + batch + 1] - offsets[n + batch] == steps:
                     batch += 1
-                start = lanes_rows(table, batch, input_dim, hidden_dim, &parameters[0])
+                start = lanes_rows(table, batch, input_dim, hidden_dim, False, &parameters[0])
                 then = packed + at.hx
                 now = then + batch_size * at.ld
                 memset(C, 0, batch * hidden_dim * sizeof(real))

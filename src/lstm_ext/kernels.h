@@ -14,11 +14,10 @@
 /* Panels and packed blocks are at most this many vectors wide: the four gates of V units. */
 #define TILE_VECTORS 4
 
-/* The packed weights of a layer that lanes_forward takes have at most so many bytes: each group of V sequences reads
-   them again, from the first-level cache. Such a layer has fewer units and inputs than LANES_UNITS and 
-   LANES_BYTES / (4 V elements). */
-#define LANES_BYTES 32768
-#define LANES_UNITS 64
+/* The packed weights of a layer that lanes_forward takes have at most so many bytes, for every group of V sequences
+   reads them again. It follows that such a layer has at most LANES_UNITS units. */
+#define LANES_BYTES 131072
+#define LANES_UNITS 96
 
 #define DECLARE_KERNELS(table, real)                                                                        \
     typedef struct {                                                                                        \
@@ -64,9 +63,10 @@
            x        (steps, I) of sequence l are at x[first[l] * I]                                         \
            packed   every block of cell_forward, LANES_BYTES or less                                        \
            h_prev, h   (rows, H), ld_h apart; h out, may be h_prev                                          \
-           hx       (steps) slots hx_step apart of rows [h_{t-1} | x_t] ld_h apart, out, or NULL            \
-           C        (steps + 1) slots C_step apart of (H, rows): slot 0 in, the others out; C_step may be 0     \
-           gates    (steps) slots 4 C_step apart of (H, 4, rows): i, f, g, o for lanes_backward; or NULL */         \
+           hx       (steps) slots hx_step apart of rows [h_{t-1} | x_t] ld_h apart, out, or NULL; each row  \
+                    is written up to a whole 16 bytes                                                       \
+           C        (steps + 1) slots C_step apart of (H, rows): slot 0 in, the others out; C_step may be 0 \
+           gates    (steps) slots 4 C_step apart of (H, 4, rows): i, f, g, o for lanes_backward; or NULL */ \
         void (*lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,   \
                               const real *x, const ptrdiff_t *first, const real *packed,                    \
                               const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step,     \

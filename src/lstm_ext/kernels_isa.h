@@ -22,13 +22,6 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-/* The elements of a and b, counted on from a's to b's, at constant places. */
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (__typeof__((a) < (b))){__VA_ARGS__})
-#endif
-
 #if TILE_ROWS == 6
 #define EACH_TILE_ROWS(case_of, body) \
     case_of(body, 1) case_of(body, 2) case_of(body, 3) case_of(body, 4) case_of(body, 5) case_of(body, 6)

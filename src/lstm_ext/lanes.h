@@ -4,7 +4,8 @@
    A panel (columns, V) has one vector for each column; rows are turned into panels and back by squares of one
    16-byte vector's elements, which every set has. Lanes past the rows repeat the first row and are never stored. */
 #define SQUARE (16 / (ptrdiff_t)sizeof(real))
-#define LANES_TILE 3 /* units */
+#define LANES_TILE 3        /* units */
+#define CHUNK_COLUMNS 64    /* inputs of one sequence that are turned at once, if one step has no more */
 #define PANEL_COLUMNS (LANES_BYTES / TILE_VECTORS / VECTOR_BYTES) /* more than a layer whose weights fit has */
 #define PANEL(name, columns) real name[(columns) * V] __attribute__((aligned(VECTOR_BYTES)))
 
@@ -13,6 +14,14 @@ typedef real NAME(square_row_unaligned) __attribute__((vector_size(16), aligned(
 #define square_row NAME(square_row)
 #define LOAD_ROW(p) ((square_row) * (const NAME(square_row_unaligned) *)(p))
 #define STORE_ROW(p, x) (*(NAME(square_row_unaligned) *)(p) = (NAME(square_row_unaligned))(x))
+
+/* Elements of a and b, counted on from a's to b's. */
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef bits NAME(square_index) __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (NAME(square_index)){__VA_ARGS__})
+#endif
 
 INLINE void NAME(transpose)(square_row *s)
 {
@@ -147,7 +156,7 @@ static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input
 {
     PANEL(x_panel, PANEL_COLUMNS);
     real hx_panels[2][(PANEL_COLUMNS + SQUARE) * V] __attribute__((aligned(VECTOR_BYTES)));
-    const ptrdiff_t chunk = PANEL_COLUMNS / input_dim; /* the steps whose x are turned at once */
+    const ptrdiff_t chunk = input_dim < CHUNK_COLUMNS ? CHUNK_COLUMNS / input_dim : 1; /* steps */
     ptrdiff_t at[V];
     NAME(place_rows)(rows, ld_h, at);
     NAME(rows_to_panel)(hidden_dim, h_prev, at, hx_panels[0]);

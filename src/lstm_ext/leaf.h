@@ -173,7 +173,9 @@ static const TABLE NAME(table) = {
 #undef CELL_CASE
 #undef ROWS_AHEAD
 #undef SQUARE
+#undef SHUFFLE
 #undef LANES_TILE
+#undef CHUNK_COLUMNS
 #undef LANES_MULTIPLY_ADD
 #undef PANEL_COLUMNS
 #undef PANEL

@@ -204,7 +204,8 @@ INLINE void NAME(cell_backward_units)(ptrdiff_t units, ptrdiff_t hidden_dim, con
     __builtin_prefetch(C_prev + ROWS_AHEAD * hidden_dim);
     vec saved[TILE_VECTORS], dz_t[TILE_VECTORS], dC_t = NAME(load_n)(dC, units);
     UNROLL for (int g = 0; g < TILE_VECTORS; g++) saved[g] = NAME(load_n)(gates + g * hidden_dim, units);
-    NAME(cell_gradient)(saved, NAME(load_n)(C_prev, units), NAME(load_n)(C, units), NAME(load_n)(dh, units), &dC_t, dz_t);
+    NAME(cell_gradient)(saved, NAME(load_n)(C_prev, units), NAME(load_n)(C, units), NAME(load_n)(dh, units), &dC_t,
+                        dz_t);
     UNROLL for (int g = 0; g < TILE_VECTORS; g++) NAME(store_n)(dz + g * hidden_dim, dz_t[g], units);
     NAME(store_n)(dC, dC_t, units);
 }
