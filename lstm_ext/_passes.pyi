@@ -21,6 +21,7 @@ def forward(
     C: Array,
     gates: Array,
     H: Array,
+    states: Array,
 ) -> None: ...
 def backward(
     isa: int,

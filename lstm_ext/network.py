@@ -822,7 +822,7 @@ def _forward(
     for part in _chunks(X, size):
         count = part.stop - part.start
         work.ws_hx[0, :count, :hidden_dim] = h0[part]
-        work.ws_C[0, :count] = C0[part]
+        C[part] = C0[part]
         first = np.arange(part.start, part.stop, dtype=np.intp) * T
         _passes.forward(
             work.isa,
@@ -835,9 +835,9 @@ def _forward(
             work.ws_C,
             work.ws_gates,
             H[part],
+            C[part],
         )
         h[part] = work.ws_hx[T % len(work.ws_hx), :count, :hidden_dim]
-        C[part] = work.ws_C[T % len(work.ws_C), :count]
     return H, h, C, Tape(shape, work, cell._W.copy()) if keep else None
 
 

@@ -56,7 +56,7 @@ class Shape(NamedTuple):
 
 
 class Activations:
-    """What sequence_forward works on.
+    """What sequence_forward works on; how it lays C and the gates out is between it and sequence_backward.
 
     Parameters
     ----------

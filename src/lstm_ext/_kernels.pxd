@@ -9,6 +9,7 @@ cdef extern from "kernels.h" nogil:
     enum:
         TILE_VECTORS
         SUM_BLOCK
+        LANES_BYTES
 
     ctypedef struct kernels_float:
         Py_ssize_t lanes, tile_rows
@@ -23,6 +24,12 @@ cdef extern from "kernels.h" nogil:
                              const float *, float *, float *, float *, const float *) noexcept nogil
         void (*cell_backward)(Py_ssize_t, const float *, const float *, const float *, const float *, float *,
                               float *) noexcept nogil
+        void (*lanes_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const Py_ssize_t *,
+                              const float *, const float *, float *, Py_ssize_t, float *, Py_ssize_t, float *,
+                              Py_ssize_t, float *) noexcept nogil
+        void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
+                               const float *, const float *, Py_ssize_t, bint, bint, float *, float *, float *,
+                               Py_ssize_t, Py_ssize_t) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const float *) noexcept nogil
         double (*squared_error)(Py_ssize_t, const float *, const float *, double, float *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, const float *, Py_ssize_t, double, float *) noexcept nogil
@@ -44,6 +51,12 @@ cdef extern from "kernels.h" nogil:
                              const double *) noexcept nogil
         void (*cell_backward)(Py_ssize_t, const double *, const double *, const double *, const double *, double *,
                               double *) noexcept nogil
+        void (*lanes_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const Py_ssize_t *,
+                              const double *, const double *, double *, Py_ssize_t, double *, Py_ssize_t, double *,
+                              Py_ssize_t, double *) noexcept nogil
+        void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *, Py_ssize_t,
+                               const double *, const double *, Py_ssize_t, bint, bint, double *, double *, double *,
+                               Py_ssize_t, Py_ssize_t) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const double *) noexcept nogil
         double (*squared_error)(Py_ssize_t, const double *, const double *, double, double *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, const double *, Py_ssize_t, double, double *) noexcept nogil
@@ -153,6 +166,36 @@ cdef inline void cell_backward(
         table.f32.cell_backward(hidden_dim, gates, C_prev, C, dh, dC, dz)
     else:
         table.f64.cell_backward(hidden_dim, gates, C_prev, C, dh, dC, dz)
+
+
+cdef inline void lanes_forward(
+    const kernels *table, Py_ssize_t steps, Py_ssize_t rows, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
+    const real *x, const Py_ssize_t *first, const real *packed, const real *h_prev, real *h, Py_ssize_t ld_h, real *hx,
+    Py_ssize_t hx_step, real *C, Py_ssize_t C_step, real *gates,
+) noexcept nogil:
+    if real is float:
+        table.f32.lanes_forward(
+            steps, rows, input_dim, hidden_dim, x, first, packed, h_prev, h, ld_h, hx, hx_step, C, C_step, gates
+        )
+    else:
+        table.f64.lanes_forward(
+            steps, rows, input_dim, hidden_dim, x, first, packed, h_prev, h, ld_h, hx, hx_step, C, C_step, gates
+        )
+
+
+cdef inline void lanes_backward(
+    const kernels *table, Py_ssize_t steps, Py_ssize_t rows, Py_ssize_t hidden_dim, const real *gates, const real *C,
+    Py_ssize_t C_step, const real *panels, const real *dH, Py_ssize_t ld_dH, bint begins, bint ends, real *dh, real *dC,
+    real *dz, Py_ssize_t ld_dz, Py_ssize_t dz_step,
+) noexcept nogil:
+    if real is float:
+        table.f32.lanes_backward(
+            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, begins, ends, dh, dC, dz, ld_dz, dz_step
+        )
+    else:
+        table.f64.lanes_backward(
+            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, begins, ends, dh, dC, dz, ld_dz, dz_step
+        )
 
 
 cdef inline double sum_of_squares(const kernels *table, Py_ssize_t n, const real *x) noexcept nogil:

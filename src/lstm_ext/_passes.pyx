@@ -5,6 +5,7 @@ Design
 - Time runs outside, blocks of units and tiles of rows inside; a tile is one call of a leaf kernel (kernels.h).
 - ``hx`` (slots, B, ld) holds the rows [h_{t-1} (H) | x_t (I)] of step t: the very operand of W. Step t writes h_t to
   the next slot, so t = 0 is no special case. T + 1 slots keep everything for the backward pass; two slots alternate.
+- Where few units would leave lanes empty, groups of V sequences run with one sequence in each lane (``lanes_rows``).
 - Sums keep the contract's order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is
   cut goes on from its stored partial result, so no block size changes a bit.
 - Nothing is allocated here and no Python object is touched; the caller owns every array (workspace.py).
@@ -21,8 +22,8 @@ from libc.string cimport memcpy, memset
 from numpy import empty, ndarray, zeros
 
 from lstm_ext._kernels cimport (
-    SUM_BLOCK, TILE_VECTORS, all_finite, cell_backward, cell_forward, kernels, lanes, matmul, outer, real, table_at,
-    tile_rows, transpose, zeros_f32, zeros_f64,
+    LANES_BYTES, SUM_BLOCK, TILE_VECTORS, all_finite, cell_backward, cell_forward, kernels, lanes, lanes_backward,
+    lanes_forward, matmul, outer, real, table_at, tile_rows, transpose, zeros_f32, zeros_f64,
 )
 from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
 
@@ -31,6 +32,7 @@ from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
 cdef enum:
     OUTER_ROWS = 256
     OUTER_COLUMNS = 192
+    MOST_LANES = 16
 
 # What a unit's activations and their derivatives are worth in multiply-adds, and the most of these that one task should
 # have, for signals are looked for between tasks.
@@ -66,14 +68,18 @@ cdef inline Py_ssize_t block_count(Py_ssize_t rows) noexcept nogil:
 
 
 cdef inline Py_ssize_t rows_apart(
-    const Call *call, Py_ssize_t batch, Py_ssize_t columns, Py_ssize_t hidden_dim, const real *tag,
+    const Call *call, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim,
+    const real *tag,
 ) noexcept nogil:
     """Into how many parts to cut the batch so that each goes through the steps by itself; 0 if it should not.
 
-    Threads then need not meet at every step, but each reads all weights (4H, columns).
+    Threads then need not meet at every step, but each reads all weights (4H, columns). Those that run with the batch
+    in the lanes always do so.
     """
     if call == NULL or call.threads == 1:
         return 1
+    if by_lanes > 0:
+        return min(<Py_ssize_t> call.threads, tiles(batch, MOST_LANES))
     if batch < 4 * call.threads or 4. * hidden_dim * columns * sizeof(real) > CACHED_WEIGHTS:
         return 0
     return call.threads
@@ -239,6 +245,7 @@ cdef struct OuterProduct:
     # dW (outputs, columns) += dy^T x and db (outputs) += sum of dy over `depth` rows: see `weight_gradient`.
     const kernels *table
     Py_ssize_t depth, outputs, columns, ld_dy, batch, t, b, ld_hx, slot, row_parts, output_parts
+    Py_ssize_t ld_panel  # 0: that of packed panels
     const void *dy
     const void *hx
     void *panels
@@ -285,7 +292,8 @@ cdef void outer_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcep
     i = start
     while i < stop:
         outer(
-            p.table, min(tile, stop - i), columns, p.depth, dy + i, p.ld_dy, x, width,
+            p.table, min(tile, stop - i), columns, p.depth, dy + i, p.ld_dy, x,
+            p.ld_panel if p.ld_panel > 0 else width,
             start_of_sum(<const real *> dW + i * p.columns + first, p.accumulate), p.columns if p.accumulate else 0,
             dW + i * p.columns + first, p.columns,
         )
@@ -312,23 +320,31 @@ cdef int weight_gradient(
     panels_size(OUTER_ROWS, columns). Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache
     while the panels of x pass by.
     """
-    cdef Py_ssize_t tile = tile_rows(table, dy), count = tiles(columns, TILE_VECTORS * lanes(table, dy)), start = 0
+    cdef Py_ssize_t V = lanes(table, dy), tile = tile_rows(table, dy), width = panel_width(columns, V), start = 0
+    cdef Py_ssize_t count = tiles(columns, TILE_VECTORS * V)
     cdef OuterProduct p
     p.table, p.batch, p.outputs, p.columns, p.ld_dy = table, batch, outputs, columns, ld_dy
     p.hx, p.ld_hx, p.slot, p.panels = &hx[0, 0, 0], hx.shape[2], hx.shape[1] * hx.shape[2], panels
     p.dW, p.db, p.accumulate = dW, db, accumulate
     p.output_parts = max(tiles(outputs, OUTER_COLUMNS), parts(call, tiles(outputs, tile), 2, count))
+    # Rows of hx serve as a panel where copying them costs more than one call of `outer` for each tile and step.
+    cdef bint packs = columns > width or width > hx.shape[2] or 4 * tiles(outputs, tile) > batch
+    p.ld_panel = 0 if packs else hx.shape[2]
     while start < n:
         p.dy = dy + start * ld_dy
-        p.depth = min(OUTER_ROWS, n - start)
         p.t, p.b = t - start // batch, start % batch
-        p.row_parts = parts(call, p.depth, 16, 1)
-        share(call, <team_task> pack_rows_part[real], &p, p.row_parts, 4. * p.depth * columns)
+        p.depth = min(OUTER_ROWS, n - start)
+        if packs:
+            p.row_parts = parts(call, p.depth, 16, 1)
+            share(call, <team_task> pack_rows_part[real], &p, p.row_parts, 4. * p.depth * columns)
+        else:
+            p.depth = min(p.depth, batch - p.b)
+            p.panels = <void *> &hx[p.t, p.b, 0]
         share(
             call, <team_task> outer_part[real], &p, count * p.output_parts, <double> p.depth * outputs * columns,
         )
         p.accumulate = True
-        start += OUTER_ROWS
+        start += p.depth
     return 0
 
 
@@ -336,6 +352,7 @@ cdef struct Forward:
     # A batch of sequences on its way through the steps: see `sequence_forward`.
     const kernels *table
     Py_ssize_t steps, batch, input_dim, hidden_dim, ld, slot, slots, C_slot, C_slots
+    Py_ssize_t by_lanes  # the first so many sequences run with the batch in the lanes: `lanes_rows`, or 0
     Py_ssize_t begin, end, row_parts, unit_parts  # the loop under way
     const Py_ssize_t *first  # NULL: one sequence comes after the other
     const void *rows
@@ -406,23 +423,92 @@ cdef void emit(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, c
             memcpy(<real *> f.H + (b * f.H_steps + t) * H, h + b * f.ld, H * sizeof(real))
 
 
+cdef Py_ssize_t lanes_rows(
+    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep, const real *tag,
+) noexcept nogil:
+    """How many sequences, the first of a batch, run with the batch in the lanes: whole groups of V, or all.
+
+    A group of n sequences costs H vectors of work, and an eighth more if its gates are kept for a backward pass, which
+    turns dz into rows; with the units in the lanes it costs n ceil(H / V). It reads all weights again at each step, so
+    they must fit into a part of the second-level cache.
+    """
+    cdef Py_ssize_t V = lanes(table, tag), blocks = tiles(hidden_dim, V), rest = batch % V
+    cdef Py_ssize_t bytes = blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t cost = hidden_dim + hidden_dim // 8 if keep else hidden_dim
+    if bytes > LANES_BYTES or cost > V * blocks:
+        return 0
+    return batch if cost <= rest * blocks else batch - rest
+
+
+cdef inline Py_ssize_t row_cut(
+    Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t V, Py_ssize_t count, Py_ssize_t part,
+) noexcept nogil:
+    """Where a part of the rows begins if no group of lanes is cut."""
+    cdef Py_ssize_t b = cut(batch, count, part)
+    return min(by_lanes, tiles(b, V) * V) if b < by_lanes else b
+
+
+cdef void forward_lanes(const Forward *f, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
+    """The loop's steps of sequences from b on, whole groups, by lanes_forward.
+
+    As in `sequence_forward`, but for each group of n <= V sequences, from b on, C[t, b:b + n] is an array (H, n), and
+    gates[t, b:b + n] an array (H, 4, n). The steps run in one call, unless something is kept of each that two slots of
+    hx would lose.
+    """
+    cdef Py_ssize_t V = lanes(f.table, tag), H = f.hidden_dim, t, n, count, s
+    cdef bint all_slots = f.slots > f.steps
+    cdef Py_ssize_t most = 1 if not all_slots and (f.H != NULL or f.Y != NULL) else f.end - f.begin
+    cdef Py_ssize_t[MOST_LANES] first
+    cdef real *now
+    cdef real *C
+    while b < b_end:
+        n = min(V, b_end - b)
+        for s in range(n):
+            first[s] = f.first[b + s] if f.first != NULL else (b + s) * f.steps
+        t = f.begin
+        while t < f.end:
+            count = min(most, f.end - t)
+            now = <real *> f.hx + t % f.slots * f.slot + b * f.ld
+            C = <real *> f.C + t % f.C_slots * f.C_slot + b * H
+            lanes_forward(
+                f.table, count, n, f.input_dim, H, <const real *> f.rows + t * f.input_dim, first,
+                <const real *> f.packed, <const real *> now, <real *> f.hx + (t + count) % f.slots * f.slot + b * f.ld,
+                f.ld, now if all_slots else NULL, f.slot, C, f.C_slot if f.C_slots > 1 else 0,
+                <real *> f.gates + 4 * (t * f.C_slot + b * H) if f.gates != NULL else NULL,
+            )
+            for t in range(t, t + count):
+                if t + 1 < f.steps:
+                    emit(f, t, b, b + n, tag)
+            t += 1
+        b += n
+
+
 cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noexcept nogil:
     """A part of the rows and of the units, for the loop's steps.
 
     It also does for an equal share of the rows what a step leaves and what the next one finds. Where the units are
     cut, there is but one step: h_t is there when all parts are done.
     """
-    cdef Py_ssize_t part = index % f.row_parts, unit_part = index // f.row_parts, count = f.row_parts * f.unit_parts, t
-    cdef Py_ssize_t b = cut(f.batch, f.row_parts, part), rows = cut(f.batch, f.row_parts, part + 1) - b
-    cdef Py_ssize_t blocks = tiles(f.hidden_dim, block_count(rows) * lanes(f.table, tag))
-    cdef Py_ssize_t own = cut(f.batch, count, index), own_end = cut(f.batch, count, index + 1)
+    cdef Py_ssize_t V = lanes(f.table, tag), part = index % f.row_parts, unit_part = index // f.row_parts, t
+    cdef Py_ssize_t b = row_cut(f.batch, f.by_lanes, V, f.row_parts, part)
+    cdef Py_ssize_t b_end = row_cut(f.batch, f.by_lanes, V, f.row_parts, part + 1)
+    cdef Py_ssize_t own = b, own_end = b_end, blocks
+    if f.unit_parts > 1:
+        own = cut(f.batch, f.row_parts * f.unit_parts, index)
+        own_end = cut(f.batch, f.row_parts * f.unit_parts, index + 1)
+    elif b < f.by_lanes:
+        forward_lanes(f, b, min(b_end, f.by_lanes), tag)
+        b = own = min(b_end, f.by_lanes)
+    if b == b_end:
+        return
+    blocks = tiles(f.hidden_dim, block_count(b_end - b) * V)
     for t in range(f.begin, f.end):
         if t > 0:
             emit(f, t - 1, own, own_end, tag)
         if t + 1 < f.steps:
             fetch(f, t + 1, own, own_end, tag)
         cell_tiles(
-            f, t, b, rows, cut(blocks, f.unit_parts, unit_part), cut(blocks, f.unit_parts, unit_part + 1), tag,
+            f, t, b, b_end - b, cut(blocks, f.unit_parts, unit_part), cut(blocks, f.unit_parts, unit_part + 1), tag,
         )
 
 
@@ -437,12 +523,12 @@ cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
     """Run all steps of a batch whose arrays and sizes are set; the last step is not emitted."""
     cdef Py_ssize_t chunk = 1, blocks = tiles(f.hidden_dim, block_count(f.batch) * lanes(f.table, tag))
     cdef double step_work = forward_work(1, f.batch, f.input_dim, f.hidden_dim)
-    f.row_parts, f.unit_parts = rows_apart(call, f.batch, f.input_dim + f.hidden_dim, f.hidden_dim, tag), 1
+    f.row_parts, f.unit_parts = rows_apart(call, f.batch, f.by_lanes, f.input_dim + f.hidden_dim, f.hidden_dim, tag), 1
     if f.row_parts == 0 or step_work > f.row_parts * LONGEST_TASK:
         f.row_parts, f.unit_parts = parts(call, f.batch, tile_rows(f.table, tag), blocks), blocks
     else:
         chunk = <Py_ssize_t> (f.row_parts * LONGEST_TASK / step_work)
-    fetch(f, 0, 0, f.batch, tag)
+    fetch(f, 0, f.by_lanes, f.batch, tag)
     f.end = 0
     while f.end < f.steps:
         f.begin, f.end = f.end, min(f.end + chunk, f.steps)
@@ -462,6 +548,7 @@ cdef int sequence_forward(
     C      (C slots, >= B, H) likewise; one slot is updated in place
     packed                    from `pack_cell`
     gates  (T, >= B, 4 H)     out: i, f, g, o of every step; nothing is kept if it is empty
+                              C and gates of the first `lanes_rows` sequences are laid out as forward_lanes says
     H      (B, T, H)          out: every h_t; not wanted if it is empty
     """
     cdef Forward f
@@ -471,6 +558,7 @@ cdef int sequence_forward(
     f.rows, f.first, f.packed = &rows[0, 0], &first[0], &packed[0]
     f.gates = &gates[0, 0, 0] if gates.shape[0] > 0 else NULL
     f.H, f.H_steps, f.Y = &H[0, 0, 0] if H.shape[0] > 0 else NULL, H.shape[1], NULL
+    f.by_lanes = lanes_rows(table, f.batch, f.input_dim, f.hidden_dim, f.gates != NULL, &packed[0])
     run_forward(call, &f, &packed[0])
     emit(&f, steps - 1, 0, f.batch, &packed[0])
     return 0
@@ -479,7 +567,7 @@ cdef int sequence_forward(
 cdef struct Backward:
     # A batch of sequences on its way back through the steps: see `sequence_backward`.
     const kernels *table
-    Py_ssize_t batch, input_dim, hidden_dim, C_slot, ld_dz, dH_steps, dX_steps
+    Py_ssize_t steps, batch, input_dim, hidden_dim, C_slot, ld_dz, dH_steps, dX_steps, by_lanes
     Py_ssize_t begin, end, row_parts  # the loop under way: its steps, from the last
     Py_ssize_t slot  # of dz, for its last step
     const void *C
@@ -494,48 +582,87 @@ cdef struct Backward:
     bint want_dh0
 
 
-cdef void gates_backward_part(const Backward *w, Py_ssize_t index, const real *tag) noexcept nogil:
-    """dz of a part of the rows in the loop's last step."""
-    cdef Py_ssize_t H = w.hidden_dim, t = w.end - 1, b
+cdef void gates_backward(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
+    """dz of some sequences in the loop's last step."""
+    cdef Py_ssize_t H = w.hidden_dim, t = w.end - 1
     cdef const real *C = <const real *> w.C + t * w.C_slot
     cdef const real *gates = <const real *> w.gates + 4 * t * w.C_slot
     cdef real *dz = <real *> w.dz + w.slot * w.batch * w.ld_dz
-    for b in range(cut(w.batch, w.row_parts, index), cut(w.batch, w.row_parts, index + 1)):
+    for b in range(b, b_end):
         cell_backward(
             w.table, H, gates + 4 * b * H, C + b * H, C + w.C_slot + b * H, <const real *> w.dh + b * H,
             <real *> w.dC + b * H, dz + b * w.ld_dz,
         )
 
 
+cdef void gates_backward_part(const Backward *w, Py_ssize_t index, const real *tag) noexcept nogil:
+    gates_backward(w, cut(w.batch, w.row_parts, index), cut(w.batch, w.row_parts, index + 1), tag)
+
+
 cdef int state_backward(
-    Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t rows, const real *tag,
+    Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
-    """dh of the step before the loop's last, and dX of it, for `rows` sequences from b on, of dz."""
+    """dh of the step before the loop's last, for some sequences, of dz."""
     cdef Py_ssize_t H = w.hidden_dim, t = w.end - 1
     cdef const real *dz = <const real *> w.dz + (w.slot * w.batch + b) * w.ld_dz
     cdef const real *start = NULL
-    if t > 0 or w.want_dh0:
-        if w.dH != NULL and t > 0:
-            start = <const real *> w.dH + (b * w.dH_steps + t - 1) * H
-        multiply(
-            call, w.table, rows, H, 4 * H, dz, w.ld_dz, <const real *> w.packed_h, start, w.dH_steps * H,
-            <real *> w.dh + b * H, H,
+    if t == 0 and not w.want_dh0:
+        return 0
+    if w.dH != NULL and t > 0:
+        start = <const real *> w.dH + (b * w.dH_steps + t - 1) * H
+    return multiply(
+        call, w.table, b_end - b, H, 4 * H, dz, w.ld_dz, <const real *> w.packed_h, start, w.dH_steps * H,
+        <real *> w.dh + b * H, H,
+    )
+
+
+cdef int input_backward(
+    Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
+) except -1 nogil:
+    """dX of the loop's last step, if it is wanted, for some sequences, of dz."""
+    if w.dX == NULL:
+        return 0
+    return multiply(
+        call, w.table, b_end - b, w.input_dim, 4 * w.hidden_dim,
+        <const real *> w.dz + (w.slot * w.batch + b) * w.ld_dz, w.ld_dz, <const real *> w.packed_x,
+        <const real *> NULL, 0, <real *> w.dX + (b * w.dX_steps + w.end - 1) * w.input_dim,
+        w.dX_steps * w.input_dim,
+    )
+
+
+cdef void backward_lanes(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
+    """The loop's steps, but for dX, of sequences from b on, whole groups that forward_lanes ran.
+
+    Between two loops dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n).
+    """
+    cdef Py_ssize_t V = lanes(w.table, tag), H = w.hidden_dim, n
+    cdef const real *dH = NULL
+    while b < b_end:
+        n = min(V, b_end - b)
+        if w.dH != NULL:
+            dH = <const real *> w.dH + (b * w.dH_steps + w.begin) * H
+        lanes_backward(
+            w.table, w.end - w.begin, n, H, <const real *> w.gates + 4 * (w.begin * w.C_slot + b * H),
+            <const real *> w.C + w.begin * w.C_slot + b * H, w.C_slot, <const real *> w.packed_h, dH, w.dH_steps * H,
+            w.begin == 0, w.end == w.steps, <real *> w.dh + b * H, <real *> w.dC + b * H,
+            <real *> w.dz + b * w.ld_dz, w.ld_dz, w.batch * w.ld_dz,
         )
-    if w.dX != NULL:
-        multiply(
-            call, w.table, rows, w.input_dim, 4 * H, dz, w.ld_dz, <const real *> w.packed_x, <const real *> NULL, 0,
-            <real *> w.dX + (b * w.dX_steps + t) * w.input_dim, w.dX_steps * w.input_dim,
-        )
-    return 0
+        b += n
 
 
 cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) noexcept nogil:
     """A part of the rows, for all of the loop's steps."""
     cdef Backward step = w[0]
-    cdef Py_ssize_t b = cut(w.batch, w.row_parts, index)
-    while step.end > w.begin:
-        gates_backward_part(&step, index, tag)
-        state_backward(NULL, &step, b, cut(w.batch, w.row_parts, index + 1) - b, tag)
+    cdef Py_ssize_t V = lanes(w.table, tag), first = row_cut(w.batch, w.by_lanes, V, w.row_parts, index)
+    cdef Py_ssize_t b_end = row_cut(w.batch, w.by_lanes, V, w.row_parts, index + 1), b = first
+    if b < w.by_lanes:
+        b = min(b_end, w.by_lanes)
+        backward_lanes(w, first, b, tag)
+    while step.end > w.begin and (b < b_end or w.dX != NULL):
+        if b < b_end:
+            gates_backward(&step, b, b_end, tag)
+            state_backward(NULL, &step, b, b_end, tag)
+        input_backward(NULL, &step, first, b_end, tag)
         step.end -= 1
         step.slot += 1
 
@@ -544,13 +671,14 @@ cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
     """dz, dh, dC and dX of the steps [begin, end), dz from slot 0 on."""
     cdef double gates_work = w.batch * w.hidden_dim * CELL_WORK
     cdef double step_work = 4. * w.batch * w.hidden_dim * w.hidden_dim + gates_work
-    w.slot, w.row_parts = 0, rows_apart(call, w.batch, w.hidden_dim, w.hidden_dim, tag)
+    w.slot, w.row_parts = 0, rows_apart(call, w.batch, w.by_lanes, w.hidden_dim, w.hidden_dim, tag)
     if w.row_parts > 0 and (w.end - w.begin) * step_work <= w.row_parts * LONGEST_TASK:
         return share(call, <team_task> backward_part[real], w, w.row_parts, (w.end - w.begin) * step_work)
     while w.end > w.begin:
         w.row_parts = parts(call, w.batch, 1, 1)
         share(call, <team_task> gates_backward_part[real], w, w.row_parts, gates_work)
         state_backward(call, w, 0, w.batch, tag)
+        input_backward(call, w, 0, w.batch, tag)
         w.end -= 1
         w.slot += 1
     return 0
@@ -576,7 +704,8 @@ cdef int sequence_backward(
     """
     cdef Py_ssize_t H = C.shape[2], chunk = max(1, min(steps, dz.shape[0] // batch)), last = steps, first, b, j
     cdef Backward w
-    w.table, w.batch, w.input_dim, w.hidden_dim, w.want_dh0 = table, batch, input_dim, H, want_dh0
+    w.table, w.steps, w.batch, w.input_dim, w.hidden_dim, w.want_dh0 = table, steps, batch, input_dim, H, want_dh0
+    w.by_lanes = lanes_rows(table, batch, input_dim, H, True, &packed_h[0])
     w.C, w.C_slot, w.gates = &C[0, 0, 0], C.shape[1] * H, &gates[0, 0, 0]
     w.packed_h, w.packed_x = &packed_h[0], &packed_x[0] if packed_x.shape[0] > 0 else NULL
     w.dH, w.dH_steps = &dH[0, 0, 0] if dH.shape[0] > 0 else NULL, dH.shape[1]
@@ -628,17 +757,43 @@ def pack_cell_weights(int isa, int threads, const real[:, ::1] W, const real[:, 
             end(&call)
 
 
+cdef void copy_states(
+    const kernels *table, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t hidden_dim, real *states, real *C,
+    bint load,
+) noexcept nogil:
+    """Copy rows (B, H) to a slot of C, or from it unless `load`: the first sequences are as forward_lanes says."""
+    cdef Py_ssize_t V = lanes(table, C), b, lane, n, u
+    cdef real *row
+    cdef real *kept
+    for b in range(batch):
+        lane = b % V
+        n = min(V, by_lanes - (b - lane))
+        for u in range(hidden_dim):
+            row = states + b * hidden_dim + u
+            kept = C + (b - lane) * hidden_dim + u * n + lane if b < by_lanes else C + b * hidden_dim + u
+            if load:
+                kept[0] = row[0]
+            else:
+                row[0] = kept[0]
+
+
 def forward(
     int isa, int threads, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first,
     const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
+    real[:, ::1] states,
 ):
-    """Run `sequence_forward`."""
+    """Run `sequence_forward`; states (B, H) holds C_0, and then C_T."""
     cdef Call call
-    threads = recruit(threads, forward_work(steps, first.shape[0], rows.shape[1], C.shape[2]))
+    cdef const kernels *table = table_at(isa)
+    cdef Py_ssize_t batch = first.shape[0], hidden_dim = C.shape[2]
+    cdef Py_ssize_t by_lanes = lanes_rows(table, batch, rows.shape[1], hidden_dim, gates.shape[0] > 0, &packed[0])
+    threads = recruit(threads, forward_work(steps, batch, rows.shape[1], hidden_dim))
     with nogil:
         begin(&call, threads)
         try:
-            sequence_forward(&call, table_at(isa), steps, rows, first, packed, hx, C, gates, H)
+            copy_states(table, batch, by_lanes, hidden_dim, &states[0, 0], &C[0, 0, 0], True)
+            sequence_forward(&call, table, steps, rows, first, packed, hx, C, gates, H)
+            copy_states(table, batch, by_lanes, hidden_dim, &states[0, 0], &C[steps % C.shape[0], 0, 0], False)
         finally:
             end(&call)
 
@@ -720,7 +875,7 @@ cdef Forward forward_of(
     f.hx, f.slots, f.slot, f.ld = hx, 2, at.batch * at.ld, at.ld
     f.C, f.C_slots, f.C_slot = C, 1, 0
     f.packed, f.packed_y, f.b_y = packed, packed + at.head, packed + at.b_y
-    f.first, f.gates, f.H, f.Y = NULL, NULL, NULL, NULL
+    f.first, f.gates, f.H, f.Y, f.by_lanes = NULL, NULL, NULL, NULL, 0
     return f
 
 
@@ -751,6 +906,7 @@ cdef int run_sequences(
                 break
             f.batch += 1
         f.rows = rows + start * at.input_dim
+        f.by_lanes = lanes_rows(table, f.batch, at.input_dim, at.hidden_dim, False, packed)
         y = Y + (start if every_step else n) * at.output_dim
         f.Y = y if every_step else NULL
         memset(f.C, 0, f.batch * at.hidden_dim * sizeof(real))

@@ -17,6 +17,11 @@
 /* Long sums across elements are cut into blocks of so many, whose sums are added in their order. */
 #define SUM_BLOCK 4096
 
+/* The packed weights of a layer that lanes_forward takes have at most so many bytes, for every group of V sequences
+   reads them again. It follows that such a layer has at most LANES_UNITS units. */
+#define LANES_BYTES 131072
+#define LANES_UNITS 96
+
 #define DECLARE_KERNELS(table, real)                                                                        \
     typedef struct {                                                                                        \
         ptrdiff_t lanes;     /* V */                                                                        \
@@ -62,6 +67,32 @@
            gates (4, H); C_prev, C, dh (H);  dC (H) in: dL/dC_t, out: dL/dC_{t-1};  dz (4, H) out */        \
         void (*cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,   \
                               const real *dh, real *dC, real *dz);                                          \
+                                                                                                            \
+        /* The same steps as cell_forward's for `rows` <= V sequences, one in each lane: `steps` of them.          \
+           x        (steps, I) of sequence l are at x[first[l] * I]                                         \
+           packed   every block of cell_forward, LANES_BYTES or less                                        \
+           h_prev, h   (rows, H), ld_h apart; h out, may be h_prev                                          \
+           hx       (steps) slots hx_step apart of rows [h_{t-1} | x_t] ld_h apart, out, or NULL; each row  \
+                    is written up to a whole 16 bytes                                                       \
+           C        (steps + 1) slots C_step apart of (H, rows): slot 0 in, the others out; C_step may be 0 \
+           gates    (steps) slots 4 C_step apart of (H, 4, rows): i, f, g, o for lanes_backward; or NULL */ \
+        void (*lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,   \
+                              const real *x, const ptrdiff_t *first, const real *packed,                    \
+                              const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step,     \
+                              real *C, ptrdiff_t C_step, real *gates);                                      \
+                                                                                                            \
+        /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.            \
+           gates, C  as lanes_forward left them from the first of the steps on                              \
+           panels   W_h (4H, H), each 4 V columns an array (4H, width) as matmul takes                      \
+           dH       at the first step: (rows, steps, H), rows ld_dH apart, or NULL; not taken for h_{-1}    \
+           begins, ends   whether the first step is a sequence's first, the last step its last              \
+           dh, dC   in: after the last step, (rows, H) if it `ends`, else (H, rows) as left by a call       \
+                    before; out: before the first step, (rows, H) if it `begins`, else (H, rows)            \
+           dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out */        \
+        void (*lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,    \
+                               const real *C, ptrdiff_t C_step, const real *panels, const real *dH,         \
+                               ptrdiff_t ld_dH, int begins, int ends, real *dh, real *dC, real *dz,         \
+                               ptrdiff_t ld_dz, ptrdiff_t dz_step);                                         \
                                                                                                             \
         /* sum_j x[j]^2 in double, in 16 lanes (j mod 16) added in their order; n <= SUM_BLOCK. */           \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \

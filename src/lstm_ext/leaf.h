@@ -10,6 +10,7 @@
 
 #include "simd.h"
 #include "tile.h"
+#include "lanes.h"
 
 static void NAME(sigmoid)(ptrdiff_t n, const real *x, real *y)
 {
@@ -135,6 +136,8 @@ static const TABLE NAME(table) = {
     .transpose = NAME(transpose),
     .cell_forward = NAME(cell_forward),
     .cell_backward = NAME(cell_backward),
+    .lanes_forward = NAME(lanes_forward),
+    .lanes_backward = NAME(lanes_backward),
     .sum_of_squares = NAME(sum_of_squares),
     .squared_error = NAME(squared_error),
     .cross_entropy = NAME(cross_entropy),
@@ -167,4 +170,14 @@ static const TABLE NAME(table) = {
 #undef OUTER_BODY
 #undef CELL_CASE
 #undef ROWS_AHEAD
+#undef SQUARE
+#undef SHUFFLE_SQUARE
+#undef LANES_TILE
+#undef CHUNK_COLUMNS
+#undef LANES_MULTIPLY_ADD
+#undef PANEL_COLUMNS
+#undef PANEL
+#undef square_row
+#undef LOAD_ROW
+#undef STORE_ROW
 #undef LANES

@@ -222,25 +222,33 @@ static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_
     NAME(cell_rows)(rows, units, hidden_dim, ld_hx, z, C_prev, C, h, gates);
 }
 
+/* The derivative of the cell's elementwise half: gates i, f, g, o; dC in: dL/dC_t, out: dL/dC_{t-1}; dz out. */
+INLINE void NAME(cell_gradient)(const vec *gates, vec C_prev, vec C, vec dh, vec *dC, vec *dz)
+{
+    const vec one = K(1), i = gates[0], f = gates[1], g = gates[2], o = gates[3], tanh_C = NAME(vtanh)(C);
+    vec dC_t = FMA(dh * o, FMA(-tanh_C, tanh_C, one), *dC);
+    dz[0] = (dC_t * g) * FMA(-i, i, i);
+    dz[1] = (dC_t * C_prev) * FMA(-f, f, f);
+    dz[2] = (dC_t * i) * FMA(-g, g, one);
+    dz[3] = (dh * tanh_C) * FMA(-o, o, o);
+    *dC = dC_t * f;
+}
+
 #define ROWS_AHEAD 4
 
 /* `units` units from the one that every pointer points at, for one row. */
 INLINE void NAME(cell_backward_units)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *gates, const real *C_prev,
                                       const real *C, const real *dh, real *dC, real *dz)
 {
-    const vec one = K(1);
     for (int g = 0; g < 4; g++) /* of a later row */
         __builtin_prefetch(gates + (4 * ROWS_AHEAD + g) * hidden_dim);
     __builtin_prefetch(C_prev + ROWS_AHEAD * hidden_dim);
-    vec i = NAME(load_n)(gates, units), f = NAME(load_n)(gates + hidden_dim, units);
-    vec g = NAME(load_n)(gates + 2 * hidden_dim, units), o = NAME(load_n)(gates + 3 * hidden_dim, units);
-    vec tanh_C = NAME(vtanh)(NAME(load_n)(C, units)), dh_t = NAME(load_n)(dh, units);
-    vec dC_t = FMA(dh_t * o, FMA(-tanh_C, tanh_C, one), NAME(load_n)(dC, units));
-    NAME(store_n)(dz, (dC_t * g) * FMA(-i, i, i), units);
-    NAME(store_n)(dz + hidden_dim, (dC_t * NAME(load_n)(C_prev, units)) * FMA(-f, f, f), units);
-    NAME(store_n)(dz + 2 * hidden_dim, (dC_t * i) * FMA(-g, g, one), units);
-    NAME(store_n)(dz + 3 * hidden_dim, (dh_t * tanh_C) * FMA(-o, o, o), units);
-    NAME(store_n)(dC, dC_t * f, units);
+    vec saved[TILE_VECTORS], dz_t[TILE_VECTORS], dC_t = NAME(load_n)(dC, units);
+    UNROLL for (int g = 0; g < TILE_VECTORS; g++) saved[g] = NAME(load_n)(gates + g * hidden_dim, units);
+    NAME(cell_gradient)(saved, NAME(load_n)(C_prev, units), NAME(load_n)(C, units), NAME(load_n)(dh, units), &dC_t,
+                        dz_t);
+    UNROLL for (int g = 0; g < TILE_VECTORS; g++) NAME(store_n)(dz + g * hidden_dim, dz_t[g], units);
+    NAME(store_n)(dC, dC_t, units);
 }
 
 static void NAME(cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,

@@ -1,0 +1,278 @@
+/* The cell with the batch in the lanes, for layers of few units, which would leave lanes empty: one sequence in each
+   lane, and a weight is broadcast. Included by leaf.h once for each type; the contracts are in kernels.h.
+
+   A panel (columns, V) has one vector for each column; rows are turned into panels and back by squares of one
+   16-byte vector's elements, which every set has. Lanes past the rows repeat the first row and are never stored. */
+#define SQUARE (16 / (ptrdiff_t)sizeof(real))
+#define LANES_TILE 3        /* units */
+#define CHUNK_COLUMNS 64    /* inputs of one sequence that are turned at once, if one step has no more */
+#define PANEL_COLUMNS (LANES_BYTES / TILE_VECTORS / VECTOR_BYTES) /* more than a layer whose weights fit has */
+#define PANEL(name, columns) real name[(columns) * V] __attribute__((aligned(VECTOR_BYTES)))
+
+typedef real NAME(square_row) __attribute__((vector_size(16)));
+typedef real NAME(square_row_unaligned) __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
+#define square_row NAME(square_row)
+#define LOAD_ROW(p) ((square_row) * (const NAME(square_row_unaligned) *)(p))
+#define STORE_ROW(p, x) (*(NAME(square_row_unaligned) *)(p) = (NAME(square_row_unaligned))(x))
+
+/* Elements of a and b, counted on from a's to b's. */
+#if defined(__clang__)
+#define SHUFFLE_SQUARE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef bits NAME(square_index) __attribute__((vector_size(16)));
+#define SHUFFLE_SQUARE(a, b, ...) __builtin_shuffle(a, b, (NAME(square_index)){__VA_ARGS__})
+#endif
+
+INLINE void NAME(turn_square)(square_row *s)
+{
+#if REAL_IS_DOUBLE
+    square_row first = SHUFFLE_SQUARE(s[0], s[1], 0, 2);
+    s[1] = SHUFFLE_SQUARE(s[0], s[1], 1, 3);
+    s[0] = first;
+#else
+    square_row a = SHUFFLE_SQUARE(s[0], s[1], 0, 4, 1, 5), b = SHUFFLE_SQUARE(s[0], s[1], 2, 6, 3, 7);
+    square_row c = SHUFFLE_SQUARE(s[2], s[3], 0, 4, 1, 5), d = SHUFFLE_SQUARE(s[2], s[3], 2, 6, 3, 7);
+    s[0] = SHUFFLE_SQUARE(a, c, 0, 1, 4, 5);
+    s[1] = SHUFFLE_SQUARE(a, c, 2, 3, 6, 7);
+    s[2] = SHUFFLE_SQUARE(b, d, 0, 1, 4, 5);
+    s[3] = SHUFFLE_SQUARE(b, d, 2, 3, 6, 7);
+#endif
+}
+
+/* panel[k][l] = x[at[l] + k], k < columns, l < V. */
+INLINE void NAME(rows_to_panel)(ptrdiff_t columns, const real *x, const ptrdiff_t *at, real *panel)
+{
+    for (ptrdiff_t l = 0; l < V; l += SQUARE) {
+        ptrdiff_t k = 0;
+        for (; k + SQUARE <= columns; k += SQUARE) {
+            square_row s[SQUARE];
+            UNROLL for (int i = 0; i < SQUARE; i++) s[i] = LOAD_ROW(x + at[l + i] + k);
+            NAME(turn_square)(s);
+            UNROLL for (int i = 0; i < SQUARE; i++) STORE_ROW(panel + (k + i) * V + l, s[i]);
+        }
+        for (; k < columns; k++)
+            UNROLL for (int i = 0; i < SQUARE; i++) panel[k * V + l + i] = x[at[l + i] + k];
+    }
+}
+
+/* y[l * ld + k] = panel[k][l], k < columns, l < rows; whole squares of columns are read and written. */
+INLINE void NAME(panel_to_padded_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *panel, real *y, ptrdiff_t ld)
+{
+    for (ptrdiff_t l = 0; l < rows; l += SQUARE) {
+        const ptrdiff_t left = rows - l;
+        real *y_l = y + l * ld;
+        for (ptrdiff_t k = 0; k < columns; k += SQUARE) {
+            square_row s[SQUARE];
+            UNROLL for (int i = 0; i < SQUARE; i++) s[i] = LOAD_ROW(panel + (k + i) * V + l);
+            NAME(turn_square)(s);
+            if (left >= SQUARE)
+                UNROLL for (int i = 0; i < SQUARE; i++) STORE_ROW(y_l + i * ld + k, s[i]);
+            else
+                for (int i = 0; i < left; i++)
+                    STORE_ROW(y_l + i * ld + k, s[i]);
+        }
+    }
+}
+
+/* The same, and no more is written. */
+INLINE void NAME(panel_to_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *panel, real *y, ptrdiff_t ld)
+{
+    const ptrdiff_t whole = columns / SQUARE * SQUARE;
+    NAME(panel_to_padded_rows)(rows, whole, panel, y, ld);
+    for (ptrdiff_t k = whole; k < columns; k++)
+        for (ptrdiff_t l = 0; l < rows; l++)
+            y[l * ld + k] = panel[k * V + l];
+}
+
+/* Where row l begins, for every lane. */
+INLINE void NAME(place_rows)(ptrdiff_t rows, ptrdiff_t ld, ptrdiff_t *at)
+{
+    for (ptrdiff_t l = 0; l < V; l++)
+        at[l] = l < rows ? l * ld : 0;
+}
+
+/* How many of the next `left` columns a tile of up to `most` takes, so that no tile is much smaller than others. */
+INLINE ptrdiff_t NAME(share)(ptrdiff_t left, ptrdiff_t most)
+{
+    ptrdiff_t count = (left + most - 1) / most;
+    return (left + count - 1) / count;
+}
+
+#define LANES_MULTIPLY_ADD(U, z, depth, w, panel)                                                                      \
+    for (ptrdiff_t k = 0; k < (depth); k++, w += TILE_VECTORS * V) {                                                   \
+        vec s_ = NAME(load)((panel) + k * V);                                                                          \
+        UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)                               \
+            z[j][g] = FMA(NAME(broadcast)(w[g * V + j]), s_, z[j][g]);                                                 \
+    }
+
+/* U units, a constant: w is at the first one's bias in its block. Enough chains of multiply-adds to hide their latency,
+   and the elementwise halves of several units overlap. */
+INLINE void NAME(lanes_units)(const int U, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *w,
+                              const real *hx, const real *C_prev, real *C, real *h, real *gates)
+{
+    vec z[LANES_TILE][TILE_VECTORS], c[LANES_TILE];
+    UNROLL for (int j = 0; j < U; j++) UNROLL for (int g = 0; g < TILE_VECTORS; g++)
+        z[j][g] = NAME(broadcast)(w[g * V + j]);
+    w += TILE_VECTORS * V;
+    LANES_MULTIPLY_ADD(U, z, input_dim, w, hx + hidden_dim * V);
+    LANES_MULTIPLY_ADD(U, z, hidden_dim, w, hx);
+    UNROLL for (int j = 0; j < U; j++) {
+        NAME(activate_gates)(z[j]);
+        c[j] = FMA(z[j][1], NAME(load_n)(C_prev + j * rows, rows), z[j][0] * z[j][2]);
+        NAME(store_n)(C + j * rows, c[j], rows);
+        if (gates)
+            UNROLL for (int g = 0; g < TILE_VECTORS; g++)
+                NAME(store_n)(gates + (j * TILE_VECTORS + g) * rows, z[j][g], rows);
+    }
+    NAME(vtanh_side_by_side)(U, c);
+    UNROLL for (int j = 0; j < U; j++) NAME(store)(h + j * V, z[j][3] * c[j]);
+}
+
+/* One step of one group; hx (H + I, V), h (H, V). */
+INLINE void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *packed,
+                             const real *hx, const real *C_prev, real *C, real *h, real *gates)
+{
+    const ptrdiff_t size = (1 + input_dim + hidden_dim) * TILE_VECTORS * V;
+    for (ptrdiff_t first = 0; first < hidden_dim; first += V, packed += size) {
+        const ptrdiff_t end = first + V < hidden_dim ? first + V : hidden_dim;
+        for (ptrdiff_t u = first, units; u < end; u += units) {
+            units = NAME(share)(end - u, LANES_TILE);
+#define UNITS(U)                                                                                                       \
+    NAME(lanes_units)(U, rows, input_dim, hidden_dim, packed + (u - first), hx, C_prev + u * rows, C + u * rows,       \
+                      h + u * V, gates ? gates + u * TILE_VECTORS * rows : NULL)
+            if (units == 3)
+                UNITS(3);
+            else if (units == 2)
+                UNITS(2);
+            else
+                UNITS(1);
+#undef UNITS
+        }
+    }
+}
+
+static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
+                                const real *x, const ptrdiff_t *first, const real *packed, const real *h_prev, real *h,
+                                ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates)
+{
+    PANEL(x_panel, PANEL_COLUMNS);
+    real hx_panels[2][(PANEL_COLUMNS + SQUARE) * V] __attribute__((aligned(VECTOR_BYTES)));
+    const ptrdiff_t chunk = input_dim < CHUNK_COLUMNS ? CHUNK_COLUMNS / input_dim : 1; /* steps */
+    ptrdiff_t at[V];
+    NAME(place_rows)(rows, ld_h, at);
+    NAME(rows_to_panel)(hidden_dim, h_prev, at, hx_panels[0]);
+    for (ptrdiff_t l = 0; l < V; l++)
+        at[l] = first[l < rows ? l : 0] * input_dim;
+    for (ptrdiff_t t = 0; t < steps; t++) {
+        const ptrdiff_t left = steps - t, in_chunk = t % chunk;
+        real *now = hx_panels[t % 2], *C_t = C + t * C_step;
+        if (in_chunk == 0)
+            NAME(rows_to_panel)((left < chunk ? left : chunk) * input_dim, x + t * input_dim, at, x_panel);
+        for (ptrdiff_t k = 0; k < input_dim; k++)
+            NAME(store)(now + (hidden_dim + k) * V, NAME(load)(x_panel + (in_chunk * input_dim + k) * V));
+        if (hx)
+            NAME(panel_to_padded_rows)(rows, hidden_dim + input_dim, now, hx + t * hx_step, ld_h);
+        NAME(lanes_step)(rows, input_dim, hidden_dim, packed, now, C_t, C_t + C_step, hx_panels[(t + 1) % 2],
+                         gates ? gates + t * TILE_VECTORS * C_step : NULL);
+    }
+    NAME(panel_to_rows)(rows, hidden_dim, hx_panels[steps % 2], h, ld_h);
+}
+
+/* dh[j] += sum_k dz[k] * panel[k][j], k ascending, j < N. */
+INLINE void NAME(lanes_product)(const int N, ptrdiff_t depth, const real *dz, const real *panel, ptrdiff_t ld_panel,
+                                real *dh)
+{
+    vec acc[8];
+    UNROLL for (int j = 0; j < N; j++) acc[j] = NAME(load)(dh + j * V);
+    for (ptrdiff_t k = 0; k < depth; k++, panel += ld_panel) {
+        vec s = NAME(load)(dz + k * V);
+        UNROLL for (int j = 0; j < N; j++) acc[j] = FMA(s, NAME(broadcast)(panel[j]), acc[j]);
+    }
+    UNROLL for (int j = 0; j < N; j++) NAME(store)(dh + j * V, acc[j]);
+}
+
+/* dh (H, V) += dz (4 H, V) times W_h. */
+static void NAME(lanes_products)(ptrdiff_t hidden_dim, const real *dz, const real *panels, real *dh)
+{
+    for (ptrdiff_t first = 0, width; first < hidden_dim; first += width) {
+        const ptrdiff_t left = hidden_dim - first;
+        width = left > 2 * V ? TILE_VECTORS * V : left > V ? 2 * V : V;
+        const ptrdiff_t columns = left < width ? left : width;
+        for (ptrdiff_t j = 0, n; j < columns; j += n) {
+            n = NAME(share)(columns - j, 8);
+#define CASE(N)                                                                                                        \
+    case N:                                                                                                            \
+        NAME(lanes_product)(N, 4 * hidden_dim, dz, panels + j, width, dh + (first + j) * V);                           \
+        break;
+            switch (n) {
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+            }
+#undef CASE
+        }
+        panels += 4 * hidden_dim * width;
+    }
+}
+
+/* One step of one group backward but for the product: dz (4 H, V) out. */
+INLINE void NAME(lanes_gradient)(ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates, const real *C_prev,
+                                 const real *C, const real *dh, real *dC, real *dz)
+{
+    for (ptrdiff_t u = 0; u < hidden_dim; u++) {
+        vec saved[TILE_VECTORS], dz_u[TILE_VECTORS], dC_u = NAME(load)(dC + u * V);
+        UNROLL for (int g = 0; g < TILE_VECTORS; g++)
+            saved[g] = NAME(load_n)(gates + (u * TILE_VECTORS + g) * rows, rows);
+        NAME(cell_gradient)(saved, NAME(load_n)(C_prev + u * rows, rows), NAME(load_n)(C + u * rows, rows),
+                            NAME(load)(dh + u * V), &dC_u, dz_u);
+        NAME(store)(dC + u * V, dC_u);
+        UNROLL for (int g = 0; g < TILE_VECTORS; g++) NAME(store)(dz + (g * hidden_dim + u) * V, dz_u[g]);
+    }
+}
+
+/* A state is (rows, H) outside of the sequence's steps, (H, rows) between two of them. */
+INLINE void NAME(load_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *state, const ptrdiff_t *at,
+                             real *panel)
+{
+    if (outside)
+        NAME(rows_to_panel)(hidden_dim, state, at, panel);
+    else
+        for (ptrdiff_t u = 0; u < hidden_dim; u++)
+            NAME(store)(panel + u * V, NAME(load_n)(state + u * rows, rows));
+}
+
+INLINE void NAME(store_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *panel, real *state)
+{
+    if (outside)
+        NAME(panel_to_rows)(rows, hidden_dim, panel, state, hidden_dim);
+    else
+        for (ptrdiff_t u = 0; u < hidden_dim; u++)
+            NAME(store_n)(state + u * rows, NAME(load)(panel + u * V), rows);
+}
+
+static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,
+                                 const real *C, ptrdiff_t C_step, const real *panels, const real *dH, ptrdiff_t ld_dH,
+                                 int begins, int ends, real *dh, real *dC, real *dz, ptrdiff_t ld_dz,
+                                 ptrdiff_t dz_step)
+{
+    PANEL(dh_panel, LANES_UNITS);
+    PANEL(dC_panel, LANES_UNITS);
+    PANEL(dz_panel, TILE_VECTORS * LANES_UNITS);
+    ptrdiff_t at[V], at_dH[V];
+    NAME(place_rows)(rows, hidden_dim, at);
+    NAME(place_rows)(rows, ld_dH, at_dH);
+    NAME(load_state)(ends, rows, hidden_dim, dh, at, dh_panel);
+    NAME(load_state)(ends, rows, hidden_dim, dC, at, dC_panel);
+    for (ptrdiff_t s = steps - 1; s >= 0; s--, dz += dz_step) {
+        const real *C_prev = C + s * C_step;
+        NAME(lanes_gradient)(rows, hidden_dim, gates + s * TILE_VECTORS * C_step, C_prev, C_prev + C_step, dh_panel,
+                             dC_panel, dz_panel);
+        NAME(panel_to_rows)(rows, TILE_VECTORS * hidden_dim, dz_panel, dz, ld_dz);
+        if (dH && !(s == 0 && begins))
+            NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * hidden_dim, at_dH, dh_panel);
+        else
+            for (ptrdiff_t j = 0; j < hidden_dim; j++)
+                NAME(store)(dh_panel + j * V, K(0));
+        NAME(lanes_products)(hidden_dim, dz_panel, panels, dh_panel);
+    }
+    NAME(store_state)(begins, rows, hidden_dim, dh_panel, dh);
+    NAME(store_state)(begins, rows, hidden_dim, dC_panel, dC);
+}
