@@ -13,7 +13,7 @@ from lstm_ext._kernels cimport (
     SUM_BLOCK, adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares, table_at,
 )
 from lstm_ext._passes cimport (
-    forward_work, multiply, pack_cell, pack_panels, sequence_backward, sequence_forward, weight_gradient,
+    multiply, pack_cell, pack_panels, sequence_backward, sequence_forward, shared_work, weight_gradient,
 )
 from lstm_ext._threads cimport (
     Call, Timer, begin, check_signals, elapsed, end, recruit, share, share_whole, start_timer, team_task,
@@ -244,8 +244,9 @@ def _run(
     cdef real *db_y = dW_y + output_dim * hidden_dim
     cdef double cell_work = 4. * hidden_dim * K, head_work = <double> output_dim * hidden_dim, scale
     cdef const kernels *table = table_at(plan.isa)
-    cdef double most_work = 3 * forward_work(plan.sequences.longest, batch_size, input_dim, hidden_dim)
-    cdef int threads = recruit(plan.threads, most_work)
+    cdef int threads = recruit(
+        plan.threads, shared_work(plan.sequences.longest, batch_size, input_dim, hidden_dim, backward),
+    )
     cdef Call call
     cdef Timer timer
     cdef bint finite = True

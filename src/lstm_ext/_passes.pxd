@@ -34,4 +34,6 @@ cdef int sequence_backward(
     real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panels,
 ) except -1 nogil
 
-cdef double forward_work(Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim) noexcept nogil
+cdef double shared_work(
+    Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint backward,
+) noexcept nogil

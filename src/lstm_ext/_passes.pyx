@@ -36,7 +36,10 @@ cdef enum:
 
 # What a unit's activations and their derivatives are worth in multiply-adds, and the most of these that one task should
 # have, for signals are looked for between tasks.
-cdef double CELL_WORK = 100, LONGEST_TASK = 1e8
+cdef double CELL_WORK = 100, LONGEST_TASK = 3e7
+
+# The least work of a step that threads meet for.
+cdef double LEAST_STEP = 1e5
 
 # What it takes to move a number, likewise.
 cdef double PACK_WORK = 10
@@ -86,16 +89,13 @@ cdef inline Py_ssize_t rows_apart(
 
 
 cdef inline Py_ssize_t panel_width(Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
-    """The lanes of the panel that serves the next `columns` columns: 1, 2 or 4 vectors."""
-    if columns > 2 * V:
-        return TILE_VECTORS * V
-    return 2 * V if columns > V else V
+    """The lanes of the panel that serves the next `columns` columns: up to four vectors."""
+    return min(<Py_ssize_t> TILE_VECTORS, tiles(columns, V)) * V
 
 
 cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
     """The elements that `pack_panels` writes."""
-    cdef Py_ssize_t width = TILE_VECTORS * V, whole = columns // width * width
-    return depth * (whole + (panel_width(columns - whole, V) if columns > whole else 0))
+    return depth * tiles(columns, V) * V
 
 
 cdef struct CellPacking:
@@ -519,6 +519,17 @@ cdef double forward_work(
     return <double> steps * batch * hidden_dim * (4 * (input_dim + hidden_dim) + CELL_WORK)
 
 
+cdef double shared_work(
+    Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint backward,
+) noexcept nogil:
+    """The multiply-adds that threads can share: not those of small steps of few rows, which depend on one another."""
+    cdef double work = forward_work(steps, batch, input_dim, hidden_dim), gradient = 0
+    if backward:
+        gradient = 4. * steps * batch * hidden_dim * (input_dim + hidden_dim)
+        work *= 2
+    return gradient if batch < 8 and work < steps * LEAST_STEP else gradient + work
+
+
 cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
     """Run all steps of a batch whose arrays and sizes are set; the last step is not emitted."""
     cdef Py_ssize_t chunk = 1, blocks = tiles(f.hidden_dim, block_count(f.batch) * lanes(f.table, tag))
@@ -787,7 +798,7 @@ def forward(
     cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t batch = first.shape[0], hidden_dim = C.shape[2]
     cdef Py_ssize_t by_lanes = lanes_rows(table, batch, rows.shape[1], hidden_dim, gates.shape[0] > 0, &packed[0])
-    threads = recruit(threads, forward_work(steps, batch, rows.shape[1], hidden_dim))
+    threads = recruit(threads, shared_work(steps, batch, rows.shape[1], hidden_dim, False))
     with nogil:
         begin(&call, threads)
         try:
@@ -808,7 +819,7 @@ def backward(
     cdef Call call
     cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t hidden_dim = C.shape[2], K = W.shape[1]
-    threads = recruit(threads, 2 * forward_work(steps, batch, K - hidden_dim, hidden_dim))
+    threads = recruit(threads, shared_work(steps, batch, K - hidden_dim, hidden_dim, True))
     with nogil:
         begin(&call, threads)
         try:
@@ -970,7 +981,8 @@ def infer(
     cdef const kernels *table = table_at(isa)
     cdef void *y = first_byte(Y)
     cdef void *work = first_line(first_byte(scratch))
-    threads = recruit(threads, forward_work(1, X.len // (X.itemsize * at.input_dim), at.input_dim, at.hidden_dim))
+    cdef Py_ssize_t steps = X.len // (X.itemsize * at.input_dim * N)  # on the average
+    threads = recruit(threads, shared_work(steps, N, at.input_dim, at.hidden_dim, False))
     with nogil:
         if weights.itemsize == sizeof(float):
             run_network[float](
@@ -1046,7 +1058,7 @@ cdef class Streams:
             return None
         if <char *> X.buf < <char *> Y.buf + Y.len and <char *> Y.buf < <char *> X.buf + X.len:
             return None
-        threads = recruit(self.threads, forward_work(1, self.batch, self.at.input_dim, self.at.hidden_dim))
+        threads = recruit(self.threads, shared_work(1, self.batch, self.at.input_dim, self.at.hidden_dim, False))
         with nogil:
             if self.itemsize == sizeof(float):
                 advance_streams[float](

@@ -33,9 +33,9 @@ cdef extern from "team.h" nogil:
 # A check waits 5 ms for the GIL while another thread holds it, so not more often.
 cdef double SIGNAL_SECONDS = 0.1
 
-# What each further thread costs a loop (0.2 us), and what waking one costs (some 20 us, and time of another CPU), in
-# multiply-adds.
-cdef double JOINING = 1e4, WAKING = 2e6
+# In multiply-adds: what each further thread costs a loop (0.2 us), and the work of a call that makes up for waking
+# helpers, which come some 20 to 50 us later.
+cdef double JOINING = 1e4, WAKING = 4e6
 
 MOST_THREADS = TEAM_MOST
 

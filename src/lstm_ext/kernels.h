@@ -32,7 +32,7 @@
         void (*tanh)(ptrdiff_t n, const real *x, real *y);                                                  \
                                                                                                             \
         /* C[r][j] = start[r][j] + sum_k A[r][k] * panel[k][j], k ascending; r < rows, j < columns.         \
-           panel    (depth, ld_panel), readable for columns rounded up to 1, 2 or 4 vectors                 \
+           panel    (depth, ld_panel), readable for columns rounded up to whole vectors                     \
            start    (rows, columns) rows ld_start apart: 0 repeats one row; may be C                        \
            ahead    a hint: as many cache lines as there are k are fetched from here meanwhile */           \
         void (*matmul)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,    \

@@ -196,8 +196,8 @@ static void NAME(lanes_products)(ptrdiff_t hidden_dim, const real *dz, const rea
 {
     for (ptrdiff_t first = 0, width; first < hidden_dim; first += width) {
         const ptrdiff_t left = hidden_dim - first;
-        width = left > 2 * V ? TILE_VECTORS * V : left > V ? 2 * V : V;
-        const ptrdiff_t columns = left < width ? left : width;
+        const ptrdiff_t columns = left < TILE_VECTORS * V ? left : TILE_VECTORS * V;
+        width = (columns + V - 1) / V * V;
         for (ptrdiff_t j = 0, n; j < columns; j += n) {
             n = NAME(share)(columns - j, 8);
 #define CASE(N)                                                                                                        \

@@ -5,6 +5,8 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include "runtime.h"
@@ -35,7 +37,7 @@ typedef struct {
 /* Where one worker waits. The lock is held whenever nobody is being woken. */
 typedef struct {
     int asleep OWN_LINE;
-    int cpu; /* where it was when it last woke, or woke others */
+    int thread; /* a helper's, for the system */
     PyThread_type_lock lock;
 } seat;
 
@@ -46,7 +48,8 @@ static struct {
     void *context;
     uint64_t remaining OWN_LINE; /* indices that nobody has done */
     int taken OWN_LINE;
-    double rest, rest_ends; /* of whoever has the helpers */
+    int caller_cpu;
+    double rest, rest_ends; /* these belong to whoever has the helpers */
     range ranges[TEAM_MOST];
     seat seats[TEAM_MOST];
 } team;
@@ -88,31 +91,25 @@ static void wake(seat *other)
 }
 
 #if defined(__linux__)
-static int current_cpu(void) { return sched_getcpu(); }
-
-/* Some kernels wake a helper on the processor of the caller, or of another helper, and leave the two there for long
-   while others idle: it goes to one of these, and may be moved again by the kernel. */
-static void leave_crowded_cpu(int worker)
+/* Some kernels wake a helper on the caller's processor and leave both there for long while others idle: helpers keep
+   off it. */
+static void keep_helpers_off_this_cpu(void)
 {
-    int cpu = current_cpu(), crowded = 0;
-    cpu_set_t allowed, others;
-    team.seats[worker].cpu = cpu;
-    for (int v = 0; v < team.workers; v++)
-        crowded |= v != worker && team.seats[v].cpu == cpu;
-    if (!crowded || sched_getaffinity(0, sizeof allowed, &allowed) != 0)
+    int cpu = sched_getcpu();
+    cpu_set_t others;
+    if (cpu == team.caller_cpu || cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof others, &others) != 0)
         return;
-    others = allowed;
-    for (int v = 0; v < team.workers; v++)
-        if (team.seats[v].cpu >= 0 && team.seats[v].cpu < CPU_SETSIZE)
-            CPU_CLR(team.seats[v].cpu, &others);
-    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) {
-        team.seats[worker].cpu = current_cpu();
-        sched_setaffinity(0, sizeof allowed, &allowed);
-    }
+    team.caller_cpu = cpu;
+    CPU_CLR(cpu, &others);
+    for (int v = 1; CPU_COUNT(&others) > 0 && v < TEAM_MOST; v++)
+        if (LOAD(&team.seats[v].thread) != 0)
+            sched_setaffinity(team.seats[v].thread, sizeof others, &others);
 }
+
+static int current_thread(void) { return (int)syscall(SYS_gettid); }
 #else
-static int current_cpu(void) { return -1; }
-static void leave_crowded_cpu(int worker) { (void)worker; }
+static void keep_helpers_off_this_cpu(void) {}
+static int current_thread(void) { return 0; }
 #endif
 
 static ptrdiff_t claim(uint64_t generation, int workers, int worker)
@@ -150,7 +147,7 @@ void team_open(int workers, ptrdiff_t count, team_task task, void *context)
     for (int v = 0; v < workers; v++)
         __atomic_store_n(&team.ranges[v].word, make_range(generation, count * v / workers, count * (v + 1) / workers),
                          __ATOMIC_RELEASE);
-    team.seats[0].cpu = current_cpu();
+    keep_helpers_off_this_cpu();
     STORE(&team.generation, generation);
     for (int v = 1; v < workers; v++)
         wake(&team.seats[v]);
@@ -199,9 +196,10 @@ int team_seat(int index)
 void team_serve(int index)
 {
     denormals_flush();
+    STORE(&team.seats[index].thread, current_thread());
+    team.caller_cpu = -1; /* not yet off it */
     for (uint64_t seen = 0;;) {
-        if (await_change(&team.seats[index], &team.generation, seen) > 0)
-            leave_crowded_cpu(index);
+        await_change(&team.seats[index], &team.generation, seen);
         seen = LOAD(&team.generation);
         help(index, seen);
     }

@@ -45,8 +45,10 @@ INLINE void NAME(store_lanes)(real *row, vec x, int j, ptrdiff_t columns, int N)
 /* Calls body(R, N) with the constants for `rows` <= TILE_ROWS and the vectors that `columns` need. */
 #define CASE_ROWS(body, R)                                                                                             \
     case R:                                                                                                            \
-        if (columns > 2 * V)                                                                                           \
+        if (columns > 3 * V)                                                                                           \
             body(R, 4);                                                                                                \
+        else if (columns > 2 * V)                                                                                      \
+            body(R, 3);                                                                                                \
         else if (columns > V)                                                                                          \
             body(R, 2);                                                                                                \
         else                                                                                                           \
