@@ -15,6 +15,7 @@ Same classes and signatures as the compiled package, written to be read, not to 
   written in terms of the outputs.
 - Everything is analytic (no abs, no conjugation), so dtype "complex128", which exists for this
   purpose alone, makes every derivative checkable by the complex step, Im L(p + ih) / h.
+- ``num_threads`` is taken for the sake of the signatures alone: NumPy decides on its threads.
 - Arguments are copied on entry: no input is modified, and no result shares memory with one.
 """
 
@@ -378,7 +379,15 @@ class LSTM(_Parametrised):
     def _weights(self) -> list[Array]:
         return self.lstm_cell._weights()
 
-    def forward(self, X: ArrayLike, h0: OrZeros = None, C0: OrZeros = None, *, return_tape: bool = False) -> Any:
+    def forward(
+        self,
+        X: ArrayLike,
+        h0: OrZeros = None,
+        C0: OrZeros = None,
+        *,
+        return_tape: bool = False,
+        num_threads: int | None = None,
+    ) -> Any:
         """Return (H, (h_T, C_T)), or (H, (h_T, C_T), tape) if `return_tape`.
 
         X is (N, T, input_dim), H (N, T, hidden_dim); h0, C0, h_T and C_T are (N, hidden_dim), and
@@ -396,7 +405,15 @@ class LSTM(_Parametrised):
         last = h[T].T.copy(), C[T].T.copy()
         return (H, last, LSTMTape(self.lstm_cell._copy(), X, h, C)) if return_tape else (H, last)
 
-    def backward(self, tape: LSTMTape, dH: OrZeros = None, dh_T: OrZeros = None, dC_T: OrZeros = None) -> LSTMGradients:
+    def backward(
+        self,
+        tape: LSTMTape,
+        dH: OrZeros = None,
+        dh_T: OrZeros = None,
+        dC_T: OrZeros = None,
+        *,
+        num_threads: int | None = None,
+    ) -> LSTMGradients:
         """Return the gradients of a loss, given dL/dH, dL/dh_T and dL/dC_T; None is zeros."""
         if not isinstance(tape, LSTMTape):
             raise TypeError(f"tape must be one that forward returned, got {type(tape).__name__}")
@@ -476,12 +493,12 @@ class LSTMNetwork(_Parametrised):
     def _weights(self) -> list[Array]:
         return [*self.lstm_cell._weights(), self.W_y, self.b_y]
 
-    def forward(self, X: ArrayLike) -> list[Array]:
+    def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
         """Return the T outputs, each (output_dim, 1), of one sequence X (T, input_dim)."""
         X = _array("X", X, self.dtype, ("T", self.input_dim))
         return [y.reshape(-1, 1) for y in self.predict(X[np.newaxis], target="steps")[0]]
 
-    def predict(self, X: ArrayLike, *, target: str = "last") -> Array:
+    def predict(self, X: ArrayLike, *, target: str = "last", num_threads: int | None = None) -> Array:
         """Return the outputs of X (N, T, input_dim).
 
         (N, output_dim), the last step's, for target "last"; (N, T, output_dim) for "steps".
@@ -490,7 +507,15 @@ class LSTMNetwork(_Parametrised):
         H, _ = self._lstm.forward(X)
         return self._outputs(H[:, steps])
 
-    def gradient(self, X: ArrayLike, Y: ArrayLike, *, loss: str = "mse", target: str = "last") -> tuple[float, Array]:
+    def gradient(
+        self,
+        X: ArrayLike,
+        Y: ArrayLike,
+        *,
+        loss: str = "mse",
+        target: str = "last",
+        num_threads: int | None = None,
+    ) -> tuple[float, Array]:
         """Return the loss (complex for dtype complex128) and its flat gradient.
 
         Parameters
@@ -504,6 +529,8 @@ class LSTMNetwork(_Parametrised):
             Mean over every element of (y - Y)^2, or over the rows of -log softmax(y)[class].
         target : {"last", "steps"}
             The outputs that the loss looks at: the last step's, or every step's.
+        num_threads : int, optional
+            Without effect.
         """
         steps = self._steps(target)
         _choice("loss", loss, tuple(LOSSES))
@@ -544,6 +571,8 @@ def train_lstm(
     output_dim: int,
     learning_rate: float = 0.01,
     epochs: int = 100,
+    *,
+    num_threads: int | None = None,
 ) -> LSTMNetwork:
     """Train the article's network, one gradient step per sequence; print each epoch's mean loss.
 
@@ -559,6 +588,8 @@ def train_lstm(
         The step, p -= learning_rate * dL/dp.
     epochs : int
         How often to go through the data.
+    num_threads : int, optional
+        Without effect.
 
     Returns
     -------

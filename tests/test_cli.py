@@ -743,6 +743,15 @@ def test_until_zero_is_the_same_with_and_without_a_file(folder, capsys):
 # --- verify
 
 
+def test_threads_are_as_many_as_asked_for(river, monkeypatch, capsys):
+    chosen = []
+    monkeypatch.setattr(lstm_ext, "set_num_threads", chosen.append)
+    run("predict", "river.safetensors", "river.csv", "--threads", "2")
+    run("predict", "river.safetensors", "river.csv")
+    assert chosen == [2]
+    assert "--threads" in fails(capsys, "predict", "river.safetensors", "river.csv", "--threads", "0")
+
+
 def test_verify_prints_every_set(capsys):
     run("verify")
     output = capsys.readouterr().out

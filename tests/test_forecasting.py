@@ -418,6 +418,19 @@ def test_the_same_seed_gives_the_same_bits(tmp_path):
     assert results[0] == results[1] != results[2]
 
 
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    lstm_ext.get_num_threads()
+    monkeypatch.setattr(lstm_ext.threads, "_available", 4)
+    table, results = make_table(rows=400), []
+    for num_threads in (1, 3):
+        forecaster = make(hidden_dim=50, epochs=2)
+        forecaster.fit(table, num_threads=num_threads)
+        forecasts = forecaster.predict(table, every_origin=True, num_threads=num_threads)["forecast"]
+        evaluation = forecaster.evaluate(table, num_threads=num_threads)
+        results.append((forecaster.network.parameters.tobytes(), forecasts.tobytes(), evaluation.rmse()))
+    assert results[0] == results[1]
+
+
 def test_it_learns_a_noisy_season_with_a_trend():
     rng = np.random.default_rng(3)
     rows = np.arange(420)

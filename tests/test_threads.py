@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import threads
+from lstm_ext import reference, threads
 
 THREADS = (2, 3, 4, 8)
 # Sequences in a batch, steps, input, hidden and output widths: rows cut among the threads, units cut (few rows, or many
@@ -105,7 +105,7 @@ def run_python(code, **environment):
 
 BIG = """
 import threading, numpy as np, lstm_ext
-from lstm_ext import threads
+from lstm_ext import reference, threads
 lstm_ext.get_num_threads()
 threads._available = 8
 X = np.ones((64, 30, 8), "f4")
@@ -324,3 +324,28 @@ def test_the_default_follows_a_cgroups_quota(files, groups, expected, tmp_path, 
     monkeypatch.setattr(threads, "_own_groups", lambda: groups)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(100), raising=False)
     assert threads.available_cpus() == expected
+
+
+def test_the_oracle_takes_the_same_arguments():
+    X, Y = data(3, 2, 2, 1)
+    for module in (lstm_ext, reference):
+        network, layer = module.LSTMNetwork(2, 3, 1, seed=0), module.LSTM(2, 3, seed=0)
+        network.forward(X[0], num_threads=2)
+        network.predict(X, num_threads=2)
+        network.gradient(X, Y[:, -1], num_threads=2)
+        layer.backward(layer.forward(X, return_tape=True, num_threads=2)[2], num_threads=2)
+        module.train_lstm(X, Y[:, -1], 2, 3, 1, epochs=1, num_threads=2)
+
+
+def test_training_ends_for_others_however_it_ends():
+    X, Y = data(4, 3, 2, 1)
+    network = lstm_ext.LSTMNetwork(2, 3, 1, seed=0)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lstm_ext.train(network, X, Y[:, -1], epochs=1, callbacks=[fail])
+    with pytest.raises(ValueError, match="epochs is 0"):
+        lstm_ext.train(network, X, Y[:, -1], epochs=0)
+    lstm_ext.train(network, X, Y[:, -1], epochs=1)

@@ -1,0 +1,82 @@
+"""What whole calls of `train` cost beside the steps in them.
+
+    python bench/epochs.py    (a minute)
+
+The steps are those of one compiled run over all batches in a shuffled order, with everything made beforehand; `train`
+checks and lays out its data, draws an order for each epoch, comes back to Python twenty times a second and watches the
+parameters. Both alternate; a ratio is formed from two neighbours, and shown is the median with its quartiles.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import report
+from scoreboard import quartiles
+
+import lstm_ext
+from lstm_ext import _epoch
+from lstm_ext.losses import MSE
+from lstm_ext.plan import Plan
+
+EPOCHS, ROUNDS = 5, 15
+
+
+class Job(NamedTuple):
+    """A data set and a network for it; one update for each batch."""
+
+    name: str
+    sequences: int
+    steps: int
+    input_dim: int
+    hidden_dim: int
+    output_dim: int
+    batch: int
+
+
+JOBS = (
+    Job("the CO2 job", 1320, 52, 3, 32, 52, 64),
+    Job("10,000 sequences", 10_000, 10, 3, 5, 1, 1),
+    Job("10,000 sequences", 10_000, 10, 3, 5, 1, 32),
+    Job("10,000 sequences", 10_000, 50, 8, 32, 1, 32),
+)
+
+
+def measure(job: Job) -> tuple[list[float], list[float]]:
+    """Return the seconds of epochs, in calls of `train` and in runs of the steps alone."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((job.sequences, job.steps, job.input_dim)).astype("float32")
+    Y = rng.standard_normal((job.sequences, job.output_dim)).astype("float32")
+    sizes = job.input_dim, job.hidden_dim, job.output_dim
+    network, other = (lstm_ext.LSTMNetwork(*sizes, seed=0) for _ in range(2))
+    settings = {"target": "last", "loss": MSE(), "optimizer": lstm_ext.Adam(), "batch_size": job.batch}
+    plan = Plan(other.parameters, sizes, X, Y, num_threads=1, **settings)
+    plan.order = rng.permutation(job.sequences)
+    every_phase = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
+    whole, steps = [], []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        lstm_ext.train(network, X, Y, batch_size=job.batch, epochs=EPOCHS, seed=0, verbose=False, num_threads=1)
+        middle = time.perf_counter()
+        for _ in range(EPOCHS):
+            _epoch.run(plan, 0, plan.batches, every_phase, np.inf)
+        whole.append((middle - started) / EPOCHS)
+        steps.append((time.perf_counter() - middle) / EPOCHS)
+    return whole, steps
+
+
+def main() -> None:
+    """Print a line for every job."""
+    lines = []
+    for job in JOBS:
+        whole, steps = measure(job)
+        sizes = f"({job.steps},{job.batch},{job.input_dim},{job.hidden_dim})"
+        seconds = (report.duration(quartiles(values)[1]) for values in (whole, steps))
+        lines.append([job.name, sizes, *seconds, report.spread(quartiles(np.divide(whole, steps)))])
+    print(report.markdown(["", "(T,B,I,H)", "an epoch of `train`", "its steps", "ratio"], lines))
+
+
+if __name__ == "__main__":
+    main()
