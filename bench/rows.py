@@ -88,8 +88,7 @@ def training_numbers(T: int, B: int, I: int, H: int, O: int, per_line: int = 16)
     About T B (I + 6 H) are kept from forward to backward; W packed, W_h packed and the gradient are about
     8 H (I + H) + 4 H^2; the rest is one chunk of the weight gradient. They are the work arrays of
     lstm_ext/workspace.py, with `per_line` numbers in a cache line and in a vector. Left out are an optimizer's moments
-    (Adam has two numbers for each parameter), the head's few numbers for each sequence, and a byte for each parameter
-    while they are checked for NaN at the end of an epoch.
+    (Adam has two numbers for each parameter) and the head's few numbers for each sequence.
     """
 
     def padded(columns: int) -> int:

@@ -71,21 +71,22 @@ cdef inline Py_ssize_t block_count(Py_ssize_t rows) noexcept nogil:
 
 
 cdef inline Py_ssize_t rows_apart(
-    const Call *call, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim,
+    const Call *call, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim, double work,
     const real *tag,
 ) noexcept nogil:
     """Into how many parts to cut the batch so that each goes through the steps by itself; 0 if it should not.
 
     Threads then need not meet at every step, but each reads all weights (4H, columns). Those that run with the batch
-    in the lanes always do so.
+    in the lanes always do so. `work` is that of the least loop, which no part should have too much of.
     """
-    if call == NULL or call.threads == 1:
-        return 1
+    cdef Py_ssize_t least = 1 + <Py_ssize_t> (work / LONGEST_TASK), threads = call.threads
     if by_lanes > 0:
-        return min(<Py_ssize_t> call.threads, tiles(batch, MOST_LANES))
-    if batch < 4 * call.threads or 4. * hidden_dim * columns * sizeof(real) > CACHED_WEIGHTS:
+        return min(max(threads, least), tiles(batch, MOST_LANES))
+    if least > threads:
         return 0
-    return call.threads
+    if threads > 1 and (batch < 4 * threads or 4. * hidden_dim * columns * sizeof(real) > CACHED_WEIGHTS):
+        return 0
+    return threads
 
 
 cdef inline Py_ssize_t panel_width(Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
@@ -476,10 +477,9 @@ cdef void forward_lanes(const Forward *f, Py_ssize_t b, Py_ssize_t b_end, const 
                 f.ld, now if all_slots else NULL, f.slot, C, f.C_slot if f.C_slots > 1 else 0,
                 <real *> f.gates + 4 * (t * f.C_slot + b * H) if f.gates != NULL else NULL,
             )
-            for t in range(t, t + count):
-                if t + 1 < f.steps:
-                    emit(f, t, b, b + n, tag)
-            t += 1
+            for s in range(t, min(t + count, f.steps - 1)):
+                emit(f, s, b, b + n, tag)
+            t += count
         b += n
 
 
@@ -532,13 +532,14 @@ cdef double shared_work(
 
 cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
     """Run all steps of a batch whose arrays and sizes are set; the last step is not emitted."""
-    cdef Py_ssize_t chunk = 1, blocks = tiles(f.hidden_dim, block_count(f.batch) * lanes(f.table, tag))
+    cdef Py_ssize_t chunk = 1, K = f.input_dim + f.hidden_dim, blocks
     cdef double step_work = forward_work(1, f.batch, f.input_dim, f.hidden_dim)
-    f.row_parts, f.unit_parts = rows_apart(call, f.batch, f.by_lanes, f.input_dim + f.hidden_dim, f.hidden_dim, tag), 1
-    if f.row_parts == 0 or step_work > f.row_parts * LONGEST_TASK:
-        f.row_parts, f.unit_parts = parts(call, f.batch, tile_rows(f.table, tag), blocks), blocks
+    f.unit_parts, f.row_parts = 1, rows_apart(call, f.batch, f.by_lanes, K, f.hidden_dim, step_work, tag)
+    if f.row_parts > 0:
+        chunk = max(1, <Py_ssize_t> (f.row_parts * LONGEST_TASK / step_work))
     else:
-        chunk = <Py_ssize_t> (f.row_parts * LONGEST_TASK / step_work)
+        blocks = tiles(f.hidden_dim, block_count(f.batch) * lanes(f.table, tag))
+        f.row_parts, f.unit_parts = parts(call, f.batch, tile_rows(f.table, tag), blocks), blocks
     fetch(f, 0, f.by_lanes, f.batch, tag)
     f.end = 0
     while f.end < f.steps:
@@ -682,9 +683,10 @@ cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
     """dz, dh, dC and dX of the steps [begin, end), dz from slot 0 on."""
     cdef double gates_work = w.batch * w.hidden_dim * CELL_WORK
     cdef double step_work = 4. * w.batch * w.hidden_dim * w.hidden_dim + gates_work
-    w.slot, w.row_parts = 0, rows_apart(call, w.batch, w.by_lanes, w.hidden_dim, w.hidden_dim, tag)
-    if w.row_parts > 0 and (w.end - w.begin) * step_work <= w.row_parts * LONGEST_TASK:
-        return share(call, <team_task> backward_part[real], w, w.row_parts, (w.end - w.begin) * step_work)
+    cdef double work = (w.end - w.begin) * step_work
+    w.slot, w.row_parts = 0, rows_apart(call, w.batch, w.by_lanes, w.hidden_dim, w.hidden_dim, work, tag)
+    if w.row_parts > 0:
+        return share(call, <team_task> backward_part[real], w, w.row_parts, work)
     while w.end > w.begin:
         w.row_parts = parts(call, w.batch, 1, 1)
         share(call, <team_task> gates_backward_part[real], w, w.row_parts, gates_work)
