@@ -58,7 +58,9 @@ setup(
         [
             extension("_kernels", [RUNTIME, SOURCE / "dispatch.c", *sorted(SOURCE.glob("kernels_*.c"))]),
             extension("_threads", [RUNTIME, SOURCE / "team.c"]),
-            extension("_passes", [RUNTIME]),
+            extension("_products", [RUNTIME]),
+            extension("_passes", []),
+            extension("_inference", []),
             extension("_epoch", []),
         ],
         include_path=["src"],

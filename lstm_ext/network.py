@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, Self, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from lstm_ext import _kernels, _passes
+from lstm_ext import _inference, _kernels, _passes
 from lstm_ext.checks import (
     Array,
     Data,
@@ -418,7 +418,7 @@ class LSTM(_Parametrised):
         return _backward(self.lstm_cell, tape, dH, dh.copy(), dC.copy(), thread_count(num_threads))
 
 
-class State(_passes.Streams):
+class State(_inference.Streams):
     """Where `LSTMNetwork.step` is in a batch of streams.
 
     The weights are packed once, when the state is made: a network that is changed afterwards needs a new state.
@@ -617,7 +617,7 @@ class LSTMNetwork(_Parametrised):
 
     def _infer(self, X: Any, offsets: Array | None, num_threads: int | None, *, every_step: bool) -> Any:
         isa, threads = _kernels.current(), thread_count(num_threads)
-        return _passes.infer(isa, threads, _INFERENCE_ROWS, self._sizes, self._parameters, X, offsets, every_step)
+        return _inference.infer(isa, threads, _INFERENCE_ROWS, self._sizes, self._parameters, X, offsets, every_step)
 
     def gradient(
         self,

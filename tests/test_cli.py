@@ -761,8 +761,8 @@ def test_verify_prints_every_set(capsys):
 
 
 def test_verify_fails_loudly(monkeypatch, capsys):
-    infer = lstm_ext._passes.infer
-    monkeypatch.setattr(lstm_ext._passes, "infer", lambda *arguments: 0 * infer(*arguments))
+    infer = lstm_ext._inference.infer
+    monkeypatch.setattr(lstm_ext._inference, "infer", lambda *arguments: 0 * infer(*arguments))
     with pytest.raises(SystemExit) as stopped:
         run("verify")
     captured = capsys.readouterr()

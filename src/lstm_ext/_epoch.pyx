@@ -12,9 +12,8 @@ from libc.string cimport memset
 from lstm_ext._kernels cimport (
     SUM_BLOCK, adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares, table_at,
 )
-from lstm_ext._passes cimport (
-    multiply, pack_cell, pack_panels, sequence_backward, sequence_forward, shared_work, weight_gradient,
-)
+from lstm_ext._passes cimport sequence_backward, sequence_forward, shared_work
+from lstm_ext._products cimport multiply, pack_cell, pack_panels, tiles, weight_gradient
 from lstm_ext._threads cimport (
     Call, Timer, begin, check_signals, elapsed, end, recruit, share, share_whole, start_timer, team_task,
 )
@@ -112,7 +111,7 @@ cdef void squares_part(Squares *p, Py_ssize_t index, const real *tag) noexcept n
 cdef double norm(Call *call, const kernels *table, const real[::1] x, double[::1] sums) except? -1 nogil:
     """The Euclidean norm. Blocks of SUM_BLOCK are summed by themselves, to `sums`, and these in their order."""
     cdef Squares p
-    cdef Py_ssize_t n = x.shape[0], count = (n + SUM_BLOCK - 1) // SUM_BLOCK, j
+    cdef Py_ssize_t n = x.shape[0], count = tiles(n, SUM_BLOCK), j
     cdef double total = 0
     p.table, p.n, p.x, p.sums = table, n, &x[0], &sums[0]
     share(call, <team_task> squares_part[real], &p, count, 2. * n)
@@ -167,7 +166,7 @@ cdef int update(
         powers[0] *= settings[1]
         powers[1] *= settings[2]
         p.step_size, p.root_correction = settings[0] / (1 - powers[0]), sqrt(1 - powers[1])
-    return share_whole(call, <team_task> update_part[real], &p, (n + SUM_BLOCK - 1) // SUM_BLOCK, 4. * n)
+    return share_whole(call, <team_task> update_part[real], &p, tiles(n, SUM_BLOCK), 4. * n)
 
 
 cdef int check_state(

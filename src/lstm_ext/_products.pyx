@@ -1,0 +1,265 @@
+"""The products that every pass is made of: packing, matrix products, weight gradients.
+
+Design
+------
+- A product is cut into tiles, each one call of a leaf kernel (kernels.h), and its tiles into tasks that the threads of
+  a call share: a panel of columns and a part of the rows. Without a call it runs within another loop's task.
+- A sum that is cut goes on from its stored partial result, so no block size changes a bit.
+
+Notation: B batch, T steps, I input_dim, H hidden_dim, gates in the order i, f, g, o.
+"""
+from libc.string cimport memcpy, memset
+
+from lstm_ext._kernels cimport (
+    TILE_VECTORS, kernels, lanes, matmul, outer, real, tile_rows, transpose, zeros_f32, zeros_f64,
+)
+from lstm_ext._threads cimport Call, share, team_task
+
+cdef enum:
+    OUTER_COLUMNS = 192  # of dy, which one pass over the panels of x works on
+
+cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
+    """The elements that `pack_panels` writes."""
+    return depth * tiles(columns, V) * V
+
+
+cdef struct CellPacking:
+    # See `pack_cell`.
+    const kernels *table
+    Py_ssize_t input_dim, hidden_dim
+    const void *W
+    const void *b
+    void *packed
+
+
+cdef void pack_block(const CellPacking *p, Py_ssize_t block, const real *tag) noexcept nogil:
+    cdef Py_ssize_t V = lanes(p.table, tag), H = p.hidden_dim, K = H + p.input_dim, ld = TILE_VECTORS * V
+    cdef Py_ssize_t units = min(V, H - block * V), g, row
+    cdef const real *W
+    cdef real *to
+    for g in range(TILE_VECTORS):
+        row = g * H + block * V
+        W = <const real *> p.W + row * K
+        to = <real *> p.packed + block * (1 + K) * ld + g * V
+        transpose(p.table, units, 1, <const real *> p.b + row, 1, to, ld)
+        transpose(p.table, units, p.input_dim, W + H, K, to + ld, ld)
+        transpose(p.table, units, H, W, K, to + (1 + p.input_dim) * ld, ld)
+
+
+cdef int pack_cell(
+    Call *call, const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b,
+    real *packed,
+) except -1 nogil:
+    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them."""
+    cdef CellPacking p
+    p.table, p.input_dim, p.hidden_dim, p.W, p.b, p.packed = table, input_dim, hidden_dim, W, b, packed
+    return share(
+        call, <team_task> pack_block[real], &p, tiles(hidden_dim, lanes(table, W)),
+        4. * PACK_WORK * hidden_dim * (1 + input_dim + hidden_dim),
+    )
+
+
+cdef struct PanelPacking:
+    # See `pack_panels`.
+    const kernels *table
+    Py_ssize_t depth, columns, row_stride, column_stride
+    const void *B
+    void *panels
+
+
+cdef void pack_panel(const PanelPacking *p, Py_ssize_t panel, const real *tag) noexcept nogil:
+    cdef Py_ssize_t V = lanes(p.table, tag), column = panel * TILE_VECTORS * V, j, k
+    cdef Py_ssize_t width = panel_width(p.columns - column, V), count = min(width, p.columns - column)
+    cdef const real *source = <const real *> p.B + column * p.column_stride
+    cdef real *to = <real *> p.panels + column * p.depth
+    if p.row_stride == 1:
+        for j in range(width // V):
+            transpose(
+                p.table, max(0, min(V, count - j * V)), p.depth, source + j * V * p.column_stride, p.column_stride,
+                to + j * V, width,
+            )
+        return
+    for k in range(p.depth):
+        memcpy(to, source + k * p.row_stride, count * sizeof(real))
+        memset(to + count, 0, (width - count) * sizeof(real))
+        to += width
+
+
+cdef int pack_panels(
+    Call *call, const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
+    Py_ssize_t column_stride, real *panels,
+) except -1 nogil:
+    """panels: for each group of up to 4 V columns of B (depth, columns) an array (depth, width), padded with zeros.
+
+    One of the strides is 1.
+    """
+    cdef PanelPacking p
+    p.table, p.depth, p.columns, p.B, p.panels = table, depth, columns, B, panels
+    p.row_stride, p.column_stride = row_stride, column_stride
+    return share(
+        call, <team_task> pack_panel[real], &p, tiles(columns, TILE_VECTORS * lanes(table, B)),
+        <double> PACK_WORK * depth * columns,
+    )
+
+
+cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept nogil:
+    """Where a sum starts: at its stored partial result, or at zeros."""
+    if resumed:
+        return partial
+    if real is float:
+        return zeros_f32
+    else:
+        return zeros_f64
+
+
+cdef struct Product:
+    # C (rows, columns) = start + A B: see `multiply`.
+    const kernels *table
+    Py_ssize_t rows, columns, depth, lda, ld_start, ldc, row_parts
+    const void *A
+    const void *panels
+    const void *start
+    void *C
+
+
+cdef void multiply_part(Product *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    """One panel's columns of one part of the rows."""
+    cdef Py_ssize_t V = lanes(p.table, tag), panel = index // p.row_parts, part = index % p.row_parts
+    cdef Py_ssize_t first = panel * TILE_VECTORS * V, width = panel_width(p.columns - first, V)
+    cdef Py_ssize_t row = cut(p.rows, p.row_parts, part), rows = cut(p.rows, p.row_parts, part + 1) - row
+    cdef Py_ssize_t count = tiles(rows, tile_rows(p.table, tag)), i, r
+    cdef const real *weights = <const real *> p.panels + p.depth * first
+    cdef const real *start = start_of_sum(<const real *> p.start + first, p.start != NULL)
+    for i in range(count):
+        r = row + cut(rows, count, i)
+        matmul(
+            p.table, row + cut(rows, count, i + 1) - r, min(width, p.columns - first), p.depth,
+            <const real *> p.A + r * p.lda, p.lda, weights, width, start + r * p.ld_start, p.ld_start,
+            <real *> p.C + r * p.ldc + first, p.ldc, share_ahead(weights, p.depth * width, i, p.depth),
+        )
+
+
+cdef int multiply(
+    Call *call, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,
+    Py_ssize_t lda, const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
+) except -1 nogil:
+    """C = start + A B: A (rows, depth), B (depth, columns) packed by `pack_panels`; start NULL for 0, or C.
+
+    ld_start 0 repeats one row of start.
+    """
+    cdef Product p
+    cdef Py_ssize_t count = tiles(columns, TILE_VECTORS * lanes(table, A))
+    p.table, p.rows, p.columns, p.depth = table, rows, columns, depth
+    p.A, p.lda, p.panels, p.C, p.ldc = A, lda, panels, C, ldc
+    p.start, p.ld_start = start, ld_start if start != NULL else 0
+    p.row_parts = parts(call, rows, tile_rows(table, A), count)
+    return share(
+        call, <team_task> multiply_part[real], &p, count * p.row_parts, <double> rows * columns * depth,
+    )
+
+
+cdef struct OuterProduct:
+    # dW (outputs, columns) += dy^T x and db (outputs) += sum of dy over `depth` rows: see `weight_gradient`.
+    const kernels *table
+    Py_ssize_t depth, outputs, columns, ld_dy, batch, t, b, ld_hx, slot, row_parts, output_parts
+    Py_ssize_t ld_panel  # 0: that of packed panels
+    const void *dy
+    const void *hx
+    void *panels
+    void *dW
+    void *db
+    bint accumulate
+
+
+cdef void pack_rows_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    """Pack a part of the rows of hx into panels: from (t, b) on with the batch ascending, then the steps descending.
+
+    Lanes past the columns keep what they hold: nothing that they give is stored.
+    """
+    cdef Py_ssize_t V = lanes(p.table, tag), r = cut(p.depth, p.row_parts, index), first, width
+    cdef Py_ssize_t t = p.t - (p.b + r) // p.batch, b = (p.b + r) % p.batch
+    cdef real *panels = <real *> p.panels
+    cdef const real *row
+    for r in range(r, cut(p.depth, p.row_parts, index + 1)):
+        row = <const real *> p.hx + t * p.slot + b * p.ld_hx
+        first = 0
+        while first < p.columns:
+            width = panel_width(p.columns - first, V)
+            memcpy(panels + first * p.depth + r * width, row + first, min(width, p.columns - first) * sizeof(real))
+            first += width
+        b += 1
+        if b == p.batch:
+            b = 0
+            t -= 1
+
+
+cdef void outer_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    """One panel's columns of one part of the outputs; with the first panel also that part of the bias."""
+    cdef Py_ssize_t V = lanes(p.table, tag), tile = tile_rows(p.table, tag)
+    cdef Py_ssize_t panels = tiles(p.columns, TILE_VECTORS * V), panel = index % panels, part = index // panels
+    cdef Py_ssize_t first = panel * TILE_VECTORS * V, width = panel_width(p.columns - first, V)
+    cdef Py_ssize_t columns = min(width, p.columns - first), count = tiles(p.outputs, tile), i, j
+    cdef Py_ssize_t start = tile * cut(count, p.output_parts, part)
+    cdef Py_ssize_t stop = min(p.outputs, tile * cut(count, p.output_parts, part + 1))
+    cdef const real *x = <const real *> p.panels + p.depth * first
+    cdef const real *dy = <const real *> p.dy
+    cdef real *dW = <real *> p.dW
+    cdef real *db = <real *> p.db
+    cdef real one = 1
+    i = start
+    while i < stop:
+        outer(
+            p.table, min(tile, stop - i), columns, p.depth, dy + i, p.ld_dy, x,
+            p.ld_panel if p.ld_panel > 0 else width,
+            start_of_sum(<const real *> dW + i * p.columns + first, p.accumulate), p.columns if p.accumulate else 0,
+            dW + i * p.columns + first, p.columns,
+        )
+        i += tile
+    if panel > 0:
+        return
+    for j in range(tiles(stop - start, TILE_VECTORS * V)):
+        i = start + j * TILE_VECTORS * V
+        outer(
+            p.table, 1, min(TILE_VECTORS * V, stop - i), p.depth, &one, 0, dy + i, p.ld_dy,
+            start_of_sum(<const real *> db + i, p.accumulate), 0, db + i, 0,
+        )
+
+
+cdef int weight_gradient(
+    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy,
+    Py_ssize_t ld_dy, Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db,
+    real *panels,
+) except -1 nogil:
+    """dW = (dW or 0) + dy^T x, db = (db or 0) + sum of dy, over n rows.
+
+    Row r of dy (n, outputs) belongs to row hx[t - r // batch, r % batch, :columns]: steps descend, the batch ascends.
+    dW (outputs, columns), db (outputs); dy is readable 4 V past its end; panels is scratch of
+    panels_size(OUTER_ROWS, columns). Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache
+    while the panels of x pass by.
+    """
+    cdef Py_ssize_t V = lanes(table, dy), tile = tile_rows(table, dy), width = panel_width(columns, V), start = 0
+    cdef Py_ssize_t count = tiles(columns, TILE_VECTORS * V)
+    cdef OuterProduct p
+    p.table, p.batch, p.outputs, p.columns, p.ld_dy = table, batch, outputs, columns, ld_dy
+    p.hx, p.ld_hx, p.slot, p.panels = &hx[0, 0, 0], hx.shape[2], hx.shape[1] * hx.shape[2], panels
+    p.dW, p.db, p.accumulate = dW, db, accumulate
+    p.output_parts = max(tiles(outputs, OUTER_COLUMNS), parts(call, tiles(outputs, tile), 2, count))
+    # Rows of hx serve as a panel where copying them costs more than one call of `outer` for each tile and step.
+    cdef bint packs = columns > width or width > hx.shape[2] or 4 * tiles(outputs, tile) > batch
+    p.ld_panel = 0 if packs else hx.shape[2]
+    while start < n:
+        p.dy = dy + start * ld_dy
+        p.t, p.b = t - start // batch, start % batch
+        p.depth = min(OUTER_ROWS, n - start)
+        if packs:
+            p.row_parts = parts(call, p.depth, 16, 1)
+            share(call, <team_task> pack_rows_part[real], &p, p.row_parts, 4. * p.depth * columns)
+        else:
+            p.depth = min(p.depth, batch - p.b)
+            p.panels = <void *> &hx[p.t, p.b, 0]
+        share(
+            call, <team_task> outer_part[real], &p, count * p.output_parts, <double> p.depth * outputs * columns,
+        )
+        p.accumulate = True
+        start += p.depth
+    return 0
