@@ -18,15 +18,14 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 def set_num_threads(num_threads: int | None) -> None:
     """Set how many threads a call uses that is not given ``num_threads``.
 
-    The number is the most that a call uses: work too small to gain from more runs on one. Results are the same to the
-    bit for any number.
+    The number is the most that a call uses: work too small to gain from more runs on one, and more than the CPUs that
+    this process may use (affinity and cgroup quota) are never used. Results are the same to the bit for any number.
 
     Parameters
     ----------
     num_threads : int or None
-        At least 1; more than `get_num_threads` tells by default, the CPUs that this process may use, are not used.
-        None goes back to the default: the smallest of those CPUs (affinity and cgroup quota) and ``OMP_NUM_THREADS``,
-        or 1 in a worker of joblib or loky.
+        At least 1. None goes back to the default: those CPUs, or ``OMP_NUM_THREADS`` if that is less, or 1 in a
+        worker process of a pool (multiprocessing, joblib, loky).
 
     Raises
     ------
@@ -102,12 +101,21 @@ def _quota(group: Path) -> int:
 def _wished() -> int:
     """Return what the environment asks for: one thread in a worker of a pool, or OMP_NUM_THREADS."""
     multiprocessing = sys.modules.get("multiprocessing")
-    process = multiprocessing.current_process().name if multiprocessing else ""
-    if process.startswith("LokyProcess") or "JOBLIB_SPAWNED_PROCESS" in os.environ:
+    process = multiprocessing.current_process() if multiprocessing else None
+    if process and (process.daemon or process.name.startswith("LokyProcess")):
         return 1
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else _threads.MOST_THREADS
 
+
+def _look_again() -> None:
+    """Forget what the parent of a fork found: the child may be a worker of a pool."""
+    global _available
+    _available = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_look_again)
 
 _chosen: int | None = None
 _available: int | None = None

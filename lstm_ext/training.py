@@ -20,6 +20,7 @@ from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
 from lstm_ext.plan import NonFiniteError, Plan, Sequences
+from lstm_ext.threads import thread_count
 
 
 @dataclass
@@ -195,6 +196,7 @@ def train_lstm(
         If an argument is not as above.
     """
     epochs, output_dim = as_size("epochs", epochs), as_size("output_dim", output_dim)
+    num_threads = thread_count(num_threads)
     sizes = as_size("input_dim", input_dim), as_size("hidden_dim", hidden_dim), output_dim
     optimizer = SGD(learning_rate)
     sequences = Sequences(X, sizes[0], np.dtype(np.float64))
@@ -254,12 +256,13 @@ if hasattr(os, "register_at_fork"):
 def _sole_trainer(network: LSTMNetwork) -> Iterator[None]:
     """Refuse a network that is being trained: the updates of two calls would mix."""
     call = object()
-    if _in_training.setdefault(id(network), call) is not call:
-        raise RuntimeError("network is being trained by another call; expected one at a time: train a copy of it")
     try:
+        if _in_training.setdefault(id(network), call) is not call:
+            raise RuntimeError("network is being trained by another call; expected one at a time: train a copy of it")
         yield
     finally:
-        _in_training.pop(id(network), None)
+        if _in_training.get(id(network)) is call:
+            del _in_training[id(network)]
 
 
 def _validation_plan(network: LSTMNetwork, data: tuple[Any, Any], common: dict[str, Any]) -> Plan:

@@ -15,7 +15,6 @@ from lstm_ext import _passes
 from lstm_ext.checks import Array, check_allocatable
 
 _LINE = 64  # bytes of a cache line
-_CHUNK_ROWS = 256  # rows of dz that wait for one weight-gradient product (OUTER_ROWS of _passes.pyx)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -88,7 +87,7 @@ class BackwardScratch:
         self.scratch_packed_x = aligned_empty((sizes["x"] if want_dX else 0,), dtype)
         self.scratch_panels = aligned_empty((sizes["panels"],), dtype)
         self.scratch_sums = np.empty(sizes["sums"])
-        rows = max(1, min(steps, _CHUNK_ROWS // batch)) * batch
+        rows = max(1, min(steps, sizes["chunk_rows"] // batch)) * batch
         self.scratch_dz = _with_slack((rows, _row_stride(4 * hidden_dim, dtype)), sizes["slack"], dtype)
 
 

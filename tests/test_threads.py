@@ -222,6 +222,39 @@ def test_a_pool_of_forked_processes_computes_while_others_do():
         thread.join()
 
 
+@forks
+def test_a_child_forked_by_a_signal_handler_in_the_middle_of_a_call_says_so():
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        + BIG
+        + (
+            "import os, signal\n"
+            "network = lstm_ext.LSTMNetwork(64, 256, 1, seed=0)\n"
+            "X = np.ones((64, 800, 64), 'f4')\n"
+            "right, children = network.predict(X, num_threads=1), []\n"
+            "signal.signal(signal.SIGALRM, lambda *_: children or children.append(os.fork()))\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.02)\n"
+            "try:\n"
+            "    while not children: result = network.predict(X, num_threads=4)\n"
+            "except RuntimeError as error:\n"
+            "    os._exit(7 if 'forked in the middle' in str(error) and not children[0] else 1)\n"
+            "if not children[0]: os._exit(7)\n"  # forked outside of a shared loop: the child may go on
+            "print(np.array_equal(result, right), os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))\n"
+        )
+    )
+    assert run_python(code) == ["True", "7"]
+
+
+def test_a_process_ends_while_a_daemon_thread_computes():
+    code = BIG + (
+        "import time\n"
+        "X = np.ones((64, 3000, 8), 'f4')\n"
+        "threading.Thread(target=lambda: [network.predict(X, num_threads=4) for _ in range(99)], daemon=True).start()\n"
+        "time.sleep(0.3)\n"
+    )
+    assert run_python(code) == []
+
+
 # --- signals ---
 
 
@@ -268,7 +301,7 @@ def test_set_num_threads():
 def test_a_bad_number_of_threads_is_refused(value, error, match):
     X, Y = data(3, 2, 2, 1)
     network, layer = lstm_ext.LSTMNetwork(2, 3, 1, seed=0), lstm_ext.LSTM(2, 3, seed=0)
-    before = network.parameters.copy()
+    before, drawn = network.parameters.copy(), np.random.get_state()[2]
     _, _, tape = layer.forward(X, return_tape=True)
     calls = [
         lambda: lstm_ext.set_num_threads(value),
@@ -278,12 +311,15 @@ def test_a_bad_number_of_threads_is_refused(value, error, match):
         lambda: layer.forward(X, num_threads=value),
         lambda: layer.backward(tape, num_threads=value),
         lambda: network.initial_state(num_threads=value),
+        lambda: network.forward(X[0], num_threads=value),
+        lambda: lstm_ext.train_lstm(X, Y[:, -1], 2, 3, 1, num_threads=value),
     ]
     for call in calls:
         with pytest.raises(error, match=match):
             call()
     assert lstm_ext.get_num_threads() == 3
     assert np.array_equal(network.parameters, before)
+    assert np.random.get_state()[2] == drawn
 
 
 HOW_MANY = "import lstm_ext; print(lstm_ext.get_num_threads(), lstm_ext.threads.available_cpus())"
@@ -295,7 +331,7 @@ def test_the_default_is_what_the_environment_allows():
     assert one == "1"
     assert run_python(HOW_MANY, OMP_NUM_THREADS="1000") == [cpus, cpus]
     assert run_python(HOW_MANY, OMP_NUM_THREADS="many") == [cpus, cpus]
-    assert run_python(HOW_MANY, JOBLIB_SPAWNED_PROCESS="1")[0] == "1"
+    assert run_python("import multiprocessing as m; m.current_process().daemon = True; " + HOW_MANY)[0] == "1"
     named = "import multiprocessing as m; m.current_process().name = 'LokyProcess-3'; "
     assert run_python(named + HOW_MANY)[0] == "1"
 

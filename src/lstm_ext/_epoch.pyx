@@ -15,7 +15,7 @@ from lstm_ext._kernels cimport (
 from lstm_ext._passes cimport sequence_backward, sequence_forward, shared_work
 from lstm_ext._products cimport multiply, pack_cell, pack_panels, tiles, weight_gradient
 from lstm_ext._threads cimport (
-    Call, Timer, begin, check_signals, elapsed, end, recruit, share, share_whole, start_timer, team_task,
+    Call, Timer, begin, check_signals, elapsed, end, recruit, share, start_timer, team_task,
 )
 
 cdef enum:
@@ -157,6 +157,7 @@ cdef int update(
     """
     cdef Update p
     cdef Py_ssize_t n = parameters.shape[0]
+    cdef bint watches
     p.table, p.n, p.parameters, p.gradient, p.scale = table, n, &parameters[0], &gradient[0], scale
     p.settings = &settings[0]
     p.first_moment = &moments[0, 0] if moments.shape[0] > 0 else NULL
@@ -166,7 +167,11 @@ cdef int update(
         powers[0] *= settings[1]
         powers[1] *= settings[2]
         p.step_size, p.root_correction = settings[0] / (1 - powers[0]), sqrt(1 - powers[1])
-    return share_whole(call, <team_task> update_part[real], &p, tiles(n, SUM_BLOCK), 4. * n)
+    watches = call.watches
+    call.watches = False  # an update that is begun is ended
+    share(call, <team_task> update_part[real], &p, tiles(n, SUM_BLOCK), 4. * n)
+    call.watches = watches
+    return 0
 
 
 cdef int check_state(

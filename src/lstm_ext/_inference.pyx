@@ -11,7 +11,6 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
-from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from numpy import empty, ndarray, zeros
@@ -167,8 +166,11 @@ def infer(
     cdef const kernels *table = table_at(isa)
     cdef void *y = first_byte(Y)
     cdef void *work = first_line(first_byte(scratch))
-    cdef Py_ssize_t steps = X.len // (X.itemsize * at.input_dim * N)  # on the average
-    threads = recruit(threads, shared_work(steps, N, at.input_dim, at.hidden_dim, False))
+    cdef Py_ssize_t runs = 1, n  # of neighbours that have one length
+    for n in range(1, N):
+        runs += ragged and starts[n + 1] - starts[n] != starts[n] - starts[n - 1]
+    cdef Py_ssize_t rows_in_all = X.len // (X.itemsize * at.input_dim)
+    threads = recruit(threads, shared_work(rows_in_all * runs // N, N // runs, at.input_dim, at.hidden_dim, False))
     with nogil:
         if weights.itemsize == sizeof(float):
             run_network[float](
@@ -193,7 +195,7 @@ cdef int advance_streams(
     if odd:
         f.hx, f.slot = <real *> f.hx + f.slot, -f.slot
     begin(&call, threads)
-    call.signals.deadline = INFINITY  # a step that is begun is ended
+    call.watches = False  # a step that is begun is ended
     try:
         run_forward(&call, &f, x)
         emit_outputs(&call, &f, 0, 0, f.batch, y, at.output_dim)

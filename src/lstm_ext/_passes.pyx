@@ -19,7 +19,7 @@ from lstm_ext._kernels cimport (
     real, table_at, tile_rows,
 )
 from lstm_ext._products cimport (
-    OUTER_ROWS, PACK_WORK, cut, multiply, pack_cell, pack_panels, panels_size, parts, share_ahead, tiles,
+    LONGEST_TASK, OUTER_ROWS, PACK_WORK, cut, multiply, pack_cell, pack_panels, panels_size, parts, share_ahead, tiles,
     weight_gradient,
 )
 from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
@@ -27,12 +27,11 @@ from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
 cdef enum:
     MOST_LANES = 16
 
-# What a unit's activations and their derivatives are worth in multiply-adds, and the most of these that one task should
-# have, for signals are looked for between tasks.
-cdef double CELL_WORK = 100, LONGEST_TASK = 3e7
+# What a unit's activations and their derivatives are worth in multiply-adds.
+cdef double CELL_WORK = 100
 
 # The least work of a step that threads meet for.
-cdef double LEAST_STEP = 1e5
+cdef double LEAST_STEP = 2e5
 
 # Weights of so many bytes stay in the second-level cache beside a thread's rows.
 cdef double CACHED_WEIGHTS = 512 * 1024
@@ -44,22 +43,23 @@ cdef inline Py_ssize_t block_count(Py_ssize_t rows) noexcept nogil:
 
 
 cdef inline Py_ssize_t rows_apart(
-    const Call *call, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim, double work,
-    const real *tag,
+    const Call *call, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim,
+    double step_work, Py_ssize_t steps, const real *tag,
 ) noexcept nogil:
-    """Into how many parts to cut the batch so that each goes through the steps by itself; 0 if it should not.
+    """Into how many parts to cut the batch so that each goes through at least so many steps by itself; 0 if the units
+    should be cut instead.
 
     Threads then need not meet at every step, but each reads all weights (4H, columns). Those that run with the batch
-    in the lanes always do so. `work` is that of the least loop, which no part should have too much of.
+    in the lanes always do so, and so does a batch whose steps are too small to be shared.
     """
-    cdef Py_ssize_t least = 1 + <Py_ssize_t> (work / LONGEST_TASK), threads = call.threads
+    cdef Py_ssize_t least = 1 + <Py_ssize_t> (steps * step_work / LONGEST_TASK), threads = call.threads
     if by_lanes > 0:
         return min(max(threads, least), tiles(batch, MOST_LANES))
-    if least > threads:
+    if threads > 1 and batch < 4 * threads and step_work < LEAST_STEP:
+        threads = 1
+    if threads < least or (threads > 1 and batch < 4 * threads):
         return 0
-    if threads > 1 and (batch < 4 * threads or 4. * hidden_dim * columns * sizeof(real) > CACHED_WEIGHTS):
-        return 0
-    return threads
+    return threads if threads == 1 or 4. * hidden_dim * columns * sizeof(real) <= CACHED_WEIGHTS else 0
 
 
 cdef void cell_tiles(
@@ -228,7 +228,7 @@ cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
     """Run all steps of a batch whose arrays and sizes are set; the last step is not emitted."""
     cdef Py_ssize_t chunk = 1, K = f.input_dim + f.hidden_dim, blocks
     cdef double step_work = forward_work(1, f.batch, f.input_dim, f.hidden_dim)
-    f.unit_parts, f.row_parts = 1, rows_apart(call, f.batch, f.by_lanes, K, f.hidden_dim, step_work, tag)
+    f.unit_parts, f.row_parts = 1, rows_apart(call, f.batch, f.by_lanes, K, f.hidden_dim, step_work, 1, tag)
     if f.row_parts > 0:
         chunk = max(1, <Py_ssize_t> (f.row_parts * LONGEST_TASK / step_work))
     else:
@@ -377,10 +377,11 @@ cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
     """dz, dh, dC and dX of the steps [begin, end), dz from slot 0 on."""
     cdef double gates_work = w.batch * w.hidden_dim * CELL_WORK
     cdef double step_work = 4. * w.batch * w.hidden_dim * w.hidden_dim + gates_work
-    cdef double work = (w.end - w.begin) * step_work
-    w.slot, w.row_parts = 0, rows_apart(call, w.batch, w.by_lanes, w.hidden_dim, w.hidden_dim, work, tag)
+    cdef Py_ssize_t steps = w.end - w.begin
+    w.slot = 0
+    w.row_parts = rows_apart(call, w.batch, w.by_lanes, w.hidden_dim, w.hidden_dim, step_work, steps, tag)
     if w.row_parts > 0:
-        return share(call, <team_task> backward_part[real], w, w.row_parts, work)
+        return share(call, <team_task> backward_part[real], w, w.row_parts, steps * step_work)
     while w.end > w.begin:
         w.row_parts = parts(call, w.batch, 1, 1)
         share(call, <team_task> gates_backward_part[real], w, w.row_parts, gates_work)
@@ -435,7 +436,9 @@ cdef int sequence_backward(
 
 
 def packed_sizes(int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, dtype) -> dict:
-    """Return the number of elements of every array whose size is chosen here, for an instruction set."""
+    """Return the number of elements of every array whose size is chosen here, for an instruction set; chunk_rows are
+    the rows of dz that wait for one product.
+    """
     cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t V = table.f32.lanes if dtype == "float32" else table.f64.lanes
     blocks = tiles(hidden_dim, V)
@@ -448,6 +451,7 @@ def packed_sizes(int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_
         "panels": panels_size(OUTER_ROWS, input_dim + hidden_dim, V),
         "sums": tiles(4 * hidden_dim * (1 + input_dim + hidden_dim) + output_dim * (1 + hidden_dim), SUM_BLOCK),
         "slack": TILE_VECTORS * V,
+        "chunk_rows": OUTER_ROWS,
     }
 
 

@@ -5,6 +5,9 @@ cdef enum:
     OUTER_ROWS = 256  # of dy, which one pass of a weight gradient works on
     PACK_WORK = 10  # what it takes to move a number, in multiply-adds
 
+# The most multiply-adds that one task should have, for signals are looked for between tasks.
+cdef double LONGEST_TASK
+
 
 cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t tile) noexcept nogil:
     """How many tiles of up to `tile` elements cover n."""

@@ -18,6 +18,8 @@ from lstm_ext._threads cimport Call, share, team_task
 cdef enum:
     OUTER_COLUMNS = 192  # of dy, which one pass over the panels of x works on
 
+cdef double LONGEST_TASK = 3e7
+
 cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
     """The elements that `pack_panels` writes."""
     return depth * tiles(columns, V) * V
@@ -153,6 +155,8 @@ cdef int multiply(
     p.A, p.lda, p.panels, p.C, p.ldc = A, lda, panels, C, ldc
     p.start, p.ld_start = start, ld_start if start != NULL else 0
     p.row_parts = parts(call, rows, tile_rows(table, A), count)
+    if call != NULL:
+        p.row_parts = max(p.row_parts, 1 + <Py_ssize_t> (<double> rows * columns * depth / (count * LONGEST_TASK)))
     return share(
         call, <team_task> multiply_part[real], &p, count * p.row_parts, <double> rows * columns * depth,
     )

@@ -6,12 +6,13 @@ cdef struct Timer:
     double work, seconds, deadline
 
 
-# One call into the compiled half: until it ends denormals are flushed, signals are checked from time to time, and the
-# helpers are its own, if it has more than one thread.
+# One call into the compiled half: until it ends denormals are flushed, the helpers are its own, if it has more than one
+# thread, and the main thread looks for signals from time to time, unless `watches` is put to False.
 cdef struct Call:
     unsigned long long denormals
     Timer signals
-    int threads
+    int threads, forks
+    bint watches
 
 
 cdef void begin(Call *call, int threads) noexcept nogil
@@ -23,9 +24,6 @@ cdef int check_signals(Call *call, double work) except -1 nogil
 # task(context, index) for index < count, in any order and by all threads of the call. `work`: the multiply-adds of all.
 # Without a call, in their order: so within another loop's task.
 cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, double work) except -1 nogil
-
-# The same without a look for signals: what is begun is ended.
-cdef int share_whole(Call *call, team_task task, void *context, Py_ssize_t count, double work) except -1 nogil
 
 # How many threads a call should begin with that may use `threads` and has so much work; the helpers are there then.
 cdef int recruit(int threads, double work) except -1

@@ -12,9 +12,12 @@ import os
 import threading
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.math cimport INFINITY, sqrt
+from libc.math cimport sqrt
 
 from lstm_ext._kernels cimport denormals_flush, denormals_restore, wall_seconds
+
+cdef extern from "Python.h" nogil:
+    unsigned long PyThread_get_thread_ident()
 
 cdef extern from "team.h" nogil:
     enum:
@@ -39,10 +42,15 @@ cdef double JOINING = 1e4, WAKING = 4e6
 
 MOST_THREADS = TEAM_MOST
 
+cdef unsigned long _main_thread = threading.main_thread().ident
+cdef int _forks = 0  # that this process comes from since the import
+
 
 cdef void begin(Call *call, int threads) noexcept nogil:
     call.denormals = denormals_flush()
     call.threads = threads if threads > 1 and team_take() else 1
+    call.forks = _forks
+    call.watches = PyThread_get_thread_ident() == _main_thread  # handlers run nowhere else
     start_timer(&call.signals, SIGNAL_SECONDS)
 
 
@@ -72,18 +80,31 @@ cdef bint elapsed(Timer *timer, double work) noexcept nogil:
 
 cdef int check_signals(Call *call, double work) except -1 nogil:
     """Let Python's signal handlers run now and then. What they raise ends the pass, which has changed scratch only."""
-    if elapsed(&call.signals, work):
+    if call.watches and elapsed(&call.signals, work):
         denormals_restore(call.denormals)
         with gil:
-            PyErr_CheckSignals()
+            run_signal_handlers(call)
         call.denormals = denormals_flush()
         start_timer(&call.signals, SIGNAL_SECONDS)
+    return 0
+
+
+cdef int run_signal_handlers(Call *call) except -1:
+    cdef bint helped = call.threads > 1
+    try:
+        PyErr_CheckSignals()
+    finally:
+        if call.forks != _forks:
+            call.threads = 1  # the helpers are not there, nor what they were doing
+    if helped and call.threads == 1:
+        raise RuntimeError("a signal handler forked in the middle of a call: the child cannot go on with it")
     return 0
 
 
 cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, double work) except -1 nogil:
     cdef Py_ssize_t index = -1, done = 0
     cdef int workers
+    cdef double task_work = work / count
     if call == NULL:
         for index in range(count):
             task(context, index, NULL)
@@ -91,11 +112,10 @@ cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, doub
     workers = <int> min(call.threads, count)
     if workers > 1:  # n threads take work / n + n JOINING, the least at this n
         workers = min(workers, <int> min(sqrt(work / JOINING), TEAM_MOST))
-    work /= count
     if workers < 2 or count > TEAM_LONGEST_LOOP or team_rests():
         for index in range(count):
             task(context, index, NULL)
-            check_signals(call, work)
+            check_signals(call, task_work)
         return 0
     team_open(workers, count, task, context)
     try:
@@ -103,36 +123,34 @@ cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, doub
         while index >= 0:
             task(context, index, NULL)
             done += 1
-            check_signals(call, work * workers)
+            check_signals(call, task_work * workers)
             index = team_claim()
     finally:
-        team_close(done)
-    return 0
-
-
-cdef int share_whole(Call *call, team_task task, void *context, Py_ssize_t count, double work) except -1 nogil:
-    cdef double deadline = call.signals.deadline
-    call.signals.deadline = INFINITY
-    share(call, task, context, count, work)
-    call.signals.deadline = deadline
+        if call.threads > 1:
+            team_close(done)
     return 0
 
 
 _helpers = []
 _recruiting = threading.Lock()
+cdef int _most = TEAM_MOST  # threads that the system grants
 
 
 cdef int recruit(int threads, double work) except -1:
     if threads == 1 or work < WAKING:
         return 1
-    if len(_helpers) < threads - 1:
-        with _recruiting:
+    threads = min(threads, _most)
+    if len(_helpers) < threads - 1 and _recruiting.acquire(blocking=False):
+        try:
             _start_helpers(threads)
+        finally:
+            _recruiting.release()
     return min(threads, len(_helpers) + 1)
 
 
 def _start_helpers(int threads):
     """Start helpers until there are threads - 1 of them, or the system refuses one."""
+    global _most
     if not team_seat(0):
         raise MemoryError()
     while len(_helpers) < threads - 1:
@@ -140,11 +158,13 @@ def _start_helpers(int threads):
         if not team_seat(index):
             raise MemoryError()
         helper = threading.Thread(target=_help, args=(index,), name=f"lstm_ext-{index}", daemon=True)
+        _helpers.append(helper)
         try:
             helper.start()
         except RuntimeError:
+            _helpers.pop()
+            _most = index
             return
-        _helpers.append(helper)
 
 
 def _help(int index):
@@ -154,10 +174,12 @@ def _help(int index):
 
 def _forget_helpers():
     """Begin anew in the child of a fork: it has one thread, whatever its parent was doing."""
-    global _recruiting
+    global _recruiting, _most, _forks, _main_thread
     team_forget()
     _helpers.clear()
-    _recruiting = threading.Lock()
+    _recruiting, _most = threading.Lock(), TEAM_MOST
+    _forks += 1
+    _main_thread = PyThread_get_thread_ident()
 
 
 if hasattr(os, "register_at_fork"):

@@ -54,6 +54,8 @@ static struct {
     seat seats[TEAM_MOST];
 } team;
 
+#define GET(p) __atomic_load_n(p, __ATOMIC_RELAXED)
+#define PUT(p, x) __atomic_store_n(p, x, __ATOMIC_RELAXED)
 #define LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define STORE(p, x) __atomic_store_n(p, x, __ATOMIC_SEQ_CST)
 #define EXCHANGE(p, x) __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST)
@@ -97,9 +99,9 @@ static void keep_helpers_off_this_cpu(void)
 {
     int cpu = sched_getcpu();
     cpu_set_t others;
-    if (cpu == team.caller_cpu || cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof others, &others) != 0)
+    if (cpu == GET(&team.caller_cpu) || cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof others, &others) != 0)
         return;
-    team.caller_cpu = cpu;
+    PUT(&team.caller_cpu, cpu);
     CPU_CLR(cpu, &others);
     for (int v = 1; CPU_COUNT(&others) > 0 && v < TEAM_MOST; v++)
         if (LOAD(&team.seats[v].thread) != 0)
@@ -140,9 +142,9 @@ static void begin_rest(void)
 void team_open(int workers, ptrdiff_t count, team_task task, void *context)
 {
     uint64_t generation = team.generation + 1;
-    team.workers = workers;
-    team.task = task;
-    team.context = context;
+    PUT(&team.workers, workers);
+    PUT(&team.task, task);
+    PUT(&team.context, context);
     STORE(&team.remaining, (uint64_t)count);
     for (int v = 0; v < workers; v++)
         __atomic_store_n(&team.ranges[v].word, make_range(generation, count * v / workers, count * (v + 1) / workers),
@@ -173,9 +175,9 @@ void team_close(ptrdiff_t done)
    waits for it. */
 static void help(int worker, uint64_t generation)
 {
-    int workers = __atomic_load_n(&team.workers, __ATOMIC_RELAXED);
-    team_task task = __atomic_load_n(&team.task, __ATOMIC_RELAXED);
-    void *context = __atomic_load_n(&team.context, __ATOMIC_RELAXED);
+    int workers = GET(&team.workers);
+    team_task task = GET(&team.task);
+    void *context = GET(&team.context);
     uint64_t done = 0;
     if (worker >= workers)
         return;
@@ -197,7 +199,7 @@ void team_serve(int index)
 {
     denormals_flush();
     STORE(&team.seats[index].thread, current_thread());
-    team.caller_cpu = -1; /* not yet off it */
+    PUT(&team.caller_cpu, -1); /* not yet off it */
     for (uint64_t seen = 0;;) {
         await_change(&team.seats[index], &team.generation, seen);
         seen = LOAD(&team.generation);
