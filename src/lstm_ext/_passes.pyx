@@ -31,7 +31,7 @@ cdef enum:
 cdef double CELL_WORK = 100
 
 # The least work of a step that threads meet for.
-cdef double LEAST_STEP = 2e5
+cdef double LEAST_STEP = 1e5
 
 # Weights of so many bytes stay in the second-level cache beside a thread's rows.
 cdef double CACHED_WEIGHTS = 512 * 1024

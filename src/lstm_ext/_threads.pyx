@@ -36,9 +36,12 @@ cdef extern from "team.h" nogil:
 # A check waits 5 ms for the GIL while another thread holds it, so not more often.
 cdef double SIGNAL_SECONDS = 0.1
 
-# In multiply-adds: what each further thread costs a loop (0.2 us), and the work of a call that makes up for waking
-# helpers, which come some 20 to 50 us later.
-cdef double JOINING = 1e4, WAKING = 4e6
+# In multiply-adds: what each further thread costs a loop (0.2 us); the work of a call that makes up for waking helpers,
+# which come some 20 to 50 us later; and that of a call which finds them awake, as it follows another.
+cdef double JOINING = 1e4, WAKING = 4e6, FOLLOWING = 5e5
+
+# Between the beginnings of two calls of which one follows the other: this, and the time of their work.
+cdef double GAP_SECONDS = 3e-5, SECONDS_OF_WORK = 4e-11
 
 MOST_THREADS = TEAM_MOST
 
@@ -136,8 +139,11 @@ _recruiting = threading.Lock()
 cdef int _most = TEAM_MOST  # threads that the system grants
 
 
+cdef double _latest_call = 0
+
+
 cdef int recruit(int threads, double work) except -1:
-    if threads == 1 or work < WAKING:
+    if threads == 1 or (work < WAKING and not follows(work)):
         return 1
     threads = min(threads, _most)
     if len(_helpers) < threads - 1 and _recruiting.acquire(blocking=False):
@@ -146,6 +152,16 @@ cdef int recruit(int threads, double work) except -1:
         finally:
             _recruiting.release()
     return min(threads, len(_helpers) + 1)
+
+
+cdef bint follows(double work) noexcept:
+    """Whether a call with so much work comes right after another."""
+    global _latest_call
+    if work < FOLLOWING:
+        return False
+    cdef double now = wall_seconds(), since = now - _latest_call
+    _latest_call = now
+    return since < GAP_SECONDS + SECONDS_OF_WORK * work
 
 
 def _start_helpers(int threads):
