@@ -5,6 +5,7 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -16,7 +17,7 @@
 #define OWN_LINE __attribute__((aligned(CACHE_LINE)))
 #define PAUSES 1000 /* some 20 to 40 us */
 
-/* A sleep of the caller that is a stall, and the helpers' rest after it, in seconds; it doubles up to the longest while
+/* A sleep of the caller that is a stall, and the helpers' rest after one, in seconds; it doubles up to the longest while
    stalls follow one another. */
 #define STALL 3e-4
 #define REST 5e-3
@@ -49,7 +50,8 @@ static struct {
     uint64_t remaining OWN_LINE; /* indices that nobody has done */
     int taken OWN_LINE;
     int caller_cpu;
-    double rest, rest_ends; /* these belong to whoever has the helpers */
+    double rest, rest_ends, looked; /* these belong to whoever has the helpers */
+    long preemptions;
     range ranges[TEAM_MOST];
     seat seats[TEAM_MOST];
 } team;
@@ -109,7 +111,21 @@ static void keep_helpers_off_this_cpu(void)
 }
 
 static int current_thread(void) { return (int)syscall(SYS_gettid); }
+
+/* Whether somebody else took the caller's processor in the last milliseconds: alone, it would find another. */
+static int was_preempted(void)
+{
+    double now = wall_seconds(), since = now - team.looked;
+    struct rusage usage;
+    if (since < 2e-3 || getrusage(RUSAGE_THREAD, &usage) != 0)
+        return 0;
+    long more = usage.ru_nivcsw - team.preemptions;
+    team.looked = now;
+    team.preemptions = usage.ru_nivcsw;
+    return more > 0 && since < 2e-2;
+}
 #else
+static int was_preempted(void) { return 0; }
 static void keep_helpers_off_this_cpu(void) {}
 static int current_thread(void) { return 0; }
 #endif
@@ -167,7 +183,7 @@ void team_close(ptrdiff_t done)
         asleep += await_change(&team.seats[0], &team.remaining, remaining);
         remaining = LOAD(&team.remaining);
     }
-    if (asleep > STALL)
+    if (asleep > STALL || was_preempted())
         begin_rest();
 }
 

@@ -6,7 +6,8 @@
    delays nobody. Which worker runs an index is open; what the index does must not depend on it.
 
    Whoever waits does so for some microseconds on the processor, then asleep on a lock of its own. A caller that has
-   slept for long has waited for a helper whose processor somebody else is using: it goes on alone for a while. */
+   slept for long has waited for a helper whose processor somebody else is using: it goes on alone for a while, as it
+   does when its own was taken. */
 #ifndef LSTM_EXT_TEAM_H
 #define LSTM_EXT_TEAM_H
 
