@@ -137,13 +137,11 @@ cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, doub
 _helpers = []
 _recruiting = threading.Lock()
 cdef int _most = TEAM_MOST  # threads that the system grants
-
-
 cdef double _latest_call = 0
 
 
 cdef int recruit(int threads, double work) except -1:
-    if threads == 1 or (work < WAKING and not follows(work)):
+    if threads == 1 or (not follows(work) and work < WAKING):
         return 1
     threads = min(threads, _most)
     if len(_helpers) < threads - 1 and _recruiting.acquire(blocking=False):

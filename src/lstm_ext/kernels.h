@@ -37,7 +37,7 @@
            ahead    a hint: as many cache lines as there are k are fetched from here meanwhile */           \
         void (*matmul)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,    \
                        const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start,        \
-                       real *C, ptrdiff_t ldc, const real *ahead);                                                         \
+                       real *C, ptrdiff_t ldc, const real *ahead);                                          \
                                                                                                             \
         /* The same with A transposed: C[r][j] = start[r][j] + sum_k A[k][r] * panel[k][j]. */              \
         void (*outer)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,     \
@@ -68,7 +68,7 @@
         void (*cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,   \
                               const real *dh, real *dC, real *dz);                                          \
                                                                                                             \
-        /* The same steps as cell_forward's for `rows` <= V sequences, one in each lane: `steps` of them.          \
+        /* The same steps as cell_forward's for `rows` <= V sequences, one in each lane: `steps` of them.   \
            x        (steps, I) of sequence l are at x[first[l] * I]                                         \
            packed   every block of cell_forward, LANES_BYTES or less                                        \
            h_prev, h   (rows, H), ld_h apart; h out, may be h_prev                                          \
@@ -81,23 +81,23 @@
                               const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step,     \
                               real *C, ptrdiff_t C_step, real *gates);                                      \
                                                                                                             \
-        /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.            \
+        /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.        \
            gates, C  as lanes_forward left them from the first of the steps on                              \
            panels   W_h (4H, H), each 4 V columns an array (4H, width) as matmul takes                      \
            dH       at the first step: (rows, steps, H), rows ld_dH apart, or NULL; not taken for h_{-1}    \
            begins, ends   whether the first step is a sequence's first, the last step its last              \
            dh, dC   in: after the last step, (rows, H) if it `ends`, else (H, rows) as left by a call       \
                     before; out: before the first step, (rows, H) if it `begins`, else (H, rows)            \
-           dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out */        \
+           dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out */ \
         void (*lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,    \
                                const real *C, ptrdiff_t C_step, const real *panels, const real *dH,         \
                                ptrdiff_t ld_dH, int begins, int ends, real *dh, real *dC, real *dz,         \
                                ptrdiff_t ld_dz, ptrdiff_t dz_step);                                         \
                                                                                                             \
-        /* sum_j x[j]^2 in double, in 16 lanes (j mod 16) added in their order; n <= SUM_BLOCK. */           \
+        /* sum_j x[j]^2 in double, in 16 lanes (j mod 16) added in their order; n <= SUM_BLOCK. */          \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \
                                                                                                             \
-        /* Returns sum_j (y[j] - target[j])^2 in 16 such lanes; dy[j] = scale * (y[j] - target[j]). */         \
+        /* Returns sum_j (y[j] - target[j])^2 in 16 such lanes; dy[j] = scale * (y[j] - target[j]). */      \
         double (*squared_error)(ptrdiff_t n, const real *y, const real *target, double scale, real *dy);    \
                                                                                                             \
         /* Returns -log softmax(logits)[label]; dlogits = scale * (softmax(logits) - onehot(label)). */     \
