@@ -233,7 +233,7 @@ cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
         chunk = max(1, <Py_ssize_t> (f.row_parts * LONGEST_TASK / step_work))
     else:
         blocks = tiles(f.hidden_dim, block_count(f.batch) * lanes(f.table, tag))
-        f.row_parts, f.unit_parts = parts(call, f.batch, tile_rows(f.table, tag), blocks), blocks
+        f.unit_parts, f.row_parts = blocks, parts(call, f.batch, tile_rows(f.table, tag), blocks, step_work)
     fetch(f, 0, f.by_lanes, f.batch, tag)
     f.end = 0
     while f.end < f.steps:
@@ -383,7 +383,7 @@ cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
     if w.row_parts > 0:
         return share(call, <team_task> backward_part[real], w, w.row_parts, steps * step_work)
     while w.end > w.begin:
-        w.row_parts = parts(call, w.batch, 1, 1)
+        w.row_parts = parts(call, w.batch, 1, 1, gates_work)
         share(call, <team_task> gates_backward_part[real], w, w.row_parts, gates_work)
         state_backward(call, w, 0, w.batch, tag)
         input_backward(call, w, 0, w.batch, tag)

@@ -4,9 +4,7 @@ from lstm_ext._threads cimport Call
 cdef enum:
     OUTER_ROWS = 256  # of dy, which one pass of a weight gradient works on
     PACK_WORK = 10  # what it takes to move a number, in multiply-adds
-
-# The most multiply-adds that one task should have, for signals are looked for between tasks.
-cdef double LONGEST_TASK
+    LONGEST_TASK = 30000000  # multiply-adds that one task should have at most: signals are looked for between tasks
 
 
 cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t tile) noexcept nogil:
@@ -19,11 +17,16 @@ cdef inline Py_ssize_t cut(Py_ssize_t n, Py_ssize_t count, Py_ssize_t part) noex
     return n * part // count
 
 
-cdef inline Py_ssize_t parts(const Call *call, Py_ssize_t n, Py_ssize_t least, Py_ssize_t others) noexcept nogil:
-    """Into how many parts to cut n things, at least `least` in each, so that with `others` a thread has four tasks."""
-    if call == NULL or call.threads == 1:
+cdef inline Py_ssize_t parts(
+    const Call *call, Py_ssize_t n, Py_ssize_t least, Py_ssize_t others, double work,
+) noexcept nogil:
+    """Into how many parts to cut n things, at least `least` in each, so that with `others` a thread has four tasks, and
+    that no task of so much work is too long.
+    """
+    if call == NULL:
         return 1
-    return max(1, min(n // least, tiles(4 * call.threads, others)))
+    cdef Py_ssize_t wanted = tiles(4 * call.threads, others) if call.threads > 1 else 1
+    return max(1, min(n // least, max(wanted, 1 + <Py_ssize_t> (work / (<double> others * LONGEST_TASK)))))
 
 
 cdef inline Py_ssize_t panel_width(Py_ssize_t columns, Py_ssize_t V) noexcept nogil:

@@ -18,8 +18,6 @@ from lstm_ext._threads cimport Call, share, team_task
 cdef enum:
     OUTER_COLUMNS = 192  # of dy, which one pass over the panels of x works on
 
-cdef double LONGEST_TASK = 3e7
-
 cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
     """The elements that `pack_panels` writes."""
     return depth * tiles(columns, V) * V
@@ -150,16 +148,13 @@ cdef int multiply(
     ld_start 0 repeats one row of start.
     """
     cdef Product p
+    cdef double work = <double> rows * columns * depth
     cdef Py_ssize_t count = tiles(columns, TILE_VECTORS * lanes(table, A))
     p.table, p.rows, p.columns, p.depth = table, rows, columns, depth
     p.A, p.lda, p.panels, p.C, p.ldc = A, lda, panels, C, ldc
     p.start, p.ld_start = start, ld_start if start != NULL else 0
-    p.row_parts = parts(call, rows, tile_rows(table, A), count)
-    if call != NULL:
-        p.row_parts = max(p.row_parts, 1 + <Py_ssize_t> (<double> rows * columns * depth / (count * LONGEST_TASK)))
-    return share(
-        call, <team_task> multiply_part[real], &p, count * p.row_parts, <double> rows * columns * depth,
-    )
+    p.row_parts = parts(call, rows, tile_rows(table, A), count, work)
+    return share(call, <team_task> multiply_part[real], &p, count * p.row_parts, work)
 
 
 cdef struct OuterProduct:
@@ -247,7 +242,7 @@ cdef int weight_gradient(
     p.table, p.batch, p.outputs, p.columns, p.ld_dy = table, batch, outputs, columns, ld_dy
     p.hx, p.ld_hx, p.slot, p.panels = &hx[0, 0, 0], hx.shape[2], hx.shape[1] * hx.shape[2], panels
     p.dW, p.db, p.accumulate = dW, db, accumulate
-    p.output_parts = max(tiles(outputs, OUTER_COLUMNS), parts(call, tiles(outputs, tile), 2, count))
+    p.output_parts = max(tiles(outputs, OUTER_COLUMNS), parts(call, tiles(outputs, tile), 2, count, 0))
     # Rows of hx serve as a panel where copying them costs more than one call of `outer` for each tile and step.
     cdef bint packs = columns > width or width > hx.shape[2] or 4 * tiles(outputs, tile) > batch
     p.ld_panel = 0 if packs else hx.shape[2]
@@ -256,7 +251,7 @@ cdef int weight_gradient(
         p.t, p.b = t - start // batch, start % batch
         p.depth = min(OUTER_ROWS, n - start)
         if packs:
-            p.row_parts = parts(call, p.depth, 16, 1)
+            p.row_parts = parts(call, p.depth, 16, 1, 0)
             share(call, <team_task> pack_rows_part[real], &p, p.row_parts, 4. * p.depth * columns)
         else:
             p.depth = min(p.depth, batch - p.b)
