@@ -60,6 +60,7 @@ setup(
             extension("_threads", [RUNTIME, SOURCE / "team.c"]),
             extension("_products", [RUNTIME]),
             extension("_passes", []),
+            extension("_stack", []),
             extension("_inference", []),
             extension("_epoch", []),
         ],

@@ -1,24 +1,120 @@
-from lstm_ext._kernels cimport kernels, real
+from libc.stdint cimport uint32_t
+
+from lstm_ext._kernels cimport cell_options, kernels, real
+from lstm_ext._products cimport Slots
 from lstm_ext._threads cimport Call
 
 
-cdef struct Forward:
-    # A batch of sequences on its way through the steps: see `sequence_forward`.
+cdef struct Rows:
+    # A row for every sequence b and step t: at data + (first[b] + t * step) * width, or b * apart without `first`.
+    void *data
+    Py_ssize_t width, step, apart
+    const Py_ssize_t *first
+
+
+cdef struct Masks:
+    # What the masks of dropout are drawn from (Philox): word j of row (n, t) has the counter (j / 4, n, t, stream).
+    uint32_t key[2]
+    const Py_ssize_t *place  # n of each sequence; NULL: its own number
+    Py_ssize_t since  # t of the first step
+
+
+cdef struct Drop:
+    # One kind of dropout: `threshold` of 2^32 words are dropped, the others' values scaled; 0: none is.
+    uint32_t threshold, stream
+    double scale
+
+
+cdef struct Cell:
+    # One direction of one layer, for a batch of sequences that are sorted by length, the longest first.
     const kernels *table
-    Py_ssize_t steps, batch, input_dim, hidden_dim, ld, slot, slots, C_slot, C_slots
+    const cell_options *options  # NULL: the plain cell, fused in one kernel; the arrays marked * are for others
+    Py_ssize_t steps, batch, input_dim, hidden_dim
+    Py_ssize_t state_dim  # of h_t: hidden_dim, or the projection's
+    Py_ssize_t gates  # 4, or 3
+    const Py_ssize_t *lengths  # of each sequence; NULL: all have `steps`
+    const Py_ssize_t *live  # how many have more than t steps; NULL: all
+    Py_ssize_t origin, stop  # the steps whose activations the arrays hold: the first one's are in slot 0
     Py_ssize_t by_lanes  # the first so many sequences run with the batch in the lanes: `lanes_rows`, or 0
-    Py_ssize_t begin, end, row_parts, unit_parts  # the loop under way
-    const Py_ssize_t *first  # NULL: one sequence comes after the other
-    const void *rows
-    const void *packed
+    Masks masks
+    Drop drop_x
+    Rows x
+    bint x_backwards  # step t takes a sequence's x from as many steps before its end
+    # (slots, >= B, ld) rows [h_{t-1} | x_t], h_{t-1} times h_mask if there is one; step t writes to the next slot
     void *hx
-    void *C
-    void *gates
-    void *H  # what is kept of every step, or NULL: h, or outputs
-    void *Y
-    Py_ssize_t H_steps, output_dim
+    Py_ssize_t slots, slot, ld
+    void *h  # (slots, >= B, ld_h) h_{t-1} without the mask: hx itself, or *
+    Py_ssize_t h_slot, ld_h
+    void *C  # (C slots, >= B, H); one slot is updated in place
+    Py_ssize_t C_slots, C_slot
+    void *gate_values  # (steps, >= B, G H), or NULL; * if nothing is kept, for one step
+    Py_ssize_t kept  # rows of what is kept from one step to the next, 0 if nothing is
+    # *
+    const void *h_mask  # (>= B, R), or NULL
+    void *m  # what is projected, rows (steps, >= B, H), or NULL
+    void *norm_x  # rows (steps, >= B, G H): W_x x normalised, or NULL; norm_h likewise; (steps, >= B, 2): 1 / deviations
+    void *norm_h
+    double *deviations
+    void *zone  # rows (steps, >= B, R + H): the masks of zoneout for h and C; NULL: its constants, or none
+    Drop zone_h, zone_C
+    double zoneout_h
+
+
+cdef struct Forward:
+    # A cell on its way through the steps: see `cell_forward_pass`.
+    Cell cell
+    Py_ssize_t begin, end, row_parts, unit_parts  # the loop under way
+    const void *packed  # by pack_cell
+    const void *panels_x  # *: panels of W_x (I, G H) and of W_h (R, G H), both as pack_panels makes them of W
+    const void *panels_h
+    const void *panels_r  # of W_r (H, R), or NULL
+    const void *bias  # (G H), or NULL
+    const void *gain_x  # (G H), with layer norm
+    const void *gain_h
+    Rows H  # every h_t, unless data is NULL
+    bint H_backwards  # step t's h belongs as many steps before a sequence's end
+    bint H_adds
+    void *Y  # (B, T, O) outputs of every step, or NULL
+    Py_ssize_t output_dim
     const void *packed_y
     const void *b_y
+
+
+cdef struct Backward:
+    # A cell on its way back through the steps: see `cell_backward_pass`.
+    Cell cell
+    Py_ssize_t begin, end, row_parts  # the loop under way: its steps, from the last
+    Py_ssize_t row  # of dz, where its last step begins
+    const void *panels_h  # of W_h (G H, R), W_x (G H, I; NULL if dX is not wanted), W_r (R, H)
+    const void *panels_x
+    const void *panels_r
+    Rows dH  # dL/dh_t of every step from outside, unless data is NULL
+    bint dH_backwards
+    Rows dX  # out, unless data is NULL
+    bint dX_adds
+    bint want_dh0
+    void *dh  # (>= B, R)  in: dL/dh_T beyond dH; out: dL/dh_0 if wanted
+    void *dC  # (>= B, H)  in: dL/dC_T; out: dL/dC_0
+    void *dz  # scratch, rows ld_dz apart for whole steps, readable 4 V past the last
+    Py_ssize_t ld_dz, dz_rows
+    void *sums  # scratch of weight_gradient
+    void *dW  # (G H, R + I), out
+    void *db  # (G H), out, or NULL
+    void *product  # scratch (>= B, max(R, I)) where products cannot go where they belong, see `is_uniform`
+    # *
+    const void *gain_x
+    const void *gain_h
+    void *dz_x  # scratch like dz, with layer norm, else dz itself; dz_h likewise
+    void *dz_h
+    void *dr  # scratch rows of dz_rows (R), of whole lines, with a projection
+    Py_ssize_t ld_dr
+    void *dm  # scratch (>= B, H) with a projection
+    void *dW_r
+    void *direct  # scratch (>= B, R) with zoneout: what passes h by
+    void *c  # scratch (>= B, H)
+    void *terms  # scratch rows of dz_rows: what each row adds to the gradients of peepholes, gains and shift; or NULL
+    Py_ssize_t term_count, ld_terms
+    void *dterms  # (term_count), out
 
 
 cdef Py_ssize_t lanes_rows(
@@ -31,18 +127,16 @@ cdef double shared_work(
 
 cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil
 
+cdef void draw(
+    const Cell *cell, const Drop *drop, Py_ssize_t b, Py_ssize_t t, uint32_t *counter,
+) noexcept nogil
+
+cdef void emit(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil
+
 cdef int emit_outputs(
     Call *call, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, real *Y, Py_ssize_t ld,
 ) except -1 nogil
 
-cdef int sequence_forward(
-    Call *call, const kernels *table, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first,
-    const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
-) except -1 nogil
+cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil
 
-cdef int sequence_backward(
-    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim,
-    const real[:, :, ::1] hx, const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[::1] packed_h,
-    const real[::1] packed_x, const real[:, :, ::1] dH, bint want_dh0, real[:, ::1] dh, real[:, ::1] dC,
-    real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panels,
-) except -1 nogil
+cdef void copy_states(const Cell *cell, Py_ssize_t t, Py_ssize_t b, real *state, bint load, const real *tag) noexcept nogil

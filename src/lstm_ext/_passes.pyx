@@ -1,28 +1,33 @@
-"""The passes of one LSTM layer on arrays that the caller owns: forward, and backward through time.
+"""The passes of one direction of one LSTM layer on arrays that the caller owns: forward, and backward through time.
 
 Design
 ------
 - Time runs outside, blocks of units and tiles of rows inside; a tile is one call of a leaf kernel (kernels.h).
-- ``hx`` (slots, B, ld) holds the rows [h_{t-1} (H) | x_t (I)] of step t: the very operand of W. Step t writes h_t to
+- ``hx`` (slots, B, ld) holds the rows [h_{t-1} (R) | x_t (I)] of step t: the very operand of W. Step t writes h_t to
   the next slot, so t = 0 is no special case. T + 1 slots keep everything for the backward pass; two slots alternate.
+- Sequences of different lengths are sorted, the longest first: step t runs the first ``live[t]`` of them. A direction
+  that runs backwards takes every sequence's rows from its own end on: only what fetches and emits rows knows of it.
+- The plain cell is fused in one kernel. A cell with options takes products and rows apart: z = b + W_x x + W_h h as two
+  products, one kernel for each row, and the projection as a third.
 - Where few units would leave lanes empty, groups of V sequences run with one sequence in each lane (``lanes_rows``).
 - Sums keep the contract's order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is
-  cut goes on from its stored partial result, so no block size changes a bit.
-- Nothing is allocated here and no Python object is touched; the caller owns every array (workspace.py).
+  cut goes on from its stored partial result, so no block size changes a bit, nor does running the steps in windows whose
+  activations are computed anew (``origin``, ``stop``).
+- Nothing is allocated here and no Python object is touched; the caller owns every array (_stack.pyx).
 
-Notation: B batch, T steps, I input_dim, H hidden_dim, gates in the order i, f, g, o.
+Notation: B batch, T steps, I input_dim, H hidden_dim, R state_dim, G gates, in the order i, f, g, o.
 """
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from lstm_ext._kernels cimport (
-    LANES_BYTES, SUM_BLOCK, TILE_VECTORS, cell_backward, cell_forward, kernels, lanes, lanes_backward, lanes_forward,
-    real, table_at, tile_rows,
+    LANES_BYTES, TILE_VECTORS, blend, cell_backward, cell_forward, cell_step, cell_step_backward, dropout, kernels,
+    lanes, lanes_backward, lanes_forward, mask, normalize, normalize_backward, real, tile_rows,
 )
 from lstm_ext._products cimport (
-    LONGEST_TASK, OUTER_ROWS, PACK_WORK, cut, multiply, pack_cell, pack_panels, panels_size, parts, share_ahead, tiles,
-    weight_gradient,
+    LONGEST_TASK, Slots, column_sums, cut, live_rows, multiply, parts, share_ahead, tiles, weight_gradient,
 )
-from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
+from lstm_ext._threads cimport Call, share, team_task
 
 cdef enum:
     MOST_LANES = 16
@@ -35,6 +40,59 @@ cdef double LEAST_STEP = 1e5
 
 # Weights of so many bytes stay in the second-level cache beside a thread's rows.
 cdef double CACHED_WEIGHTS = 512 * 1024
+
+
+cdef inline Py_ssize_t live(const Cell *cell, Py_ssize_t t) noexcept nogil:
+    return live_rows(cell.live, cell.batch, t)
+
+
+cdef inline Py_ssize_t time_of(const Cell *cell, Py_ssize_t b, Py_ssize_t t, bint backwards) noexcept nogil:
+    """Which of a sequence's rows step t is at."""
+    if not backwards:
+        return t
+    return (cell.lengths[b] if cell.lengths != NULL else cell.steps) - 1 - t
+
+
+cdef inline real *row_at(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
+    return <real *> rows.data + ((rows.first[b] if rows.first != NULL else b * rows.apart) + t * rows.step) * rows.width
+
+
+cdef inline bint is_uniform(const Cell *cell, const Rows *rows, bint backwards) noexcept nogil:
+    """Whether the rows of one step are equally far from one another."""
+    return rows.first == NULL and not (backwards and cell.lengths != NULL)
+
+
+cdef inline real *hx_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
+    return <real *> cell.hx + (t - cell.origin) % cell.slots * cell.slot + b * cell.ld
+
+
+cdef inline real *h_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
+    """h_{t-1} as it left the cell."""
+    return <real *> cell.h + (t - cell.origin) % cell.slots * cell.h_slot + b * cell.ld_h
+
+
+cdef inline real *C_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
+    """C_{t-1}."""
+    return <real *> cell.C + (t - cell.origin) % cell.C_slots * cell.C_slot + b * cell.hidden_dim
+
+
+cdef inline Py_ssize_t kept_row(const Cell *cell, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
+    """The row of what a step keeps."""
+    return (t - cell.origin) * cell.kept + b
+
+
+cdef inline real *gates_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
+    if cell.gate_values == NULL:
+        return NULL
+    return <real *> cell.gate_values + kept_row(cell, t, b) * cell.gates * cell.hidden_dim
+
+
+cdef void draw(
+    const Cell *cell, const Drop *drop, Py_ssize_t b, Py_ssize_t t, uint32_t *counter,
+) noexcept nogil:
+    """The counter of a row's masks: n, t, stream."""
+    counter[0] = <uint32_t> (cell.masks.place[b] if cell.masks.place != NULL else b)
+    counter[1], counter[2] = <uint32_t> (cell.masks.since + t), drop.stream
 
 
 cdef inline Py_ssize_t block_count(Py_ssize_t rows) noexcept nogil:
@@ -66,14 +124,15 @@ cdef void cell_tiles(
     const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, Py_ssize_t j, Py_ssize_t j_end, const real *tag,
 ) noexcept nogil:
     """Step t of `rows` sequences from b on, blocks of units from j on."""
-    cdef Py_ssize_t V = lanes(f.table, tag), H = f.hidden_dim, count = tiles(rows, tile_rows(f.table, tag)), i, r, u
-    cdef Py_ssize_t blocks = block_count(rows), units = blocks * V
-    cdef Py_ssize_t size = blocks * (1 + f.input_dim + H) * TILE_VECTORS * V
-    cdef const real *hx = <const real *> f.hx + t % f.slots * f.slot + b * f.ld
-    cdef const real *C_prev = <const real *> f.C + t % f.C_slots * f.C_slot + b * H
-    cdef real *C = <real *> f.C + (t + 1) % f.C_slots * f.C_slot + b * H
-    cdef real *h = <real *> f.hx + (t + 1) % f.slots * f.slot + b * f.ld
-    cdef real *gates = <real *> f.gates + 4 * (t * f.C_slot + b * H) if f.gates != NULL else NULL
+    cdef const Cell *cell = &f.cell
+    cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, count = tiles(rows, tile_rows(cell.table, tag))
+    cdef Py_ssize_t blocks = block_count(rows), units = blocks * V, i, r, u
+    cdef Py_ssize_t size = blocks * (1 + cell.input_dim + H) * TILE_VECTORS * V
+    cdef const real *hx = hx_at(cell, t, b, tag)
+    cdef const real *C_prev = C_at(cell, t, b, tag)
+    cdef real *C = C_at(cell, t + 1, b, tag)
+    cdef real *h = hx_at(cell, t + 1, b, tag)
+    cdef real *gates = gates_at(cell, t, b, tag)
     cdef const real *packed
     for j in range(j, j_end):
         u = j * units
@@ -81,19 +140,28 @@ cdef void cell_tiles(
         for i in range(count):
             r = cut(rows, count, i)
             cell_forward(
-                f.table, cut(rows, count, i + 1) - r, min(units, H - u), f.input_dim, H, hx + r * f.ld, f.ld, packed,
-                C_prev + r * H + u, C + r * H + u, h + r * f.ld + u, gates + 4 * r * H + u if gates != NULL else NULL,
-                share_ahead(packed, size, i, f.input_dim + H),
+                cell.table, cut(rows, count, i + 1) - r, min(units, H - u), cell.input_dim, H, hx + r * cell.ld,
+                cell.ld, packed, C_prev + r * H + u, C + r * H + u, h + r * cell.ld + u,
+                gates + 4 * r * H + u if gates != NULL else NULL, share_ahead(packed, size, i, cell.input_dim + H),
             )
 
 
 cdef void fetch(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
     """Put x_t of some sequences beside h_{t-1}."""
-    cdef real *x = <real *> f.hx + t % f.slots * f.slot + f.hidden_dim
-    cdef Py_ssize_t row
-    for b in range(b, b_end):
-        row = t + (f.first[b] if f.first != NULL else b * f.steps)
-        memcpy(x + b * f.ld, <const real *> f.rows + row * f.input_dim, f.input_dim * sizeof(real))
+    cdef const Cell *cell = &f.cell
+    cdef real *x = hx_at(cell, t, 0, tag) + cell.state_dim
+    cdef Py_ssize_t time
+    cdef uint32_t[3] counter
+    for b in range(b, min(b_end, live(cell, t))):
+        time = time_of(cell, b, t, cell.x_backwards)
+        if cell.drop_x.threshold == 0:
+            memcpy(x + b * cell.ld, row_at(&cell.x, b, time, tag), cell.input_dim * sizeof(real))
+        else:
+            draw(cell, &cell.drop_x, b, time, counter)
+            dropout(
+                cell.table, cell.input_dim, cell.masks.key, counter, cell.drop_x.threshold, <real> cell.drop_x.scale,
+                row_at(&cell.x, b, time, tag), x + b * cell.ld,
+            )
 
 
 cdef int emit_outputs(
@@ -101,21 +169,29 @@ cdef int emit_outputs(
 ) except -1 nogil:
     """The outputs of step t for some sequences; Y (B, O) rows ld apart."""
     return multiply(
-        call, f.table, b_end - b, f.output_dim, f.hidden_dim,
-        <const real *> f.hx + (t + 1) % f.slots * f.slot + b * f.ld, f.ld, <const real *> f.packed_y,
-        <const real *> f.b_y, 0, Y + b * ld, ld,
+        call, f.cell.table, b_end - b, f.output_dim, f.cell.state_dim, hx_at(&f.cell, t + 1, b, Y), f.cell.ld,
+        <const real *> f.packed_y, <const real *> f.b_y, 0, Y + b * ld, ld,
     )
 
 
 cdef void emit(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
-    """Write what is kept of step t for some sequences."""
-    cdef const real *h = <const real *> f.hx + (t + 1) % f.slots * f.slot
-    cdef Py_ssize_t H = f.hidden_dim
+    """Write what is wanted of step t for some sequences."""
+    cdef const Cell *cell = &f.cell
+    cdef Py_ssize_t R = cell.state_dim, end = min(b_end, live(cell, t)), u
+    cdef const real *h
+    cdef real *to
     if f.Y != NULL:
-        emit_outputs(NULL, f, t, b, b_end, <real *> f.Y + t * f.output_dim, f.steps * f.output_dim)
-    if f.H != NULL:
-        for b in range(b, b_end):
-            memcpy(<real *> f.H + (b * f.H_steps + t) * H, h + b * f.ld, H * sizeof(real))
+        emit_outputs(NULL, f, t, b, b_end, <real *> f.Y + t * f.output_dim, cell.steps * f.output_dim)
+    if f.H.data == NULL:
+        return
+    for b in range(b, end):
+        h = h_at(cell, t + 1, b, tag)
+        to = row_at(&f.H, b, time_of(cell, b, t, f.H_backwards), tag)
+        if not f.H_adds:
+            memcpy(to, h, R * sizeof(real))
+            continue
+        for u in range(R):
+            to[u] += h[u]
 
 
 cdef Py_ssize_t lanes_rows(
@@ -146,35 +222,131 @@ cdef inline Py_ssize_t row_cut(
 cdef void forward_lanes(const Forward *f, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
     """The loop's steps of sequences from b on, whole groups, by lanes_forward.
 
-    As in `sequence_forward`, but for each group of n <= V sequences, from b on, C[t, b:b + n] is an array (H, n), and
-    gates[t, b:b + n] an array (H, 4, n). The steps run in one call, unless something is kept of each that two slots of
-    hx would lose.
+    As elsewhere, but for each group of n <= V sequences, from b on, C[t, b:b + n] is an array (H, n), and
+    gates[t, b:b + n] an array (H, 4, n). The steps run in one call, unless something is wanted of each that two slots
+    of hx would lose.
     """
-    cdef Py_ssize_t V = lanes(f.table, tag), H = f.hidden_dim, t, n, count, s
-    cdef bint all_slots = f.slots > f.steps
-    cdef Py_ssize_t most = 1 if not all_slots and (f.H != NULL or f.Y != NULL) else f.end - f.begin
+    cdef const Cell *cell = &f.cell
+    cdef Py_ssize_t V = lanes(cell.table, tag), t, n, count, s
+    cdef Py_ssize_t x_step = cell.x.step * cell.x.width
+    cdef bint all_slots = cell.slots > cell.stop - cell.origin
+    cdef Py_ssize_t most = 1 if not all_slots and (f.H.data != NULL or f.Y != NULL) else f.end - f.begin
     cdef Py_ssize_t[MOST_LANES] first
     cdef real *now
-    cdef real *C
     while b < b_end:
         n = min(V, b_end - b)
-        for s in range(n):
-            first[s] = f.first[b + s] if f.first != NULL else (b + s) * f.steps
         t = f.begin
         while t < f.end:
             count = min(most, f.end - t)
-            now = <real *> f.hx + t % f.slots * f.slot + b * f.ld
-            C = <real *> f.C + t % f.C_slots * f.C_slot + b * H
+            for s in range(n):
+                first[s] = (
+                    row_at(&cell.x, b + s, time_of(cell, b + s, t, cell.x_backwards), tag) - <real *> cell.x.data
+                )
+            now = hx_at(cell, t, b, tag)
             lanes_forward(
-                f.table, count, n, f.input_dim, H, <const real *> f.rows + t * f.input_dim, first,
-                <const real *> f.packed, <const real *> now, <real *> f.hx + (t + count) % f.slots * f.slot + b * f.ld,
-                f.ld, now if all_slots else NULL, f.slot, C, f.C_slot if f.C_slots > 1 else 0,
-                <real *> f.gates + 4 * (t * f.C_slot + b * H) if f.gates != NULL else NULL,
+                cell.table, count, n, cell.input_dim, cell.hidden_dim, <const real *> cell.x.data, first,
+                -x_step if cell.x_backwards else x_step, <const real *> f.packed, <const real *> now,
+                hx_at(cell, t + count, b, tag), cell.ld, now if all_slots else NULL, cell.slot, C_at(cell, t, b, tag),
+                cell.C_slot if cell.C_slots > 1 else 0, gates_at(cell, t, b, tag),
             )
-            for s in range(t, min(t + count, f.steps - 1)):
+            for s in range(t, min(t + count, cell.stop - 1)):
                 emit(f, s, b, b + n, tag)
             t += count
         b += n
+
+
+cdef void option_row(const Forward *f, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
+    """From the products with x and h to the gates, C_t and h_t, or what is projected to it."""
+    cdef const Cell *cell = &f.cell
+    cdef Py_ssize_t H = cell.hidden_dim, GH = cell.gates * H, R = cell.state_dim, row = kept_row(cell, t, b), j
+    cdef real *z = gates_at(cell, t, b, tag)
+    cdef real *zone = NULL
+    cdef real *x
+    cdef real *h
+    cdef uint32_t[3] counter
+    if cell.norm_x != NULL:
+        x, h = <real *> cell.norm_x + row * GH, <real *> cell.norm_h + row * GH
+        cell.deviations[2 * row] = normalize(cell.table, GH, x, x)
+        cell.deviations[2 * row + 1] = normalize(cell.table, GH, h, h)
+        for j in range(GH):
+            z[j] = (<const real *> f.gain_x)[j] * x[j] + (<const real *> f.gain_h)[j] * h[j]
+            if f.bias != NULL:
+                z[j] += (<const real *> f.bias)[j]
+    if cell.zone != NULL:
+        zone = <real *> cell.zone + row * (R + H)
+        draw(cell, &cell.zone_h, b, t, counter)
+        mask(cell.table, R, cell.masks.key, counter, cell.zone_h.threshold, <real> 1, <real> 0, zone)
+        zone += R
+        draw(cell, &cell.zone_C, b, t, counter)
+        mask(cell.table, H, cell.masks.key, counter, cell.zone_C.threshold, <real> 1, <real> 0, zone)
+    cell_step(
+        cell.table, cell.options, H, z, C_at(cell, t, b, tag), zone, C_at(cell, t + 1, b, tag),
+        <real *> cell.m + row * H if cell.m != NULL else h_at(cell, t + 1, b, tag),
+    )
+
+
+cdef void finish_row(const Forward *f, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
+    """Zoneout of h_t, and its mask for the next step."""
+    cdef const Cell *cell = &f.cell
+    cdef Py_ssize_t R = cell.state_dim, j
+    cdef real *h = h_at(cell, t + 1, b, tag)
+    cdef real *masked = hx_at(cell, t + 1, b, tag)
+    cdef const real *zone = NULL
+    if cell.zone != NULL:
+        zone = <real *> cell.zone + kept_row(cell, t, b) * (R + cell.hidden_dim)
+    if zone != NULL or cell.zoneout_h > 0:
+        blend(cell.table, R, zone, <real> cell.zoneout_h, h_at(cell, t, b, tag), h, h)
+    if cell.h_mask != NULL:
+        for j in range(R):
+            masked[j] = h[j] * (<const real *> cell.h_mask)[b * R + j]
+
+
+cdef void option_rows_part(const Forward *f, Py_ssize_t index, const real *tag) noexcept nogil:
+    cdef Py_ssize_t n = live(&f.cell, f.begin), b
+    for b in range(cut(n, f.row_parts, index), cut(n, f.row_parts, index + 1)):
+        option_row(f, f.begin, b, tag)
+
+
+cdef void finish_rows_part(const Forward *f, Py_ssize_t index, const real *tag) noexcept nogil:
+    cdef Py_ssize_t n = live(&f.cell, f.begin), b
+    for b in range(cut(n, f.row_parts, index), cut(n, f.row_parts, index + 1)):
+        finish_row(f, f.begin, b, tag)
+
+
+cdef int option_products(
+    Call *call, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, const real *tag,
+) except -1 nogil:
+    """z = b + W_x x + W_h h of some sequences; with layer norm each product by itself."""
+    cdef const Cell *cell = &f.cell
+    cdef Py_ssize_t GH = cell.gates * cell.hidden_dim, row = kept_row(cell, t, b)
+    cdef const real *hx = hx_at(cell, t, b, tag)
+    cdef real *z_x = gates_at(cell, t, b, tag)
+    cdef real *z_h = z_x
+    cdef const real *start = <const real *> f.bias
+    if cell.norm_x != NULL:
+        z_x, z_h, start = <real *> cell.norm_x + row * GH, <real *> cell.norm_h + row * GH, NULL
+    multiply(
+        call, cell.table, rows, GH, cell.input_dim, hx + cell.state_dim, cell.ld, <const real *> f.panels_x, start, 0,
+        z_x, GH,
+    )
+    return multiply(
+        call, cell.table, rows, GH, cell.state_dim, hx, cell.ld, <const real *> f.panels_h,
+        <const real *> z_h if cell.norm_x == NULL else NULL, GH, z_h, GH,
+    )
+
+
+cdef int project(
+    Call *call, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, const real *tag,
+) except -1 nogil:
+    """h_t = W_r m of some sequences, if there is a projection."""
+    cdef const Cell *cell = &f.cell
+    if cell.m == NULL:
+        return 0
+    return multiply(
+        call, cell.table, rows, cell.state_dim, cell.hidden_dim,
+        <const real *> cell.m + kept_row(cell, t, b) * cell.hidden_dim, cell.hidden_dim, <const real *> f.panels_r,
+        <const real *> NULL, 0, h_at(cell, t + 1, b, tag), cell.ld_h,
+    )
 
 
 cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noexcept nogil:
@@ -183,27 +355,39 @@ cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noex
     It also does for an equal share of the rows what a step leaves and what the next one finds. Where the units are
     cut, there is but one step: h_t is there when all parts are done.
     """
-    cdef Py_ssize_t V = lanes(f.table, tag), part = index % f.row_parts, unit_part = index // f.row_parts, t
-    cdef Py_ssize_t b = row_cut(f.batch, f.by_lanes, V, f.row_parts, part)
-    cdef Py_ssize_t b_end = row_cut(f.batch, f.by_lanes, V, f.row_parts, part + 1)
-    cdef Py_ssize_t own = b, own_end = b_end, blocks
+    cdef const Cell *cell = &f.cell
+    cdef Py_ssize_t V = lanes(cell.table, tag), part = index % f.row_parts, unit_part = index // f.row_parts, t, row
+    cdef Py_ssize_t b = row_cut(cell.batch, cell.by_lanes, V, f.row_parts, part)
+    cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, f.row_parts, part + 1)
+    cdef Py_ssize_t own = b, own_end = b_end, blocks, rows
     if f.unit_parts > 1:
-        own = cut(f.batch, f.row_parts * f.unit_parts, index)
-        own_end = cut(f.batch, f.row_parts * f.unit_parts, index + 1)
-    elif b < f.by_lanes:
-        forward_lanes(f, b, min(b_end, f.by_lanes), tag)
-        b = own = min(b_end, f.by_lanes)
+        own = cut(cell.batch, f.row_parts * f.unit_parts, index)
+        own_end = cut(cell.batch, f.row_parts * f.unit_parts, index + 1)
+    elif b < cell.by_lanes:
+        forward_lanes(f, b, min(b_end, cell.by_lanes), tag)
+        b = own = min(b_end, cell.by_lanes)
     if b == b_end:
         return
-    blocks = tiles(f.hidden_dim, block_count(b_end - b) * V)
     for t in range(f.begin, f.end):
-        if t > 0:
+        if t > cell.origin:
             emit(f, t - 1, own, own_end, tag)
-        if t + 1 < f.steps:
+        if t + 1 < cell.stop:
             fetch(f, t + 1, own, own_end, tag)
-        cell_tiles(
-            f, t, b, b_end - b, cut(blocks, f.unit_parts, unit_part), cut(blocks, f.unit_parts, unit_part + 1), tag,
-        )
+        rows = min(b_end, live(cell, t)) - b
+        if rows <= 0:
+            continue
+        if cell.options == NULL:
+            blocks = tiles(cell.hidden_dim, block_count(rows) * V)
+            cell_tiles(
+                f, t, b, rows, cut(blocks, f.unit_parts, unit_part), cut(blocks, f.unit_parts, unit_part + 1), tag,
+            )
+            continue
+        option_products(NULL, f, t, b, rows, tag)
+        for row in range(b, b + rows):
+            option_row(f, t, row, tag)
+        project(NULL, f, t, b, rows, tag)
+        for row in range(b, b + rows):
+            finish_row(f, t, row, tag)
 
 
 cdef double forward_work(
@@ -225,115 +409,208 @@ cdef double shared_work(
 
 
 cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
-    """Run all steps of a batch whose arrays and sizes are set; the last step is not emitted."""
-    cdef Py_ssize_t chunk = 1, K = f.input_dim + f.hidden_dim, blocks
-    cdef double step_work = forward_work(1, f.batch, f.input_dim, f.hidden_dim)
-    f.unit_parts, f.row_parts = 1, rows_apart(call, f.batch, f.by_lanes, K, f.hidden_dim, step_work, 1, tag)
+    """Run the steps from the cell's origin to its stop; the last one is not emitted.
+
+    In: h_{origin-1} and C_{origin-1} in the first slots, h there already masked where a mask is.
+    """
+    cdef Cell *cell = &f.cell
+    cdef Py_ssize_t chunk = 1, K = cell.input_dim + cell.state_dim, blocks
+    cdef double step_work = forward_work(1, cell.batch, cell.input_dim, cell.hidden_dim)
+    f.unit_parts, f.row_parts = 1, rows_apart(call, cell.batch, cell.by_lanes, K, cell.hidden_dim, step_work, 1, tag)
+    fetch(f, cell.origin, cell.by_lanes, cell.batch, tag)
+    if f.row_parts == 0 and cell.options != NULL:
+        return run_option_steps(call, f, step_work, tag)
     if f.row_parts > 0:
         chunk = max(1, <Py_ssize_t> (f.row_parts * LONGEST_TASK / step_work))
     else:
-        blocks = tiles(f.hidden_dim, block_count(f.batch) * lanes(f.table, tag))
-        f.unit_parts, f.row_parts = blocks, parts(call, f.batch, tile_rows(f.table, tag), blocks, step_work)
-    fetch(f, 0, f.by_lanes, f.batch, tag)
-    f.end = 0
-    while f.end < f.steps:
-        f.begin, f.end = f.end, min(f.end + chunk, f.steps)
+        blocks = tiles(cell.hidden_dim, block_count(cell.batch) * lanes(cell.table, tag))
+        f.unit_parts, f.row_parts = blocks, parts(call, cell.batch, tile_rows(cell.table, tag), blocks, step_work)
+    f.end = cell.origin
+    while f.end < cell.stop:
+        f.begin, f.end = f.end, min(f.end + chunk, cell.stop)
         share(
             call, <team_task> forward_part[real], f, f.row_parts * f.unit_parts, (f.end - f.begin) * step_work,
         )
     return 0
 
 
-cdef int sequence_forward(
-    Call *call, const kernels *table, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first,
-    const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
-) except -1 nogil:
-    """Run T steps of a batch; sequence b reads x_t from rows[first[b] + t].
-
-    hx     (slots, >= B, ld)  in: h_0 in slot 0; step t reads slot t mod slots and writes h_t to the next
-    C      (C slots, >= B, H) likewise; one slot is updated in place
-    packed                    from `pack_cell`
-    gates  (T, >= B, 4 H)     out: i, f, g, o of every step; nothing is kept if it is empty
-                              C and gates of the first `lanes_rows` sequences are laid out as forward_lanes says
-    H      (B, T, H)          out: every h_t; not wanted if it is empty
-    """
-    cdef Forward f
-    f.table, f.steps, f.batch, f.input_dim, f.hidden_dim = table, steps, first.shape[0], rows.shape[1], C.shape[2]
-    f.hx, f.slots, f.slot, f.ld = &hx[0, 0, 0], hx.shape[0], hx.shape[1] * hx.shape[2], hx.shape[2]
-    f.C, f.C_slots, f.C_slot = &C[0, 0, 0], C.shape[0], C.shape[1] * C.shape[2]
-    f.rows, f.first, f.packed = &rows[0, 0], &first[0], &packed[0]
-    f.gates = &gates[0, 0, 0] if gates.shape[0] > 0 else NULL
-    f.H, f.H_steps, f.Y = &H[0, 0, 0] if H.shape[0] > 0 else NULL, H.shape[1], NULL
-    f.by_lanes = lanes_rows(table, f.batch, f.input_dim, f.hidden_dim, f.gates != NULL, &packed[0])
-    run_forward(call, &f, &packed[0])
-    emit(&f, steps - 1, 0, f.batch, &packed[0])
+cdef int run_option_steps(Call *call, Forward *f, double step_work, const real *tag) except -1 nogil:
+    """Run a cell with options step by step, each product and the rows shared."""
+    cdef Cell *cell = &f.cell
+    cdef Py_ssize_t t, rows
+    cdef double row_work = cell.batch * cell.hidden_dim * CELL_WORK
+    for t in range(cell.origin, cell.stop):
+        rows, f.begin = live(cell, t), t
+        f.row_parts = parts(call, rows, 1, 1, row_work)
+        if t > cell.origin:
+            emit(f, t - 1, 0, cell.batch, tag)
+        if t + 1 < cell.stop:
+            fetch(f, t + 1, 0, cell.batch, tag)
+        option_products(call, f, t, 0, rows, tag)
+        share(call, <team_task> option_rows_part[real], f, f.row_parts, row_work)
+        project(call, f, t, 0, rows, tag)
+        share(call, <team_task> finish_rows_part[real], f, f.row_parts, rows * cell.state_dim)
     return 0
-
-
-cdef struct Backward:
-    # A batch of sequences on its way back through the steps: see `sequence_backward`.
-    const kernels *table
-    Py_ssize_t steps, batch, input_dim, hidden_dim, C_slot, ld_dz, dH_steps, dX_steps, by_lanes
-    Py_ssize_t begin, end, row_parts  # the loop under way: its steps, from the last
-    Py_ssize_t slot  # of dz, for its last step
-    const void *C
-    const void *gates
-    const void *packed_h
-    const void *packed_x
-    const void *dH
-    void *dh
-    void *dC
-    void *dX
-    void *dz
-    bint want_dh0
 
 
 cdef void gates_backward(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
     """dz of some sequences in the loop's last step."""
-    cdef Py_ssize_t H = w.hidden_dim, t = w.end - 1
-    cdef const real *C = <const real *> w.C + t * w.C_slot
-    cdef const real *gates = <const real *> w.gates + 4 * t * w.C_slot
-    cdef real *dz = <real *> w.dz + w.slot * w.batch * w.ld_dz
-    for b in range(b, b_end):
-        cell_backward(
-            w.table, H, gates + 4 * b * H, C + b * H, C + w.C_slot + b * H, <const real *> w.dh + b * H,
-            <real *> w.dC + b * H, dz + b * w.ld_dz,
-        )
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t H = cell.hidden_dim, t = w.end - 1
+    for b in range(b, min(b_end, live(cell, t))):
+        if cell.options == NULL:
+            cell_backward(
+                cell.table, H, gates_at(cell, t, b, tag), C_at(cell, t, b, tag), C_at(cell, t + 1, b, tag),
+                <const real *> w.dh + b * H, <real *> w.dC + b * H, <real *> w.dz + (w.row + b) * w.ld_dz,
+            )
+        else:
+            option_row_backward(w, t, b, tag)
+
+
+cdef void option_row_backward(const Backward *w, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
+    """From dL/dm to dz, dC, and what the row adds to the gradients of peepholes, gains and shift."""
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t H = cell.hidden_dim, G = cell.gates, GH = G * H, R = cell.state_dim, row = kept_row(cell, t, b), j
+    cdef real *dz = <real *> w.dz + (w.row + b) * w.ld_dz
+    cdef real *terms = <real *> w.terms + (w.row + b) * w.ld_terms if w.terms != NULL else NULL
+    cdef real *c = <real *> w.c + b * H
+    cdef const real *C_prev = C_at(cell, t, b, tag)
+    cdef const real *zone = NULL
+    cdef const real *norm_x = NULL
+    cdef const real *norm_h = NULL
+    cdef real *dn = terms + w.term_count - H if cell.norm_x != NULL else NULL
+    if cell.zone != NULL:
+        zone = <real *> cell.zone + row * (R + H) + R
+    cell_step_backward(
+        cell.table, cell.options, H, gates_at(cell, t, b, tag), C_prev, zone,
+        <const real *> (w.dm if w.dm != NULL else w.dh) + b * H, <real *> w.dC + b * H, dz, c, dn,
+    )
+    if cell.options.peepholes != NULL:  # p_i and p_f see C_{t-1}, p_o the new c
+        for j in range((G - 2) * H):
+            terms[j] = dz[j] * C_prev[j % H]
+        for j in range(H):
+            terms[(G - 2) * H + j] = dz[(G - 1) * H + j] * c[j]
+        terms += (G - 1) * H
+    if cell.norm_x == NULL:
+        return
+    norm_x, norm_h = <const real *> cell.norm_x + row * GH, <const real *> cell.norm_h + row * GH
+    for j in range(GH):
+        terms[j] = dz[j] * norm_x[j]
+        terms[GH + j] = dz[j] * norm_h[j]
+    terms += 2 * GH
+    normalize(cell.table, H, c, terms)
+    for j in range(H):
+        terms[j] *= dn[j]
+    normalize_backward(
+        cell.table, GH, norm_x, cell.deviations[2 * row], <const real *> w.gain_x, dz,
+        <real *> w.dz_x + (w.row + b) * w.ld_dz,
+    )
+    normalize_backward(
+        cell.table, GH, norm_h, cell.deviations[2 * row + 1], <const real *> w.gain_h, dz,
+        <real *> w.dz_h + (w.row + b) * w.ld_dz,
+    )
+
+
+cdef int output_backward(
+    Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
+) except -1 nogil:
+    """dL/dm of the loop's last step, for some sequences, of dL/dh_t: zoneout and projection."""
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t R = cell.state_dim, H = cell.hidden_dim, t = w.end - 1, end = min(b_end, live(cell, t)), row, j
+    cdef const real *zone = NULL
+    cdef real *dh
+    cdef real *direct
+    cdef real kept
+    if w.direct != NULL:
+        for row in range(b, end):
+            dh, direct = <real *> w.dh + row * R, <real *> w.direct + row * R
+            if cell.zone != NULL:
+                zone = <real *> cell.zone + kept_row(cell, t, row) * (R + H)
+            for j in range(R):
+                kept = zone[j] if zone != NULL else <real> cell.zoneout_h
+                direct[j] = kept * dh[j]
+                dh[j] = (1 - kept) * dh[j]
+    if cell.m == NULL or b >= end:
+        return 0
+    for row in range(b, end):
+        memcpy(<real *> w.dr + (w.row + row) * w.ld_dr, <real *> w.dh + row * R, R * sizeof(real))
+    return multiply(
+        call, cell.table, end - b, H, R, <const real *> w.dh + b * R, R, <const real *> w.panels_r,
+        <const real *> NULL, 0, <real *> w.dm + b * H, H,
+    )
 
 
 cdef void gates_backward_part(const Backward *w, Py_ssize_t index, const real *tag) noexcept nogil:
-    gates_backward(w, cut(w.batch, w.row_parts, index), cut(w.batch, w.row_parts, index + 1), tag)
+    gates_backward(w, cut(w.cell.batch, w.row_parts, index), cut(w.cell.batch, w.row_parts, index + 1), tag)
 
 
 cdef int state_backward(
     Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
     """dh of the step before the loop's last, for some sequences, of dz."""
-    cdef Py_ssize_t H = w.hidden_dim, t = w.end - 1
-    cdef const real *dz = <const real *> w.dz + (w.slot * w.batch + b) * w.ld_dz
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t R = cell.state_dim, t = w.end - 1, row, j, ld_start = R, rows = min(b_end, live(cell, t)) - b
+    cdef real *dh = <real *> w.dh + b * R
+    cdef real *to = dh
     cdef const real *start = NULL
-    if t == 0 and not w.want_dh0:
+    cdef const real *given
+    cdef bint outside = w.dH.data != NULL and t > 0
+    if rows <= 0 or (t == 0 and not w.want_dh0):
         return 0
-    if w.dH != NULL and t > 0:
-        start = <const real *> w.dH + (b * w.dH_steps + t - 1) * H
-    return multiply(
-        call, w.table, b_end - b, H, 4 * H, dz, w.ld_dz, <const real *> w.packed_h, start, w.dH_steps * H,
-        <real *> w.dh + b * H, H,
+    if outside and w.direct == NULL and cell.h_mask == NULL and is_uniform(cell, &w.dH, w.dH_backwards):
+        start = row_at(&w.dH, b, time_of(cell, b, t - 1, w.dH_backwards), tag)
+        ld_start = w.dH.apart * w.dH.width
+    elif outside or w.direct != NULL:
+        start = dh
+        for row in range(rows):
+            if w.direct != NULL:
+                memcpy(dh + row * R, <const real *> w.direct + (b + row) * R, R * sizeof(real))
+            if not outside:
+                continue
+            given = row_at(&w.dH, b + row, time_of(cell, b + row, t - 1, w.dH_backwards), tag)
+            for j in range(R):
+                dh[row * R + j] = dh[row * R + j] + given[j] if w.direct != NULL else given[j]
+    if cell.h_mask != NULL:
+        to = <real *> w.product + b * R
+    multiply(
+        call, cell.table, rows, R, cell.gates * cell.hidden_dim,
+        <const real *> (w.dz_h if w.dz_h != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,
+        <const real *> w.panels_h, start if cell.h_mask == NULL else NULL, ld_start, to, R,
     )
+    if cell.h_mask != NULL:
+        for j in range(rows * R):
+            to[j] *= (<const real *> cell.h_mask)[b * R + j]
+            dh[j] = dh[j] + to[j] if start != NULL else to[j]
+    return 0
 
 
 cdef int input_backward(
     Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
     """dX of the loop's last step, if it is wanted, for some sequences, of dz."""
-    if w.dX == NULL:
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t I = cell.input_dim, t = w.end - 1, rows = min(b_end, live(cell, t)) - b, ld = I, row, j
+    cdef real *to
+    cdef real *dx
+    if w.dX.data == NULL or rows <= 0:
         return 0
-    return multiply(
-        call, w.table, b_end - b, w.input_dim, 4 * w.hidden_dim,
-        <const real *> w.dz + (w.slot * w.batch + b) * w.ld_dz, w.ld_dz, <const real *> w.packed_x,
-        <const real *> NULL, 0, <real *> w.dX + (b * w.dX_steps + w.end - 1) * w.input_dim,
-        w.dX_steps * w.input_dim,
+    cdef bint uniform = is_uniform(cell, &w.dX, cell.x_backwards)
+    if uniform:
+        to, ld = row_at(&w.dX, b, time_of(cell, b, t, cell.x_backwards), tag), w.dX.apart * w.dX.width
+    else:
+        to = <real *> w.product + b * I
+    multiply(
+        call, cell.table, rows, I, cell.gates * cell.hidden_dim,
+        <const real *> (w.dz_x if w.dz_x != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,
+        <const real *> w.panels_x, <const real *> to if uniform and w.dX_adds else NULL, ld, to, ld,
     )
+    if uniform:
+        return 0
+    for row in range(rows):
+        dx = row_at(&w.dX, b + row, time_of(cell, b + row, t, cell.x_backwards), tag)
+        for j in range(I):
+            dx[j] = dx[j] + to[row * I + j] if w.dX_adds else to[row * I + j]
+    return 0
 
 
 cdef void backward_lanes(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
@@ -341,17 +618,18 @@ cdef void backward_lanes(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, cons
 
     Between two loops dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n).
     """
-    cdef Py_ssize_t V = lanes(w.table, tag), H = w.hidden_dim, n
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, n, dH_step = w.dH.step * w.dH.width
     cdef const real *dH = NULL
     while b < b_end:
         n = min(V, b_end - b)
-        if w.dH != NULL:
-            dH = <const real *> w.dH + (b * w.dH_steps + w.begin) * H
+        if w.dH.data != NULL:
+            dH = row_at(&w.dH, b, time_of(cell, b, w.begin, w.dH_backwards), tag)
         lanes_backward(
-            w.table, w.end - w.begin, n, H, <const real *> w.gates + 4 * (w.begin * w.C_slot + b * H),
-            <const real *> w.C + w.begin * w.C_slot + b * H, w.C_slot, <const real *> w.packed_h, dH, w.dH_steps * H,
-            w.begin == 0, w.end == w.steps, <real *> w.dh + b * H, <real *> w.dC + b * H,
-            <real *> w.dz + b * w.ld_dz, w.ld_dz, w.batch * w.ld_dz,
+            cell.table, w.end - w.begin, n, H, gates_at(cell, w.begin, b, tag), C_at(cell, w.begin, b, tag),
+            cell.C_slot, <const real *> w.panels_h, dH, w.dH.apart * w.dH.width,
+            -dH_step if w.dH_backwards else dH_step, w.begin == 0, w.end == cell.steps, <real *> w.dh + b * H,
+            <real *> w.dC + b * H, <real *> w.dz + b * w.ld_dz, w.ld_dz, cell.batch * w.ld_dz,
         )
         b += n
 
@@ -359,178 +637,125 @@ cdef void backward_lanes(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, cons
 cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) noexcept nogil:
     """A part of the rows, for all of the loop's steps."""
     cdef Backward step = w[0]
-    cdef Py_ssize_t V = lanes(w.table, tag), first = row_cut(w.batch, w.by_lanes, V, w.row_parts, index)
-    cdef Py_ssize_t b_end = row_cut(w.batch, w.by_lanes, V, w.row_parts, index + 1), b = first
-    if b < w.by_lanes:
-        b = min(b_end, w.by_lanes)
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t V = lanes(cell.table, tag), first = row_cut(cell.batch, cell.by_lanes, V, w.row_parts, index)
+    cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, w.row_parts, index + 1), b = first
+    if b < cell.by_lanes:
+        b = min(b_end, cell.by_lanes)
         backward_lanes(w, first, b, tag)
-    while step.end > w.begin and (b < b_end or w.dX != NULL):
+    while step.end > w.begin and (b < b_end or w.dX.data != NULL):
         if b < b_end:
+            output_backward(NULL, &step, b, b_end, tag)
             gates_backward(&step, b, b_end, tag)
             state_backward(NULL, &step, b, b_end, tag)
         input_backward(NULL, &step, first, b_end, tag)
         step.end -= 1
-        step.slot += 1
+        step.row += live(cell, step.end)
 
 
-cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
-    """dz, dh, dC and dX of the steps [begin, end), dz from slot 0 on."""
-    cdef double gates_work = w.batch * w.hidden_dim * CELL_WORK
-    cdef double step_work = 4. * w.batch * w.hidden_dim * w.hidden_dim + gates_work
+cdef int run_steps_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
+    """dz, dh, dC and dX of the steps [begin, end), dz from row 0 on."""
+    cdef const Cell *cell = &w.cell
+    cdef double gates_work = cell.batch * cell.hidden_dim * CELL_WORK
+    cdef double step_work = 4. * cell.batch * cell.hidden_dim * cell.state_dim + gates_work
     cdef Py_ssize_t steps = w.end - w.begin
-    w.slot = 0
-    w.row_parts = rows_apart(call, w.batch, w.by_lanes, w.hidden_dim, w.hidden_dim, step_work, steps, tag)
+    w.row = 0
+    w.row_parts = rows_apart(
+        call, cell.batch, cell.by_lanes, cell.state_dim, cell.hidden_dim, step_work, steps, tag,
+    )
     if w.row_parts > 0:
         return share(call, <team_task> backward_part[real], w, w.row_parts, steps * step_work)
     while w.end > w.begin:
-        w.row_parts = parts(call, w.batch, 1, 1, gates_work)
+        w.row_parts = parts(call, cell.batch, 1, 1, gates_work)
+        output_backward(call, w, 0, cell.batch, tag)
         share(call, <team_task> gates_backward_part[real], w, w.row_parts, gates_work)
-        state_backward(call, w, 0, w.batch, tag)
-        input_backward(call, w, 0, w.batch, tag)
+        state_backward(call, w, 0, cell.batch, tag)
+        input_backward(call, w, 0, cell.batch, tag)
         w.end -= 1
-        w.slot += 1
+        w.row += live(cell, w.end)
     return 0
 
 
-cdef int sequence_backward(
-    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim,
-    const real[:, :, ::1] hx, const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[::1] packed_h,
-    const real[::1] packed_x, const real[:, :, ::1] dH, bint want_dh0, real[:, ::1] dh, real[:, ::1] dC,
-    real[:, :, ::1] dX, real *dW, real *db, real[:, ::1] dz, real[::1] panels,
+cdef int weight_gradients(
+    Call *call, const Backward *w, Py_ssize_t n, Py_ssize_t t, bint accumulate, const real *tag,
 ) except -1 nogil:
-    """Backpropagate through T steps of sequence_forward.
-
-    hx, C, gates  as sequence_forward left them, T + 1 slots
-    packed_h      panels of W_h (4H, H); packed_x: panels of W_x (4H, I), empty if dX is not wanted
-    dH (>= B, >= T, H)  in: dL/dh_t of every step from outside; empty for none
-    dh (>= B, H)     in: dL/dh_T beyond dH; out: dL/dh_0 if want_dh0, else undefined
-    dC (>= B, H)     in: dL/dC_T; out: dL/dC_0
-    dX (B, T, I)     out, unless empty
-    dW (4H, H + I), db (4H)  out
-    dz (rows, ld)    scratch for whole steps: rows >= B, readable 4 V past its last row
-    panels           scratch of weight_gradient
-    """
-    cdef Py_ssize_t H = C.shape[2], chunk = max(1, min(steps, dz.shape[0] // batch)), last = steps, first, b, j
-    cdef Backward w
-    w.table, w.steps, w.batch, w.input_dim, w.hidden_dim, w.want_dh0 = table, steps, batch, input_dim, H, want_dh0
-    w.by_lanes = lanes_rows(table, batch, input_dim, H, True, &packed_h[0])
-    w.C, w.C_slot, w.gates = &C[0, 0, 0], C.shape[1] * H, &gates[0, 0, 0]
-    w.packed_h, w.packed_x = &packed_h[0], &packed_x[0] if packed_x.shape[0] > 0 else NULL
-    w.dH, w.dH_steps = &dH[0, 0, 0] if dH.shape[0] > 0 else NULL, dH.shape[1]
-    w.dX, w.dX_steps = &dX[0, 0, 0] if dX.shape[0] > 0 else NULL, dX.shape[1]
-    w.dh, w.dC, w.dz, w.ld_dz = &dh[0, 0], &dC[0, 0], &dz[0, 0], dz.shape[1]
-    if w.dH != NULL:
-        for b in range(batch):
-            for j in range(H):
-                dh[b, j] += dH[b, steps - 1, j]
-    while last > 0:
-        first = max(0, last - chunk)
-        w.begin, w.end = first, last
-        run_backward(call, &w, &dh[0, 0])
+    """The gradients of all weights, of n rows from step t on."""
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t GH = cell.gates * cell.hidden_dim, R = cell.state_dim, K = R + cell.input_dim
+    cdef real *sums = <real *> w.sums
+    cdef Slots x
+    x.data, x.ld, x.slot = cell.hx, cell.ld, cell.slot
+    x.origin, x.batch, x.live = cell.origin, cell.batch, cell.live
+    if w.dz_h == NULL:
         weight_gradient(
-            call, table, (last - first) * batch, batch, 4 * H, &dz[0, 0], w.ld_dz, H + input_dim, hx, last - 1,
-            last < steps, dW, db, &panels[0],
+            call, cell.table, n, GH, <const real *> w.dz, w.ld_dz, K, &x, t, accumulate, <real *> w.dW, K,
+            <real *> w.db, sums,
         )
-        last = first
+    else:
+        weight_gradient(
+            call, cell.table, n, GH, <const real *> w.dz_h, w.ld_dz, R, &x, t, accumulate, <real *> w.dW, K,
+            <real *> NULL, sums,
+        )
+        x.data = <const real *> cell.hx + R
+        weight_gradient(
+            call, cell.table, n, GH, <const real *> w.dz_x, w.ld_dz, cell.input_dim, &x, t, accumulate,
+            <real *> w.dW + R, K, <real *> NULL, sums,
+        )
+        if w.db != NULL:
+            column_sums(call, cell.table, n, GH, <const real *> w.dz, w.ld_dz, accumulate, <real *> w.db)
+    if w.dW_r != NULL:
+        x.data, x.ld, x.slot = cell.m, cell.hidden_dim, cell.kept * cell.hidden_dim
+        weight_gradient(
+            call, cell.table, n, R, <const real *> w.dr, w.ld_dr, cell.hidden_dim, &x, t, accumulate,
+            <real *> w.dW_r, cell.hidden_dim, <real *> NULL, sums,
+        )
+    if w.terms != NULL:
+        column_sums(
+            call, cell.table, n, w.term_count, <const real *> w.terms, w.ld_terms, accumulate, <real *> w.dterms,
+        )
     return 0
 
 
-def packed_sizes(int isa, Py_ssize_t input_dim, Py_ssize_t hidden_dim, Py_ssize_t output_dim, dtype) -> dict:
-    """Return the number of elements of every array whose size is chosen here, for an instruction set; chunk_rows are
-    the rows of dz that wait for one product.
+cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
+    """Backpropagate through the steps from the cell's stop to its origin, as run_forward left their activations.
+
+    The last window, which comes first, begins the sums of the gradients: the others go on with them.
     """
-    cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t V = table.f32.lanes if dtype == "float32" else table.f64.lanes
-    blocks = tiles(hidden_dim, V)
-    return {
-        "cell": blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V,
-        "h": panels_size(4 * hidden_dim, hidden_dim, V),
-        "x": panels_size(4 * hidden_dim, input_dim, V),
-        "head": panels_size(hidden_dim, output_dim, V),
-        "head_backward": panels_size(output_dim, hidden_dim, V),
-        "panels": panels_size(OUTER_ROWS, input_dim + hidden_dim, V),
-        "sums": tiles(4 * hidden_dim * (1 + input_dim + hidden_dim) + output_dim * (1 + hidden_dim), SUM_BLOCK),
-        "slack": TILE_VECTORS * V,
-        "chunk_rows": OUTER_ROWS,
-    }
-
-
-def pack_cell_weights(int isa, int threads, const real[:, ::1] W, const real[:, ::1] b, real[::1] packed):
-    """Pack W (4H, H + I) and b (4H, 1) for `forward`."""
-    cdef Py_ssize_t hidden_dim = W.shape[0] // 4, input_dim = W.shape[1] - hidden_dim
-    cdef Call call
-    threads = recruit(threads, <double> PACK_WORK * W.shape[0] * W.shape[1])
-    with nogil:
-        begin(&call, threads)
-        try:
-            pack_cell(&call, table_at(isa), input_dim, hidden_dim, &W[0, 0], &b[0, 0], &packed[0])
-        finally:
-            end(&call)
+    cdef const Cell *cell = &w.cell
+    cdef Py_ssize_t last = cell.stop, R = cell.state_dim, n, b, j
+    cdef real *dh = <real *> w.dh
+    cdef const real *given
+    if w.dH.data != NULL and last == cell.steps:
+        for b in range(cell.batch):
+            n = cell.lengths[b] if cell.lengths != NULL else cell.steps
+            given = row_at(&w.dH, b, time_of(cell, b, n - 1, w.dH_backwards), tag)
+            for j in range(R):
+                dh[b * R + j] += given[j]
+    while last > cell.origin:
+        w.begin = w.end = last
+        n = 0
+        while w.begin > cell.origin and (n == 0 or n + live(cell, w.begin - 1) <= w.dz_rows):
+            w.begin -= 1
+            n += live(cell, w.begin)
+        last = w.begin
+        b = w.end
+        run_steps_backward(call, w, tag)
+        weight_gradients(call, w, n, b - 1, b < cell.steps, tag)
+    return 0
 
 
 cdef void copy_states(
-    const kernels *table, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t hidden_dim, real *states, real *C,
-    bint load,
+    const Cell *cell, Py_ssize_t t, Py_ssize_t b, real *state, bint load, const real *tag,
 ) noexcept nogil:
-    """Copy rows (B, H) to a slot of C, or from it unless `load`: the first sequences are as forward_lanes says."""
-    cdef Py_ssize_t V = lanes(table, C), b, lane, n, u
-    cdef real *row
-    cdef real *kept
-    for b in range(batch):
-        lane = b % V
-        n = min(V, by_lanes - (b - lane))
-        for u in range(hidden_dim):
-            row = states + b * hidden_dim + u
-            kept = C + (b - lane) * hidden_dim + u * n + lane if b < by_lanes else C + b * hidden_dim + u
-            if load:
-                kept[0] = row[0]
-            else:
-                row[0] = kept[0]
-
-
-def forward(
-    int isa, int threads, Py_ssize_t steps, const real[:, ::1] rows, const Py_ssize_t[::1] first,
-    const real[::1] packed, real[:, :, ::1] hx, real[:, :, ::1] C, real[:, :, ::1] gates, real[:, :, ::1] H,
-    real[:, ::1] states,
-):
-    """Run `sequence_forward`; states (B, H) holds C_0, and then C_T."""
-    cdef Call call
-    cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t batch = first.shape[0], hidden_dim = C.shape[2]
-    cdef Py_ssize_t by_lanes = lanes_rows(table, batch, rows.shape[1], hidden_dim, gates.shape[0] > 0, &packed[0])
-    threads = recruit(threads, shared_work(steps, batch, rows.shape[1], hidden_dim, False))
-    with nogil:
-        begin(&call, threads)
-        try:
-            copy_states(table, batch, by_lanes, hidden_dim, &states[0, 0], &C[0, 0, 0], True)
-            sequence_forward(&call, table, steps, rows, first, packed, hx, C, gates, H)
-            copy_states(table, batch, by_lanes, hidden_dim, &states[0, 0], &C[steps % C.shape[0], 0, 0], False)
-        finally:
-            end(&call)
-
-
-def backward(
-    int isa, int threads, Py_ssize_t steps, Py_ssize_t batch, const real[:, ::1] W, const real[:, :, ::1] hx,
-    const real[:, :, ::1] C, const real[:, :, ::1] gates, const real[:, :, ::1] dH, real[:, ::1] dh, real[:, ::1] dC,
-    real[:, :, ::1] dX, real[:, ::1] dW, real[:, ::1] db, real[::1] packed_h, real[::1] packed_x, real[:, ::1] dz,
-    real[::1] panels,
-):
-    """Pack the weights and run `sequence_backward`. W, dW (4H, H + I), db (4H, 1); dh comes back as dL/dh_0."""
-    cdef Call call
-    cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t hidden_dim = C.shape[2], K = W.shape[1]
-    threads = recruit(threads, shared_work(steps, batch, K - hidden_dim, hidden_dim, True))
-    with nogil:
-        begin(&call, threads)
-        try:
-            pack_panels(&call, table, 4 * hidden_dim, hidden_dim, &W[0, 0], K, 1, &packed_h[0])
-            if packed_x.shape[0] > 0:
-                pack_panels(
-                    &call, table, 4 * hidden_dim, K - hidden_dim, &W[0, hidden_dim], K, 1, &packed_x[0],
-                )
-            sequence_backward(
-                &call, table, steps, batch, K - hidden_dim, hx, C, gates, packed_h, packed_x, dH, True, dh, dC, dX,
-                &dW[0, 0], &db[0, 0], dz, panels,
-            )
-        finally:
-            end(&call)
+    """Copy a row (H) to C_{t-1} of sequence b, or from it unless `load`: the first ones are as forward_lanes says."""
+    cdef Py_ssize_t V = lanes(cell.table, tag), group, n, u, apart = 1
+    cdef real *kept = C_at(cell, t, b, tag)
+    if b < cell.by_lanes:
+        group = b - b % V
+        apart = min(V, cell.by_lanes - group)
+        kept = C_at(cell, t, group, tag) + b % V
+    for u in range(cell.hidden_dim):
+        if load:
+            kept[u * apart] = state[u]
+        else:
+            state[u] = kept[u * apart]

@@ -59,8 +59,26 @@ cdef int multiply(
     Py_ssize_t lda, const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
 ) except -1 nogil
 
+cdef struct Slots:
+    # Rows of which step t has the first `live[t]`, or `batch` if live is NULL: row (t, b) at
+    # data + (t - origin) * slot + b * ld.
+    const void *data
+    Py_ssize_t ld, slot, origin, batch
+    const Py_ssize_t *live
+
+
+cdef inline Py_ssize_t live_rows(const Py_ssize_t *live, Py_ssize_t batch, Py_ssize_t t) noexcept nogil:
+    """How many sequences, the first of a batch, have a step t."""
+    return live[t] if live != NULL else batch
+
+
 cdef int weight_gradient(
-    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy,
-    Py_ssize_t ld_dy, Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db,
+    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
+    Py_ssize_t columns, const Slots *x, Py_ssize_t t, bint accumulate, real *dW, Py_ssize_t ld_dW, real *db,
     real *panels,
+) except -1 nogil
+
+cdef int column_sums(
+    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t columns, const real *terms, Py_ssize_t ld,
+    bint accumulate, real *sums,
 ) except -1 nogil

@@ -41,7 +41,10 @@ cdef void pack_block(const CellPacking *p, Py_ssize_t block, const real *tag) no
         row = g * H + block * V
         W = <const real *> p.W + row * K
         to = <real *> p.packed + block * (1 + K) * ld + g * V
-        transpose(p.table, units, 1, <const real *> p.b + row, 1, to, ld)
+        if p.b != NULL:
+            transpose(p.table, units, 1, <const real *> p.b + row, 1, to, ld)
+        else:
+            memset(to, 0, V * sizeof(real))
         transpose(p.table, units, p.input_dim, W + H, K, to + ld, ld)
         transpose(p.table, units, H, W, K, to + (1 + p.input_dim) * ld, ld)
 
@@ -50,7 +53,9 @@ cdef int pack_cell(
     Call *call, const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b,
     real *packed,
 ) except -1 nogil:
-    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them."""
+    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them; b may be
+    NULL, for zeros.
+    """
     cdef CellPacking p
     p.table, p.input_dim, p.hidden_dim, p.W, p.b, p.packed = table, input_dim, hidden_dim, W, b, packed
     return share(
@@ -160,36 +165,57 @@ cdef int multiply(
 cdef struct OuterProduct:
     # dW (outputs, columns) += dy^T x and db (outputs) += sum of dy over `depth` rows: see `weight_gradient`.
     const kernels *table
-    Py_ssize_t depth, outputs, columns, ld_dy, batch, t, b, ld_hx, slot, row_parts, output_parts
+    Py_ssize_t depth, outputs, columns, ld_dy, ld_dW, t, b, row_parts, output_parts
     Py_ssize_t ld_panel  # 0: that of packed panels
+    Slots x
     const void *dy
-    const void *hx
     void *panels
     void *dW
     void *db
     bint accumulate
 
 
+cdef void advance(const Slots *x, Py_ssize_t rows, Py_ssize_t *t, Py_ssize_t *b) noexcept nogil:
+    """Go so many rows on from (t, b): the batch ascends, then the steps descend."""
+    b[0] += rows
+    while t[0] > x.origin and b[0] >= live_rows(x.live, x.batch, t[0]):
+        b[0] -= live_rows(x.live, x.batch, t[0])
+        t[0] -= 1
+
+
 cdef void pack_rows_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """Pack a part of the rows of hx into panels: from (t, b) on with the batch ascending, then the steps descending.
+    """Pack a part of the rows of x into panels: from (t, b) on with the batch ascending, then the steps descending.
 
     Lanes past the columns keep what they hold: nothing that they give is stored.
     """
     cdef Py_ssize_t V = lanes(p.table, tag), r = cut(p.depth, p.row_parts, index), first, width
-    cdef Py_ssize_t t = p.t - (p.b + r) // p.batch, b = (p.b + r) % p.batch
+    cdef Py_ssize_t t = p.t, b = p.b
     cdef real *panels = <real *> p.panels
     cdef const real *row
+    advance(&p.x, r, &t, &b)
     for r in range(r, cut(p.depth, p.row_parts, index + 1)):
-        row = <const real *> p.hx + t * p.slot + b * p.ld_hx
+        row = <const real *> p.x.data + (t - p.x.origin) * p.x.slot + b * p.x.ld
         first = 0
         while first < p.columns:
             width = panel_width(p.columns - first, V)
             memcpy(panels + first * p.depth + r * width, row + first, min(width, p.columns - first) * sizeof(real))
             first += width
-        b += 1
-        if b == p.batch:
-            b = 0
-            t -= 1
+        advance(&p.x, 1, &t, &b)
+
+
+cdef void sum_columns(
+    const OuterProduct *p, Py_ssize_t i, Py_ssize_t stop, const real *tag,
+) noexcept nogil:
+    """db of outputs from i on."""
+    cdef Py_ssize_t most = TILE_VECTORS * lanes(p.table, tag)
+    cdef real *db = <real *> p.db
+    cdef real one = 1
+    while i < stop:
+        outer(
+            p.table, 1, min(most, stop - i), p.depth, &one, 0, <const real *> p.dy + i, p.ld_dy,
+            start_of_sum(<const real *> db + i, p.accumulate), 0, db + i, 0,
+        )
+        i += most
 
 
 cdef void outer_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcept nogil:
@@ -197,68 +223,78 @@ cdef void outer_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcep
     cdef Py_ssize_t V = lanes(p.table, tag), tile = tile_rows(p.table, tag)
     cdef Py_ssize_t panels = tiles(p.columns, TILE_VECTORS * V), panel = index % panels, part = index // panels
     cdef Py_ssize_t first = panel * TILE_VECTORS * V, width = panel_width(p.columns - first, V)
-    cdef Py_ssize_t columns = min(width, p.columns - first), count = tiles(p.outputs, tile), i, j
+    cdef Py_ssize_t columns = min(width, p.columns - first), count = tiles(p.outputs, tile), i
     cdef Py_ssize_t start = tile * cut(count, p.output_parts, part)
     cdef Py_ssize_t stop = min(p.outputs, tile * cut(count, p.output_parts, part + 1))
     cdef const real *x = <const real *> p.panels + p.depth * first
     cdef const real *dy = <const real *> p.dy
     cdef real *dW = <real *> p.dW
-    cdef real *db = <real *> p.db
-    cdef real one = 1
     i = start
     while i < stop:
         outer(
             p.table, min(tile, stop - i), columns, p.depth, dy + i, p.ld_dy, x,
             p.ld_panel if p.ld_panel > 0 else width,
-            start_of_sum(<const real *> dW + i * p.columns + first, p.accumulate), p.columns if p.accumulate else 0,
-            dW + i * p.columns + first, p.columns,
+            start_of_sum(<const real *> dW + i * p.ld_dW + first, p.accumulate), p.ld_dW if p.accumulate else 0,
+            dW + i * p.ld_dW + first, p.ld_dW,
         )
         i += tile
-    if panel > 0:
-        return
-    for j in range(tiles(stop - start, TILE_VECTORS * V)):
-        i = start + j * TILE_VECTORS * V
-        outer(
-            p.table, 1, min(TILE_VECTORS * V, stop - i), p.depth, &one, 0, dy + i, p.ld_dy,
-            start_of_sum(<const real *> db + i, p.accumulate), 0, db + i, 0,
-        )
+    if panel == 0 and p.db != NULL:
+        sum_columns(p, start, stop, tag)
 
 
 cdef int weight_gradient(
-    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t batch, Py_ssize_t outputs, const real *dy,
-    Py_ssize_t ld_dy, Py_ssize_t columns, const real[:, :, ::1] hx, Py_ssize_t t, bint accumulate, real *dW, real *db,
+    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
+    Py_ssize_t columns, const Slots *x, Py_ssize_t t, bint accumulate, real *dW, Py_ssize_t ld_dW, real *db,
     real *panels,
 ) except -1 nogil:
     """dW = (dW or 0) + dy^T x, db = (db or 0) + sum of dy, over n rows.
 
-    Row r of dy (n, outputs) belongs to row hx[t - r // batch, r % batch, :columns]: steps descend, the batch ascends.
-    dW (outputs, columns), db (outputs); dy is readable 4 V past its end; panels is scratch of
-    panels_size(OUTER_ROWS, columns). Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache
-    while the panels of x pass by.
+    The rows of dy (n, outputs) belong to those of x from (t, 0) on, `columns` wide: the batch ascends, then the steps
+    descend. dW (outputs, columns) rows ld_dW apart; db (outputs) or NULL; dy is readable 4 V past its end; panels is
+    scratch of panels_size(OUTER_ROWS, columns). Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the
+    second-level cache while the panels of x pass by.
     """
     cdef Py_ssize_t V = lanes(table, dy), tile = tile_rows(table, dy), width = panel_width(columns, V), start = 0
     cdef Py_ssize_t count = tiles(columns, TILE_VECTORS * V)
     cdef OuterProduct p
-    p.table, p.batch, p.outputs, p.columns, p.ld_dy = table, batch, outputs, columns, ld_dy
-    p.hx, p.ld_hx, p.slot, p.panels = &hx[0, 0, 0], hx.shape[2], hx.shape[1] * hx.shape[2], panels
+    p.table, p.outputs, p.columns, p.ld_dy, p.ld_dW = table, outputs, columns, ld_dy, ld_dW
+    p.x, p.t, p.b, p.panels = x[0], t, 0, panels
     p.dW, p.db, p.accumulate = dW, db, accumulate
     p.output_parts = max(tiles(outputs, OUTER_COLUMNS), parts(call, tiles(outputs, tile), 2, count, 0))
-    # Rows of hx serve as a panel where copying them costs more than one call of `outer` for each tile and step.
-    cdef bint packs = columns > width or width > hx.shape[2] or 4 * tiles(outputs, tile) > batch
-    p.ld_panel = 0 if packs else hx.shape[2]
+    # Rows of x serve as a panel where copying them costs more than one call of `outer` for each tile and step.
+    cdef bint packs = columns > width or width > x.ld or 4 * tiles(outputs, tile) > x.batch
+    p.ld_panel = 0 if packs else x.ld
     while start < n:
         p.dy = dy + start * ld_dy
-        p.t, p.b = t - start // batch, start % batch
         p.depth = min(OUTER_ROWS, n - start)
         if packs:
             p.row_parts = parts(call, p.depth, 16, 1, 0)
             share(call, <team_task> pack_rows_part[real], &p, p.row_parts, 4. * p.depth * columns)
         else:
-            p.depth = min(p.depth, batch - p.b)
-            p.panels = <void *> &hx[p.t, p.b, 0]
+            p.depth = min(p.depth, live_rows(x.live, x.batch, p.t) - p.b)
+            p.panels = <void *> (<const real *> x.data + (p.t - x.origin) * x.slot + p.b * x.ld)
         share(
             call, <team_task> outer_part[real], &p, count * p.output_parts, <double> p.depth * outputs * columns,
         )
         p.accumulate = True
         start += p.depth
+        advance(x, p.depth, &p.t, &p.b)
     return 0
+
+
+cdef void sum_columns_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    cdef Py_ssize_t width = TILE_VECTORS * lanes(p.table, tag)
+    sum_columns(p, index * width, min(p.outputs, (index + 1) * width), tag)
+
+
+cdef int column_sums(
+    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t columns, const real *terms, Py_ssize_t ld,
+    bint accumulate, real *sums,
+) except -1 nogil:
+    """sums (columns) = (sums or 0) + the rows of terms (n, columns), readable 4 V past their end, in their order."""
+    cdef OuterProduct p
+    p.table, p.depth, p.outputs, p.ld_dy, p.dy, p.db, p.accumulate = table, n, columns, ld, terms, sums, accumulate
+    return share(
+        call, <team_task> sum_columns_part[real], &p, tiles(columns, TILE_VECTORS * lanes(table, terms)),
+        <double> n * columns,
+    )

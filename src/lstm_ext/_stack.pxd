@@ -1,0 +1,80 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from lstm_ext._kernels cimport cell_options, kernels, real
+from lstm_ext._passes cimport Backward, Drop, Forward, Masks, Rows
+from lstm_ext._threads cimport Call
+
+
+cdef struct Batch:
+    # Sequences that run side by side, the longest first.
+    Py_ssize_t size, steps
+    const Py_ssize_t *lengths  # of each; NULL: all have `steps`
+    const Py_ssize_t *live  # how many have more than t steps, t < steps; NULL with lengths
+    const Py_ssize_t *at  # the row of each in States; NULL: its own number
+    Masks masks  # for stacks that draw any
+
+
+cdef struct States:
+    # h (cells, rows, R) and C (cells, rows, H) of so many sequences; NULL: none.
+    void *h
+    void *C
+    Py_ssize_t rows
+
+
+cdef struct Direction:
+    # One cell: its place in the flat parameter vector, its passes, and its arrays.
+    Forward f
+    Backward w
+    cell_options options
+    bint fused
+    Py_ssize_t at_W, at_b, at_terms, at_gains, at_W_r, at_states  # -1: there are none
+    Drop drop_h, drop_W
+    void *packed  # what pack_layers writes
+    void *panels_x
+    void *panels_h
+    void *panels_r
+    void *backward_h
+    void *backward_x
+    void *backward_r
+    void *dropped_W  # (G H, R + I), with weight_dropout
+    void *h_mask
+    void *zone
+    void *h_T  # (B, R): h after each sequence's last step
+    void *saved_h  # (windows, B, R) and (windows, B, H): the states that windows begin with
+    void *saved_C
+
+
+cdef struct Layers:
+    # See `Stack`.
+    const kernels *table
+    Py_ssize_t layers, directions, count  # of cells: layers times directions
+    Py_ssize_t input_dim, hidden_dim, state_dim, gates, features
+    Py_ssize_t batch, steps, window  # the most of them
+    Py_ssize_t parameter_count  # of the cells
+    bint sums, go_backwards, keeps, draws, learns_states
+    Direction *cells
+    void **merged  # of each layer (T, B, F): its outputs, unless they are all in hx; NULL
+    void **dmerged  # of each layer (T, B, F): their gradients
+
+
+cdef class Stack:
+    cdef Layers at
+    cdef list arrays
+    cdef readonly Py_ssize_t bytes
+
+
+cdef int pack_layers(
+    Call *call, Layers *s, const real *parameters, const Batch *batch, bint backward, bint want_dX,
+) except -1 nogil
+
+cdef int layers_forward(
+    Call *call, Layers *s, const real *parameters, const Batch *batch, const Rows *x, const States *initial,
+    const Rows *H, const States *last,
+) except -1 nogil
+
+cdef int layers_backward(
+    Call *call, Layers *s, const real *parameters, const Batch *batch, bint states_given, const Rows *dH,
+    const real *dfinal, const States *dlast, const States *dinitial, const Rows *dX, real *gradient,
+) except -1 nogil
+
+cdef Rows layer_outputs(const Layers *s, Py_ssize_t layer, const real *tag) noexcept nogil

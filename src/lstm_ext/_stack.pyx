@@ -1,0 +1,650 @@
+"""Layers of cells in one or two directions: the whole LSTM but for its head.
+
+Design
+------
+- A layer runs through all steps before the next one does. Its outputs are rows in slots of h, or, where two directions
+  are merged or the slots are used again, an array of their own; the layer above fetches them from there.
+- Every cell's arrays are laid out once, for the most steps and sequences that are to come; a pass allocates nothing.
+- With a window of fewer steps than T the activations of one window are kept at a time, and the states that every
+  window began with: the backward pass computes the others again (checkpoints). The bits are the same.
+- Masks are drawn from counters (Philox): whoever needs one draws it again.
+
+Notation as in _passes.pyx, and F features, the width of a layer's outputs.
+"""
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from lstm_ext._kernels cimport TILE_VECTORS, dropout, kernels, mask, real, table_at
+from lstm_ext._passes cimport (
+    Backward, Cell, Drop, Forward, Rows, copy_states, draw, emit, lanes_rows, run_backward, run_forward,
+)
+from lstm_ext._products cimport (
+    OUTER_ROWS, column_sums, cut, live_rows, pack_cell, pack_panels, panels_size, parts, tiles,
+)
+from lstm_ext._threads cimport Call, share, team_task
+
+from lstm_ext.workspace import aligned_empty
+
+cdef enum:  # kinds of masks
+    INPUT_DROPOUT = 0
+    RECURRENT_DROPOUT = 1
+    ZONEOUT_H = 2
+    ZONEOUT_C = 3
+    WEIGHT_DROPOUT = 4
+    KINDS = 8
+
+ACTIVATIONS = {"tanh": 0, "identity": 1, "relu": 2}
+
+
+cdef Drop make_drop(double probability, Py_ssize_t cell, int kind):
+    cdef Drop drop
+    drop.threshold = <uint32_t> (probability * 4294967296.0)
+    drop.stream = <uint32_t> (KINDS * cell + kind)
+    drop.scale = 1 / (1 - probability)
+    return drop
+
+
+@cython.auto_pickle(False)
+cdef class Stack:
+    """The layers of an architecture and the arrays of their passes.
+
+    Parameters
+    ----------
+    isa : int
+        What the arrays are packed for (`_kernels.current`).
+    architecture : Architecture
+    dtype : numpy.dtype
+    steps, batch : int
+        The most of a batch.
+    keep : bool
+        Whether what a backward pass needs is kept.
+    want_dX, want_outputs : bool
+        Whether dL/dX is wanted, and whether every output of the top layer, beside the last states.
+    draws : bool
+        Whether masks may be drawn.
+    window : int
+        How many steps' activations are kept at a time; 0: all.
+
+    The attribute `bytes` is what the arrays take.
+    """
+
+    def __cinit__(self, *_, **__):
+        self.at.cells = NULL
+        self.at.merged = self.at.dmerged = NULL
+
+    def __init__(
+        self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, *, bint keep, bint want_dX=False,
+        bint want_outputs=False, bint draws=False, Py_ssize_t window=0,
+    ):
+        cdef Layers *s = &self.at
+        options = architecture.options
+        self.arrays, self.bytes = [], 0
+        s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
+        s.count = s.layers * s.directions
+        s.input_dim, s.hidden_dim, s.state_dim = architecture.input_dim, architecture.hidden_dim, architecture.state_dim
+        s.gates, s.features = architecture.gates, architecture.features
+        s.batch, s.steps = batch, steps
+        s.window = steps if not keep or window == 0 else min(window, steps)
+        s.sums, s.go_backwards, s.keeps = options.bidirectional == "sum", options.go_backwards, keep
+        s.draws, s.learns_states = draws, options.learn_initial_state
+        s.cells = <Direction *> calloc(s.count, sizeof(Direction))
+        s.merged = <void **> calloc(s.layers, sizeof(void *))
+        s.dmerged = <void **> calloc(s.layers, sizeof(void *))
+        if s.cells == NULL or s.merged == NULL or s.dmerged == NULL:
+            raise MemoryError()
+        cdef Py_ssize_t at = 0, n
+        for n in range(s.count):
+            at = self.place(&s.cells[n], n, at, options)
+            self.allocate(&s.cells[n], n, dtype, options, draws, want_dX)
+        s.parameter_count = at
+        cdef bint all_slots = keep and s.window == steps
+        for n in range(s.layers):
+            top = n == s.layers - 1
+            if (not top or want_outputs) and (s.directions == 2 or not all_slots):
+                s.merged[n] = self.array(steps * batch * s.features, dtype)
+            if keep and (not top or want_outputs):
+                s.dmerged[n] = self.array(steps * batch * s.features, dtype)
+
+    def __dealloc__(self):
+        free(self.at.cells)
+        free(self.at.merged)
+        free(self.at.dmerged)
+
+    cdef Py_ssize_t place(self, Direction *d, Py_ssize_t n, Py_ssize_t at, options) except -1:
+        """Set where a cell's weights are in the flat vector, from `at` on; return where the next cell's are."""
+        cdef Layers *s = &self.at
+        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
+        cdef Py_ssize_t I = s.input_dim if n < s.directions else s.features
+        d.at_b = d.at_terms = d.at_gains = d.at_W_r = d.at_states = -1
+        d.at_W = at
+        at += GH * (R + I)
+        if options.use_bias:
+            d.at_b = at
+            at += GH
+        if options.peephole or options.layer_norm:
+            d.at_terms = at
+            if options.peephole:
+                at += GH - H
+            if options.layer_norm:
+                d.at_gains = at
+                at += 2 * GH + 2 * H
+            d.w.term_count = at - d.at_terms
+        if R < H:
+            d.at_W_r = at
+            at += R * H
+        if options.learn_initial_state:
+            d.at_states = at
+            at += R + H
+        return at
+
+    cdef int allocate(self, Direction *d, Py_ssize_t n, dtype, options, bint draws, bint want_dX) except -1:
+        """Set what is the same for every batch, and lay out a cell's arrays."""
+        cdef Layers *s = &self.at
+        cdef Cell *cell = &d.f.cell
+        cdef Py_ssize_t itemsize = dtype.itemsize, line = 64 // itemsize, B = s.batch, window = s.window
+        cdef Py_ssize_t V = s.table.f32.lanes if itemsize == sizeof(float) else s.table.f64.lanes
+        cdef Py_ssize_t layer = n // s.directions, I = s.input_dim if layer == 0 else s.features
+        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, rows, windows = tiles(s.steps, window)
+        d.fused = not (
+            options.peephole or options.layer_norm or options.coupled_gates or options.cell_clip is not None or R < H
+            or options.gate_activation != "sigmoid" or options.cell_activation != "tanh" or max(options.zoneout) > 0
+            or (draws and options.recurrent_dropout > 0)
+        )
+        d.options.gates, d.options.hard = s.gates, options.gate_activation == "hard_sigmoid"
+        d.options.activation = ACTIVATIONS[options.cell_activation]
+        d.options.clip = float("inf") if options.cell_clip is None else options.cell_clip
+        cdef Py_ssize_t shared_cell = layer * s.directions
+        if draws:
+            cell.drop_x = make_drop(options.dropout if layer > 0 else 0, shared_cell, INPUT_DROPOUT)
+            d.drop_h = make_drop(options.recurrent_dropout, n, RECURRENT_DROPOUT)
+            d.drop_W = make_drop(options.weight_dropout, n, WEIGHT_DROPOUT)
+        cell.zone_h = make_drop(options.zoneout[0], n, ZONEOUT_H)
+        cell.zone_C = make_drop(options.zoneout[1], n, ZONEOUT_C)
+        cell.zoneout_h, d.options.zoneout = options.zoneout
+
+        cell.table, cell.input_dim, cell.hidden_dim, cell.state_dim, cell.gates = s.table, I, H, R, s.gates
+        cell.options = NULL if d.fused else &d.options
+        cell.x_backwards = (n % s.directions == 1) != (s.go_backwards and layer == 0)
+        d.f.H_backwards = n % s.directions == 1
+        d.f.H_adds = s.sums and d.f.H_backwards
+        cell.slots = window + 1 if s.keeps else 2
+        cell.ld = (tiles(R + I, line) | 1) * line
+        cell.slot = B * cell.ld
+        cell.hx = cell.h = self.array(cell.slots * cell.slot, dtype)
+        cell.h_slot, cell.ld_h = cell.slot, cell.ld
+        if d.drop_h.threshold > 0:
+            cell.h_slot, cell.ld_h = B * R, R
+            cell.h = self.array(cell.slots * B * R, dtype)
+            d.h_mask = self.array(B * R, dtype)
+        cell.C_slots, cell.C_slot = (window + 1, B * H) if s.keeps else (1, 0)
+        cell.C = self.array(cell.C_slots * B * H, dtype)
+        cell.kept = B if s.keeps else 0
+        rows = (window if s.keeps else 1) * B
+        if s.keeps or not d.fused:
+            cell.gate_values = self.array(rows * GH, dtype)
+        if R < H:
+            cell.m = self.array(rows * H, dtype)
+        if options.layer_norm:
+            cell.norm_x, cell.norm_h = self.array(rows * GH, dtype), self.array(rows * GH, dtype)
+            cell.deviations = <double *> self.array(2 * rows * 8 // itemsize, dtype)
+        if draws and max(options.zoneout) > 0:
+            d.zone = self.array(rows * (R + H), dtype)
+        d.h_T = self.array(B * R, dtype)
+        if windows > 1:
+            d.saved_h, d.saved_C = self.array(windows * B * R, dtype), self.array(windows * B * H, dtype)
+
+        if d.fused:
+            d.packed = self.array(tiles(H, V) * (1 + I + H) * TILE_VECTORS * V, dtype)
+        else:
+            d.panels_x, d.panels_h = self.array(panels_size(I, GH, V), dtype), self.array(panels_size(R, GH, V), dtype)
+        if R < H:
+            d.panels_r = self.array(panels_size(H, R, V), dtype)
+        if d.drop_W.threshold > 0:
+            d.dropped_W = self.array(GH * (R + I), dtype)
+        d.f.packed, d.f.panels_x, d.f.panels_h, d.f.panels_r = d.packed, d.panels_x, d.panels_h, d.panels_r
+        if s.keeps:
+            self.allocate_backward(d, n, dtype, options, want_dX or layer > 0, V)
+        return 0
+
+    cdef int allocate_backward(
+        self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
+    ) except -1:
+        cdef Layers *s = &self.at
+        cdef Backward *w = &d.w
+        cdef Py_ssize_t line = 64 // dtype.itemsize, B = s.batch, I = d.f.cell.input_dim
+        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
+        w.dz_rows = max(1, min(s.window, <Py_ssize_t> OUTER_ROWS // B)) * B
+        w.ld_dz = (tiles(GH, line) | 1) * line
+        d.backward_h = self.array(panels_size(GH, R, V), dtype)
+        w.panels_h = d.backward_h
+        if want_dX:
+            d.backward_x = self.array(panels_size(GH, I, V), dtype)
+        w.panels_x = d.backward_x
+        w.dz = self.array(w.dz_rows * w.ld_dz, dtype)
+        w.sums = self.array(panels_size(OUTER_ROWS, max(R + I, H), V), dtype)
+        w.dh, w.dC = self.array(B * R, dtype), self.array(B * H, dtype)
+        w.product = self.array(B * max(R, I), dtype)
+        if d.fused:
+            return 0
+        w.c = self.array(B * H, dtype)
+        if R < H:
+            d.backward_r = self.array(panels_size(R, H, V), dtype)
+            w.panels_r = d.backward_r
+            w.ld_dr = tiles(R, line) * line
+            w.dr, w.dm = self.array(w.dz_rows * w.ld_dr, dtype), self.array(B * H, dtype)
+        if options.layer_norm:
+            w.dz_x, w.dz_h = self.array(w.dz_rows * w.ld_dz, dtype), self.array(w.dz_rows * w.ld_dz, dtype)
+        if options.zoneout[0] > 0:
+            w.direct = self.array(B * R, dtype)
+        if d.at_terms >= 0:
+            w.ld_terms = tiles(w.term_count, line) * line
+            w.terms = self.array(w.dz_rows * w.ld_terms, dtype)
+        return 0
+
+    cdef void *array(self, Py_ssize_t size, dtype) except NULL:
+        """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
+        cdef Py_buffer view
+        array = aligned_empty((size + TILE_VECTORS * 64 // dtype.itemsize,), dtype)
+        self.arrays.append(array)
+        self.bytes += array.nbytes
+        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+        PyBuffer_Release(&view)
+        return view.buf
+
+
+cdef struct WeightDropout:
+    Direction *d
+    const Batch *batch
+    const void *W
+    void *to
+    Py_ssize_t parts
+
+
+cdef void drop_weights_part(const WeightDropout *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    """Some rows of W with dropped columns of h."""
+    cdef const Cell *cell = &p.d.f.cell
+    cdef Py_ssize_t R = cell.state_dim, K = R + cell.input_dim, rows = cell.gates * cell.hidden_dim, row
+    cdef const real *W
+    cdef real *to
+    cdef uint32_t[3] counter
+    for row in range(cut(rows, p.parts, index), cut(rows, p.parts, index + 1)):
+        W, to = <const real *> p.W + row * K, <real *> p.to + row * K
+        counter[0], counter[1], counter[2] = <uint32_t> row, 0, p.d.drop_W.stream
+        dropout(
+            cell.table, R, p.batch.masks.key, counter, p.d.drop_W.threshold, <real> p.d.drop_W.scale, W, to,
+        )
+        if W != to:
+            memcpy(to + R, W + R, cell.input_dim * sizeof(real))
+
+
+cdef int drop_weights(
+    Call *call, Direction *d, const Batch *batch, const real *W, real *to,
+) except -1 nogil:
+    """to = W with dropped and scaled columns of h; to may be W."""
+    cdef WeightDropout p
+    cdef double work = 4. * d.f.cell.gates * d.f.cell.hidden_dim * d.f.cell.state_dim
+    p.d, p.batch, p.W, p.to = d, batch, W, to
+    p.parts = parts(call, d.f.cell.gates * d.f.cell.hidden_dim, 8, 1, work)
+    return share(call, <team_task> drop_weights_part[real], &p, p.parts, work)
+
+
+cdef int pack_layers(
+    Call *call, Layers *s, const real *parameters, const Batch *batch, bint backward, bint want_dX,
+) except -1 nogil:
+    """Pack all weights for the forward pass, or for the backward pass, which the forward pass of its batch precedes."""
+    cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, I, K, n
+    cdef Direction *d
+    cdef const real *W
+    for n in range(s.count):
+        d = &s.cells[n]
+        I = d.f.cell.input_dim
+        K = R + I
+        W = parameters + d.at_W
+        if d.drop_W.threshold > 0:
+            if not backward:
+                drop_weights(call, d, batch, W, <real *> d.dropped_W)
+            W = <const real *> d.dropped_W
+        if backward:
+            pack_panels(call, s.table, GH, R, W, K, 1, <real *> d.backward_h)
+            if n >= s.directions or want_dX:
+                pack_panels(call, s.table, GH, I, W + R, K, 1, <real *> d.backward_x)
+            if R < H:
+                pack_panels(call, s.table, R, H, parameters + d.at_W_r, H, 1, <real *> d.backward_r)
+            continue
+        if d.fused:
+            pack_cell(
+                call, s.table, I, H, W, parameters + d.at_b if d.at_b >= 0 else NULL, <real *> d.packed,
+            )
+        else:
+            pack_panels(call, s.table, I, GH, W + R, 1, K, <real *> d.panels_x)
+            pack_panels(call, s.table, R, GH, W, 1, K, <real *> d.panels_h)
+        if R < H:
+            pack_panels(call, s.table, H, R, parameters + d.at_W_r, 1, H, <real *> d.panels_r)
+    return 0
+
+
+cdef Rows layer_outputs(const Layers *s, Py_ssize_t layer, const real *tag) noexcept nogil:
+    """Every output of a layer, as a forward pass left them: those of step t at rows t B to t B + B."""
+    cdef const Cell *cell = &s.cells[layer * s.directions].f.cell
+    cdef Rows rows
+    rows.first, rows.step, rows.apart = NULL, s.batch, 1
+    if s.merged[layer] != NULL:
+        rows.data, rows.width = s.merged[layer], s.features
+    else:
+        rows.data, rows.width = <real *> cell.h + cell.h_slot, cell.ld_h
+    return rows
+
+
+cdef inline Rows half(const Layers *s, const Rows *rows, Py_ssize_t n, const real *tag) noexcept nogil:
+    """The part of a layer's outputs, or of their gradient, that is one direction's."""
+    cdef Rows part = rows[0]
+    if rows.data != NULL and not s.sums:
+        part.data = <real *> part.data + n % s.directions * s.state_dim
+    return part
+
+
+cdef inline Py_ssize_t state_row(const Batch *batch, Py_ssize_t b) noexcept nogil:
+    return batch.at[b] if batch.at != NULL else b
+
+
+cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogil:
+    return batch.lengths[b] if batch.lengths != NULL else batch.steps
+
+
+cdef void prepare(
+    Layers *s, Direction *d, const real *parameters, const Batch *batch, const Rows *x,
+) noexcept nogil:
+    """Set what a batch changes."""
+    cdef Cell *cell = &d.f.cell
+    cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H
+    cdef const real *tag = parameters
+    cell.batch, cell.steps, cell.lengths, cell.live = batch.size, batch.steps, batch.lengths, batch.live
+    cell.masks, cell.x = batch.masks, x[0]
+    cell.h_mask, cell.zone = d.h_mask, d.zone
+    cell.by_lanes = 0
+    if d.fused and batch.lengths == NULL and cell.drop_x.threshold == 0:
+        cell.by_lanes = lanes_rows(s.table, batch.size, cell.input_dim, H, s.keeps, tag)
+    d.f.bias = parameters + d.at_b if d.at_b >= 0 else NULL
+    if d.at_terms >= 0:
+        d.options.peepholes = parameters + d.at_terms if d.at_terms != d.at_gains else NULL
+    if d.at_gains >= 0:
+        d.f.gain_x, d.f.gain_h = parameters + d.at_gains, parameters + d.at_gains + GH
+        d.options.gain_C = parameters + d.at_gains + 2 * GH
+        d.options.shift_C = parameters + d.at_gains + 2 * GH + H
+
+
+cdef void begin_states(
+    Layers *s, Py_ssize_t n, const real *parameters, const Batch *batch, const States *initial,
+) noexcept nogil:
+    """Put the initial states into the first slots: those given, the learned ones, or zeros."""
+    cdef Direction *d = &s.cells[n]
+    cdef Cell *cell = &d.f.cell
+    cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, j, row
+    cdef const real *h_0 = NULL
+    cdef const real *C_0 = NULL
+    cdef real *h
+    cdef real *hx
+    cdef uint32_t[3] counter
+    cell.origin = 0
+    if s.learns_states and initial.h == NULL:
+        h_0, C_0 = parameters + d.at_states, parameters + d.at_states + R
+    elif initial.h == NULL:
+        memset(cell.C, 0, batch.size * H * sizeof(real))
+    for b in range(batch.size):
+        h, hx = <real *> cell.h + b * cell.ld_h, <real *> cell.hx + b * cell.ld
+        if initial.h != NULL:
+            row = n * initial.rows + state_row(batch, b)
+            h_0, C_0 = <const real *> initial.h + row * R, <const real *> initial.C + row * H
+        if h_0 == NULL:
+            memset(h, 0, R * sizeof(real))
+        else:
+            memcpy(h, h_0, R * sizeof(real))
+            copy_states(cell, 0, b, <real *> C_0, True, parameters)
+        if cell.h_mask != NULL:
+            draw(cell, &d.drop_h, b, -cell.masks.since, counter)
+            mask(
+                s.table, R, batch.masks.key, counter, d.drop_h.threshold, <real> 0, <real> d.drop_h.scale,
+                <real *> d.h_mask + b * R,
+            )
+            mask_state(cell, b, parameters)
+
+
+cdef void mask_state(const Cell *cell, Py_ssize_t b, const real *tag) noexcept nogil:
+    """What W sees of the h in the first slot."""
+    cdef Py_ssize_t R = cell.state_dim, j
+    cdef const real *h = <const real *> cell.h + b * cell.ld_h
+    cdef real *hx = <real *> cell.hx + b * cell.ld
+    for j in range(R):
+        hx[j] = h[j] * (<const real *> cell.h_mask)[b * R + j]
+
+
+cdef void move_states(
+    const Direction *d, Py_ssize_t from_slot, Py_ssize_t saved, bint save, const real *tag,
+) noexcept nogil:
+    """Save the states in a slot as those that window `saved` begins with, or load them into the first one."""
+    cdef const Cell *cell = &d.f.cell
+    cdef Py_ssize_t R = cell.state_dim, B = cell.kept, b
+    cdef real *kept_h = <real *> d.saved_h + saved * B * R
+    cdef real *kept_C = <real *> d.saved_C + saved * cell.C_slot
+    cdef real *h
+    if save:
+        memcpy(kept_C, <const real *> cell.C + from_slot * cell.C_slot, cell.batch * cell.hidden_dim * sizeof(real))
+        for b in range(cell.batch):
+            h = <real *> cell.h + from_slot * cell.h_slot + b * cell.ld_h
+            memcpy(kept_h + b * R, h, R * sizeof(real))
+        return
+    memcpy(cell.C, kept_C, cell.batch * cell.hidden_dim * sizeof(real))
+    for b in range(cell.batch):
+        memcpy(<real *> cell.h + b * cell.ld_h, kept_h + b * R, R * sizeof(real))
+        if cell.h_mask != NULL:
+            mask_state(cell, b, tag)
+
+
+cdef void end_states(
+    Layers *s, Py_ssize_t n, const Batch *batch, const States *last, const real *tag,
+) noexcept nogil:
+    """Take the last states of the sequences that end in the window that was run."""
+    cdef Direction *d = &s.cells[n]
+    cdef Cell *cell = &d.f.cell
+    cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, length, row
+    cdef const real *h
+    for b in range(batch.size):
+        length = length_of(batch, b)
+        if not cell.origin < length <= cell.stop:
+            continue
+        h = <const real *> cell.h + (length - cell.origin) % cell.slots * cell.h_slot + b * cell.ld_h
+        memcpy(<real *> d.h_T + b * R, h, R * sizeof(real))
+        if last.h != NULL:
+            row = n * last.rows + state_row(batch, b)
+            memcpy(<real *> last.h + row * R, h, R * sizeof(real))
+            copy_states(cell, length, b, <real *> last.C + row * H, False, tag)
+
+
+cdef int run_windows(
+    Call *call, Layers *s, Py_ssize_t n, const Batch *batch, const States *last, const real *tag,
+) except -1 nogil:
+    """Run a cell forward through all its steps, a window at a time; saved states begin every one but the first."""
+    cdef Direction *d = &s.cells[n]
+    cdef Cell *cell = &d.f.cell
+    cdef Py_ssize_t window = s.window, origin = 0
+    while origin < batch.steps:
+        cell.origin, cell.stop = origin, min(origin + window, batch.steps)
+        if d.saved_h != NULL:
+            if origin > 0:
+                move_states(d, window, origin // window, True, tag)
+                move_states(d, 0, origin // window, False, tag)
+            else:
+                move_states(d, 0, 0, True, tag)
+        run_forward(call, &d.f, tag)
+        emit(&d.f, cell.stop - 1, 0, batch.size, tag)
+        end_states(s, n, batch, last, tag)
+        origin += window
+    return 0
+
+
+cdef int layers_forward(
+    Call *call, Layers *s, const real *parameters, const Batch *batch, const Rows *x, const States *initial,
+    const Rows *H, const States *last,
+) except -1 nogil:
+    """Run all layers, with the weights as pack_layers left them.
+
+    x        (I) of every sequence and step
+    initial  given states
+    H        out: the top layer's outputs (F), beside its own place for them; data NULL: not wanted
+    last     out: every cell's last states, if they are wanted; h_T has the last h anyway
+    """
+    cdef Rows inputs = x[0], outputs
+    cdef Py_ssize_t layer, n
+    cdef Direction *d
+    for layer in range(s.layers):
+        outputs.data = NULL
+        if layer == s.layers - 1 and H.data != NULL:
+            outputs = H[0]
+        elif s.merged[layer] != NULL:
+            outputs = layer_outputs(s, layer, parameters)
+        for n in range(layer * s.directions, (layer + 1) * s.directions):
+            d = &s.cells[n]
+            prepare(s, d, parameters, batch, &inputs)
+            d.f.H = half(s, &outputs, n, parameters)
+            begin_states(s, n, parameters, batch, initial)
+            run_windows(call, s, n, batch, last, parameters)
+        if layer < s.layers - 1:
+            inputs = layer_outputs(s, layer, parameters)
+    return 0
+
+
+cdef struct InputDropout:
+    Layers *s
+    const Batch *batch
+    const Cell *cell
+    void *rows
+
+
+cdef void drop_inputs_part(const InputDropout *p, Py_ssize_t t, const real *tag) noexcept nogil:
+    """Apply a step's masks to the gradients of the dropped inputs."""
+    cdef const Cell *cell = p.cell
+    cdef Py_ssize_t F = p.s.features, b
+    cdef real *row
+    cdef uint32_t[3] counter
+    for b in range(live_rows(p.batch.live, p.batch.size, t)):
+        row = <real *> p.rows + (t * p.s.batch + b) * F
+        draw(cell, &cell.drop_x, b, t, counter)
+        dropout(
+            cell.table, F, p.batch.masks.key, counter, cell.drop_x.threshold, <real> cell.drop_x.scale, row, row,
+        )
+
+
+cdef void begin_gradients(
+    Layers *s, Py_ssize_t n, const Batch *batch, const real *dfinal, const States *dlast, const real *tag,
+) noexcept nogil:
+    """dh and dC after the last steps: of the last states, and for the top layer of what the head saw of them."""
+    cdef Backward *w = &s.cells[n].w
+    cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, j, row
+    cdef Py_ssize_t offset = 0 if s.sums else n % s.directions * R
+    cdef real *dh = <real *> w.dh
+    cdef real *dC = <real *> w.dC
+    if dlast.h == NULL:
+        memset(dh, 0, batch.size * R * sizeof(real))
+        memset(dC, 0, batch.size * H * sizeof(real))
+    else:
+        for b in range(batch.size):
+            row = n * dlast.rows + state_row(batch, b)
+            memcpy(dh + b * R, <const real *> dlast.h + row * R, R * sizeof(real))
+            memcpy(dC + b * H, <const real *> dlast.C + row * H, H * sizeof(real))
+    if dfinal != NULL and n >= s.count - s.directions:
+        for b in range(batch.size):
+            for j in range(R):
+                dh[b * R + j] += dfinal[b * s.features + offset + j]
+
+
+cdef int end_gradients(
+    Call *call, Layers *s, Py_ssize_t n, const Batch *batch, const States *dinitial, bint learns, real *gradient,
+) except -1 nogil:
+    """The gradients of the initial states, given or learned."""
+    cdef Direction *d = &s.cells[n]
+    cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, row
+    cdef real *dh = <real *> d.w.dh
+    cdef real *dC = <real *> d.w.dC
+    if dinitial.h != NULL:
+        for b in range(batch.size):
+            row = n * dinitial.rows + state_row(batch, b)
+            memcpy(<real *> dinitial.h + row * R, dh + b * R, R * sizeof(real))
+            memcpy(<real *> dinitial.C + row * H, dC + b * H, H * sizeof(real))
+    if d.at_states < 0:
+        return 0
+    if not learns:
+        memset(gradient + d.at_states, 0, (R + H) * sizeof(real))
+        return 0
+    column_sums(call, s.table, batch.size, R, <const real *> dh, R, False, gradient + d.at_states)
+    return column_sums(call, s.table, batch.size, H, <const real *> dC, H, False, gradient + d.at_states + R)
+
+
+cdef int run_windows_backward(Call *call, Layers *s, Direction *d, const real *tag) except -1 nogil:
+    """Run a cell backward through all its steps; what is not there any more of their activations is computed again."""
+    cdef Cell *cell = &d.f.cell
+    cdef Py_ssize_t window = s.window, origin = (cell.steps - 1) // window * window
+    d.f.H.data = NULL
+    while origin >= 0:
+        if origin != cell.origin:
+            cell.origin, cell.stop = origin, origin + window
+            move_states(d, 0, origin // window, False, tag)
+            run_forward(call, &d.f, tag)
+        d.w.cell = cell[0]
+        run_backward(call, &d.w, tag)
+        origin -= window
+    return 0
+
+
+cdef int layers_backward(
+    Call *call, Layers *s, const real *parameters, const Batch *batch, bint states_given, const Rows *dH,
+    const real *dfinal, const States *dlast, const States *dinitial, const Rows *dX, real *gradient,
+) except -1 nogil:
+    """Backpropagate through all layers, after layers_forward of the same batch and pack_layers.
+
+    states_given  whether the forward pass was given initial states
+    dH        dL/d outputs of the top layer; data NULL: none
+    dfinal    (B, F) dL/d what the head sees of the last h, or NULL
+    dlast     dL/d last states; NULL: none
+    dinitial  out: dL/d initial states, if wanted
+    dX        out, if wanted: the rows of the batch
+    gradient  out: the cells' part of the flat gradient
+    """
+    cdef Rows dinputs, doutputs = dH[0]
+    cdef Py_ssize_t layer = s.layers, n, k
+    cdef Direction *d
+    cdef InputDropout dropped
+    cdef bint learns = s.learns_states and not states_given
+    while layer > 0:
+        layer -= 1
+        dinputs = dX[0]
+        if layer > 0:
+            dinputs.first = NULL
+            dinputs.data, dinputs.width, dinputs.step, dinputs.apart = s.dmerged[layer - 1], s.features, s.batch, 1
+        for k in range(s.directions):
+            n = layer * s.directions + k
+            d = &s.cells[n]
+            d.w.dH, d.w.dH_backwards = half(s, &doutputs, n, parameters), k == 1
+            d.w.dX, d.w.dX_adds = dinputs, k == 1
+            d.w.want_dh0 = dinitial.h != NULL or learns
+            d.w.dW = gradient + d.at_W
+            d.w.db = gradient + d.at_b if d.at_b >= 0 else NULL
+            d.w.dterms = gradient + d.at_terms if d.at_terms >= 0 else NULL
+            d.w.dW_r = gradient + d.at_W_r if d.at_W_r >= 0 else NULL
+            d.w.gain_x, d.w.gain_h = d.f.gain_x, d.f.gain_h
+            begin_gradients(s, n, batch, dfinal, dlast, parameters)
+            run_windows_backward(call, s, d, parameters)
+            if d.drop_W.threshold > 0:
+                drop_weights(call, d, batch, gradient + d.at_W, gradient + d.at_W)
+            end_gradients(call, s, n, batch, dinitial, learns, gradient)
+        d = &s.cells[layer * s.directions]
+        if layer > 0 and d.f.cell.drop_x.threshold > 0:
+            dropped.s, dropped.batch, dropped.cell, dropped.rows = s, batch, &d.f.cell, s.dmerged[layer - 1]
+            share(
+                call, <team_task> drop_inputs_part[real], &dropped, batch.steps,
+                4. * batch.steps * batch.size * s.features,
+            )
+        doutputs = dinputs
+    return 0
