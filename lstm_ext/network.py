@@ -31,7 +31,8 @@ from lstm_ext.data import SequenceScaler
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.parameters import SIZES, initialize, parameter_count, parameter_views
 from lstm_ext.persistence import read_model, write_model
-from lstm_ext.plan import TARGETS, Plan, Sequences
+from lstm_ext.plan import TARGETS, Plan
+from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 from lstm_ext.workspace import Activations, BackwardScratch, Shape
 
