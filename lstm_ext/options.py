@@ -5,6 +5,7 @@ An `Architecture` is all that the layout of the parameters, the model files and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypedDict, cast
@@ -169,7 +170,7 @@ def _as_optional_size(name: str, value: Any) -> int | None:
 def _as_merge(name: str, value: Any) -> str | None:
     if value is not None and not (isinstance(value, str) and value in MERGES):
         raise ValueError(f"{name} is {value!r}; expected None, 'concat' or 'sum'")
-    return cast("str | None", value)
+    return value
 
 
 def _as_clip(name: str, value: Any) -> float | None:
@@ -179,7 +180,7 @@ def _as_clip(name: str, value: Any) -> float | None:
     return clip
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "num_layers": as_size,
     "bidirectional": _as_merge,
     "go_backwards": as_flag,
@@ -251,6 +252,9 @@ class Architecture:
         proj_size = self.options.proj_size
         if proj_size is not None and proj_size >= self.hidden_dim:
             raise ValueError(f"proj_size is {proj_size}; expected less than hidden_dim, which is {self.hidden_dim}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # nothing that follows from them
 
     @property
     def sizes(self) -> tuple[int, ...]:

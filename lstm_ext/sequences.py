@@ -75,8 +75,9 @@ class Sequences:
                 )
             parts = [as_shape(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(cast("Sequence[Any]", X))]
             self.rows = np.concatenate(parts)
-            self._count(np.array([len(part) for part in parts]))
-            self.steps = self.longest
+            counts = np.array([len(part) for part in parts])
+            self._count(counts)
+            self.steps = int(counts.max())
         elif given:
             source = as_numbers("X", X)
             check_shape("X", source.shape, ("N", "T", input_dim))
