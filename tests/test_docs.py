@@ -35,7 +35,7 @@ def public_names():
         if inspect.isclass(value):
             yield from members(f"lstm_ext.{name}", value)
     for name, value in inspect.getmembers(reference, inspect.isfunction):
-        if value.__module__ == reference.__name__ and not name.startswith("_"):
+        if name in reference.__all__:
             yield f"lstm_ext.reference.{name}"
 
 
