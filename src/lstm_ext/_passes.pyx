@@ -167,8 +167,9 @@ cdef void forward_lanes(const Forward *f, Py_ssize_t b, Py_ssize_t b_end, const 
             C = <real *> f.C + t % f.C_slots * f.C_slot + b * H
             lanes_forward(
                 f.table, count, n, f.input_dim, H, <const real *> f.rows + t * f.input_dim, first,
-                <const real *> f.packed, <const real *> now, <real *> f.hx + (t + count) % f.slots * f.slot + b * f.ld,
-                f.ld, now if all_slots else NULL, f.slot, C, f.C_slot if f.C_slots > 1 else 0,
+                f.input_dim, <const real *> f.packed, <const real *> now,
+                <real *> f.hx + (t + count) % f.slots * f.slot + b * f.ld, f.ld,
+                now if all_slots else NULL, f.slot, C, f.C_slot if f.C_slots > 1 else 0,
                 <real *> f.gates + 4 * (t * f.C_slot + b * H) if f.gates != NULL else NULL,
             )
             for s in range(t, min(t + count, f.steps - 1)):
