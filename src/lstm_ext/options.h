@@ -179,9 +179,10 @@ INLINE void NAME(cell_step_units)(const cell_options *options, ptrdiff_t units, 
 static void NAME(cell_step)(const cell_options *options, ptrdiff_t hidden_dim, real *z, const real *C_prev,
                             const real *zone, real *C, real *m)
 {
-    const real *peepholes = options->peepholes, *gain = options->gain_C, *shift = options->shift_C;
+    const cell_options own = *options; /* which no store changes */
+    const real *peepholes = own.peepholes, *gain = own.gain_C, *shift = own.shift_C;
 #define BODY(u, n)                                                                                                     \
-    NAME(cell_step_units)(options, n, hidden_dim, z + u, peepholes ? peepholes + u : NULL, C_prev + u,                 \
+    NAME(cell_step_units)(&own, n, hidden_dim, z + u, peepholes ? peepholes + u : NULL, C_prev + u,                 \
                           zone ? zone + u : NULL, C + u, m + u)
     EACH_VECTOR(hidden_dim, BODY);
 #undef BODY
@@ -283,11 +284,12 @@ static void NAME(cell_step_backward)(const cell_options *options, ptrdiff_t hidd
                                      const real *C_prev, const real *zone, const real *dm, real *dC, real *dz, real *c,
                                      real *dn)
 {
-    const real *peepholes = options->peepholes;
-    if (options->gain_C)
+    const cell_options own = *options; /* which no store changes */
+    const real *peepholes = own.peepholes;
+    if (own.gain_C)
         NAME(normed_backward)(options, hidden_dim, gates, C_prev, dm, dz, c, dn);
 #define BODY(u, n)                                                                                                     \
-    NAME(cell_step_backward_units)(options, n, hidden_dim, gates + u, peepholes ? peepholes + u : NULL, C_prev + u,    \
+    NAME(cell_step_backward_units)(&own, n, hidden_dim, gates + u, peepholes ? peepholes + u : NULL, C_prev + u,    \
                                    zone ? zone + u : NULL, dm + u, dC + u, dz + u, c + u)
     EACH_VECTOR(hidden_dim, BODY);
 #undef BODY
@@ -360,23 +362,30 @@ INLINE void NAME(next_words)(NAME(stream) *stream, uint32_t *words)
     ((longs *)words)[1] = PAIRS(x, y, 1);
 }
 
-/* body(j, n, dropped) for each vector of n elements: the lanes whose word is below `threshold`. */
-#define EACH_WORDS(n, key, counter, threshold, body)                                                                   \
-    NAME(stream) stream;                                                                                               \
-    NAME(open_stream)(&stream, key, counter);                                                                          \
-    for (ptrdiff_t begin_ = 0; begin_ < (n); begin_ += 4 * D) {                                                        \
-        uint32_t words[4 * D] __attribute__((aligned(VECTOR_BYTES)));                                                  \
-        NAME(next_words)(&stream, words);                                                                              \
-        UNROLL for (ptrdiff_t l = 0; l < 4 * D; l += V) if (begin_ + l < (n))                                          \
-            body(begin_ + l, (n) - begin_ - l,                                                                         \
-                 (__builtin_convertvector(*(const NAME(words_unaligned) *)(words + l), bitvec) < (bits)(threshold)));  \
-    }
+/* body(j, n, below) for each vector of n elements, `below` the lanes whose word is below the threshold. */
+#define WORDS_BELOW(l, threshold)                                                                                      \
+    (__builtin_convertvector(*(const NAME(words_unaligned) *)(words_ + (l)), bitvec) < (bits)(threshold))
+#define EACH_WORDS(count, key, counter, threshold, body)                                                               \
+    do {                                                                                                               \
+        NAME(stream) stream_;                                                                                          \
+        uint32_t words_[4 * D] __attribute__((aligned(VECTOR_BYTES)));                                                 \
+        NAME(open_stream)(&stream_, key, counter);                                                                     \
+        ptrdiff_t j_ = 0;                                                                                              \
+        for (; j_ + 4 * D <= (count); j_ += 4 * D) {                                                                   \
+            NAME(next_words)(&stream_, words_);                                                                        \
+            UNROLL for (ptrdiff_t l = 0; l < 4 * D; l += V) body(j_ + l, V, WORDS_BELOW(l, threshold));                \
+        }                                                                                                              \
+        if (j_ < (count))                                                                                              \
+            NAME(next_words)(&stream_, words_);                                                                        \
+        for (ptrdiff_t l = 0; j_ + l < (count); l += V)                                                                \
+            body(j_ + l, (count) - j_ - l, WORDS_BELOW(l, threshold));                                                 \
+    } while (0)
 
 static void NAME(mask)(ptrdiff_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold, real dropped,
                        real kept, real *y)
 {
 #define BODY(j, m, below) NAME(store_n)(y + j, (vec)((bitvec)WHERE(below, K(dropped)) | (bitvec)WHERE(~(below), K(kept))), m)
-    EACH_WORDS(n, key, counter, threshold, BODY)
+    EACH_WORDS(n, key, counter, threshold, BODY);
 #undef BODY
 }
 
@@ -384,6 +393,6 @@ static void NAME(dropout)(ptrdiff_t n, const uint32_t *key, const uint32_t *coun
                           const real *x, real *y)
 {
 #define BODY(j, m, below) NAME(store_n)(y + j, WHERE(~below, K(scale) * NAME(load_n)(x + j, m)), m)
-    EACH_WORDS(n, key, counter, threshold, BODY)
+    EACH_WORDS(n, key, counter, threshold, BODY);
 #undef BODY
 }
