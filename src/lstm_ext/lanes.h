@@ -117,7 +117,7 @@ INLINE void NAME(lanes_units)(const int U, ptrdiff_t rows, ptrdiff_t input_dim, 
     LANES_MULTIPLY_ADD(U, z, input_dim, w, hx + hidden_dim * V);
     LANES_MULTIPLY_ADD(U, z, hidden_dim, w, hx);
     UNROLL for (int j = 0; j < U; j++) {
-        NAME(activate_gates)(z[j]);
+        NAME(activate_gates)(4, z[j]);
         c[j] = FMA(z[j][1], NAME(load_n)(C_prev + j * rows, rows), z[j][0] * z[j][2]);
         NAME(store_n)(C + j * rows, c[j], rows);
         if (gates)
@@ -152,8 +152,9 @@ INLINE void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidd
 }
 
 static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
-                                const real *x, const ptrdiff_t *first, const real *packed, const real *h_prev, real *h,
-                                ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates)
+                                const real *x, const ptrdiff_t *first, ptrdiff_t x_step, const real *packed,
+                                const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C,
+                                ptrdiff_t C_step, real *gates)
 {
     PANEL(x_panel, PANEL_COLUMNS);
     real hx_panels[2][(PANEL_COLUMNS + SQUARE) * V] __attribute__((aligned(VECTOR_BYTES)));
@@ -164,12 +165,13 @@ static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input
     for (ptrdiff_t l = 0; l < V; l++)
         at[l] = first[l < rows ? l : 0] * input_dim;
     for (ptrdiff_t t = 0; t < steps; t++) {
-        const ptrdiff_t left = steps - t, in_chunk = t % chunk;
+        const ptrdiff_t in_chunk = t % chunk, left = steps - (t - in_chunk), count = left < chunk ? left : chunk;
+        const ptrdiff_t place = x_step < 0 ? count - 1 - in_chunk : in_chunk; /* in memory's order */
         real *now = hx_panels[t % 2], *C_t = C + t * C_step;
         if (in_chunk == 0)
-            NAME(rows_to_panel)((left < chunk ? left : chunk) * input_dim, x + t * input_dim, at, x_panel);
+            NAME(rows_to_panel)(count * input_dim, x + t * x_step - place * input_dim, at, x_panel);
         for (ptrdiff_t k = 0; k < input_dim; k++)
-            NAME(store)(now + (hidden_dim + k) * V, NAME(load)(x_panel + (in_chunk * input_dim + k) * V));
+            NAME(store)(now + (hidden_dim + k) * V, NAME(load)(x_panel + (place * input_dim + k) * V));
         if (hx)
             NAME(panel_to_padded_rows)(rows, hidden_dim + input_dim, now, hx + t * hx_step, ld_h);
         NAME(lanes_step)(rows, input_dim, hidden_dim, packed, now, C_t, C_t + C_step, hx_panels[(t + 1) % 2],
