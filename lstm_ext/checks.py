@@ -53,7 +53,14 @@ def make_generator(seed: Any) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def as_number(name: str, value: Any, *, low: float, high: float = math.inf) -> float:
+def as_flag(name: str, value: Any) -> bool:
+    """Return a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}; expected True or False")
+    return bool(value)
+
+
+def as_number(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
     """Return a finite float in [low, high)."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} is {value!r}; expected a number")
@@ -62,8 +69,9 @@ def as_number(name: str, value: Any, *, low: float, high: float = math.inf) -> f
     except OverflowError:
         number = math.inf
     if not (math.isfinite(number) and low <= number < high):
+        lower = "" if math.isinf(low) else f" of at least {low:g}"
         upper = "" if math.isinf(high) else f" and below {high:g}"
-        raise ValueError(f"{name} is {number}; expected a finite number of at least {low:g}{upper}")
+        raise ValueError(f"{name} is {number}; expected a finite number{lower}{upper}")
     return number
 
 
@@ -105,11 +113,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         flags = value.flags
         if flags.c_contiguous and flags.aligned and _kernels.is_finite(value):  # the usual case takes the short way
             return cast(Array, value)
-    source = as_array(name, value)
-    if source.dtype.kind not in "fiub":
-        raise TypeError(f"{name} has dtype {source.dtype}; expected real numbers")
-    if source.size == 0:
-        raise ValueError(f"{name} has shape {source.shape}; expected no axis of length 0")
+    source = as_numbers(name, value)
     if source.dtype.kind in "iu":
         limit = 2 ** _MANTISSA_BITS[dtype.name]
         largest = max(int(source.max()), -int(source.min()))
@@ -124,6 +128,16 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         result = result.copy()
     _check_finite(name, source, result)
     return result.reshape(source.shape)
+
+
+def as_numbers(name: str, value: Any) -> Array:
+    """Return `value` as an array of real numbers with no axis of length 0."""
+    source = as_array(name, value)
+    if source.dtype.kind not in "fiub":
+        raise TypeError(f"{name} has dtype {source.dtype}; expected real numbers")
+    if source.size == 0:
+        raise ValueError(f"{name} has shape {source.shape}; expected no axis of length 0")
+    return source
 
 
 def as_array(name: str, value: Any) -> Array:
@@ -157,15 +171,20 @@ def _check_finite(name: str, source: Array, converted: Array) -> None:
 def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int | str, ...]) -> Array:
     """Return `as_real` of a `value` whose shape is `shape`; a name in it stands for any length."""
     result = as_real(name, value, dtype)
-    if result.shape == shape:
-        return result
-    fits = result.ndim == len(shape) and all(
-        isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, result.shape, strict=True)
+    check_shape(name, result.shape, shape)
+    return result
+
+
+def check_shape(name: str, given: tuple[int, ...], shape: tuple[int | str, ...]) -> None:
+    """Raise unless an array's shape is `shape`; a name in it stands for any length."""
+    if given == shape:
+        return
+    fits = len(given) == len(shape) and all(
+        isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, given, strict=True)
     )
     if not fits:
         expected = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
-        raise ValueError(f"{name} has shape {result.shape}; expected {expected}")
-    return result
+        raise ValueError(f"{name} has shape {given}; expected {expected}")
 
 
 def check_output(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

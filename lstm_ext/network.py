@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NoReturn, Self, overload
+from typing import Any, Literal, NamedTuple, NoReturn, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -29,9 +29,11 @@ from lstm_ext.checks import (
 )
 from lstm_ext.data import SequenceScaler
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
-from lstm_ext.parameters import SIZES, initialize, parameter_count, parameter_views
+from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture
+from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
 from lstm_ext.persistence import read_model, write_model
-from lstm_ext.plan import TARGETS, Plan, Sequences
+from lstm_ext.plan import TARGETS, Plan
+from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 from lstm_ext.workspace import Activations, BackwardScratch, Shape
 
@@ -72,50 +74,63 @@ class _Weight:
         self._name = name
 
     def __get__(self, owner: Any, _: type | None = None) -> Any:
-        return self if owner is None else owner.named_parameters()[self._name]
+        return self if owner is None else self._view(owner)
 
     def __set__(self, owner: Any, value: ArrayLike) -> None:
-        view = owner.named_parameters()[self._name]
+        view = self._view(owner)
         view[...] = as_shape(self._name, value, view.dtype, view.shape)
+
+    def _view(self, owner: Any) -> Array:
+        view: Array | None = owner.named_parameters().get(self._name)
+        if view is None:
+            raise AttributeError(f"{owner!r} has no {self._name}")
+        return view
 
 
 class _Parametrised:
-    """Sizes, dtype, and the flat parameter vector with its named views."""
+    """Architecture, dtype, and the flat parameter vector with its named views."""
 
-    def __init__(self, sizes: tuple[int, ...], dtype: DTypeLike, init: str, seed: int | None) -> None:
-        self._sizes = tuple(as_size(*pair) for pair in zip(SIZES, sizes, strict=False))
+    def __init__(self, architecture: Architecture, dtype: DTypeLike, init: str, seed: int | None) -> None:
         native = as_dtype(dtype)
-        check_allocatable("W", 4, self._sizes[1], self._sizes[1] + self._sizes[0])
-        check_allocatable("W_y", *self._sizes[1:])
-        self._use(np.zeros(parameter_count(*self._sizes), native))
-        initialize(self._views, init, seed)
+        hidden_dim, output_dim, features = architecture.hidden_dim, architecture.output_dim, architecture.features
+        check_allocatable("W", architecture.gates, hidden_dim, architecture.state_dim + architecture.input_dim)
+        check_allocatable("W_y", output_dim or 0, features)
+        check_allocatable("the parameter vector", parameter_count(architecture))
+        self._use(architecture, np.zeros(parameter_count(architecture), native))
+        initialize(self._views, architecture, init, seed)
 
-    def _use(self, vector: Array) -> None:
+    def _use(self, architecture: Architecture, vector: Array) -> None:
+        self._architecture, self._sizes = architecture, architecture.sizes
         self._parameters = vector
-        self._views = parameter_views(vector, *self._sizes)
+        self._views = parameter_views(vector, architecture)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"sizes": self._sizes, "parameters": self._parameters}
+        return {"architecture": self._architecture, "parameters": self._parameters}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._sizes = state["sizes"]
-        self._use(np.array(state["parameters"]))  # from `copy.copy` they are another's, from a buffer read-only
+        # from `copy.copy` the parameters are another's, from a buffer read-only
+        self._use(state["architecture"], np.array(state["parameters"]))
 
     @classmethod
-    def _from_parameters(cls, vector: Array, *sizes: int) -> Self:
-        """Return one whose `parameters` is `vector`, not a copy; contiguous, with the length that `sizes` ask for."""
+    def _from_parameters(cls, vector: Array, architecture: Architecture) -> Self:
+        """Return one whose `parameters` is `vector`, not a copy; contiguous, with the length of the architecture's."""
         made = cls.__new__(cls)
-        made._sizes = sizes
-        made._use(vector)
+        made._use(architecture, vector)
         return made
 
     def __repr__(self) -> str:
-        sizes = "".join(f"{name}={size}, " for name, size in zip(SIZES, self._sizes, strict=False))
-        return f"{type(self).__name__}({sizes}dtype='{self.dtype}')"
+        arguments = {name: getattr(self, name) for name in SIZES if hasattr(self, name)}
+        arguments |= self._architecture.options.changed() | {"dtype": self.dtype.name}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
+    @property
+    def architecture(self) -> Architecture:
+        """Sizes and options."""
+        return self._architecture
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes: input_dim, hidden_dim and, for a network, output_dim."""
+        """The sizes: input_dim, hidden_dim and, with a head, output_dim."""
         return self._sizes
 
     @property
@@ -125,7 +140,7 @@ class _Parametrised:
 
     @property
     def hidden_dim(self) -> int:
-        """The number of hidden units, the width of h_t and C_t."""
+        """The number of hidden units, the width of C_t; and of h_t without a projection."""
         return self._sizes[1]
 
     @property
@@ -166,7 +181,7 @@ class LSTMCell(_Parametrised):
         The widths of x_t and h_t, at least 1.
     dtype : {"float32", "float64"}
         Of parameters and results.
-    init : {"glorot", "reference"}
+    init : {"glorot", "keras", "pytorch", "reference"}
         See `lstm_ext.parameters.initialize`.
     seed : int, optional
         The same seed gives the same weights. With ``init="reference"`` the draws come from
@@ -196,10 +211,10 @@ class LSTMCell(_Parametrised):
         init: str = "glorot",
         seed: int | None = None,
     ) -> None:
-        super().__init__((input_dim, hidden_dim), dtype, init, seed)
+        super().__init__(Architecture(input_dim, hidden_dim), dtype, init, seed)
 
-    def _use(self, vector: Array) -> None:
-        super()._use(vector)
+    def _use(self, architecture: Architecture, vector: Array) -> None:
+        super()._use(architecture, vector)
         gates = 4 * self.hidden_dim
         end = gates * (self.hidden_dim + self.input_dim)
         self._W = vector[:end].reshape(gates, -1)
@@ -272,20 +287,45 @@ class LSTMCell(_Parametrised):
         return x.reshape(1, 1, -1), h.T, C.T
 
 
-class LSTM(_Parametrised):
-    """The sequence layer alone, for those who build their own models.
+class _Layers(_Parametrised):
+    """What has cells by `Options`, and maybe a head."""
+
+    def _use(self, architecture: Architecture, vector: Array) -> None:
+        super()._use(architecture, vector)
+        self._lstm_cell = None
+        if architecture.is_plain:
+            cell = Architecture(architecture.input_dim, architecture.hidden_dim)
+            self._lstm_cell = LSTMCell._from_parameters(vector[: parameter_count(cell)], cell)
+
+    @property
+    def options(self) -> Options:
+        """The options, as they were given to the constructor or are by default."""
+        return self._architecture.options
+
+    @property
+    def lstm_cell(self) -> LSTMCell:
+        """The cell, a view of `parameters`; only of one layer without options."""
+        if self._lstm_cell is None:
+            raise AttributeError(f"{self!r} has no lstm_cell, which is without options; use named_parameters()")
+        return self._lstm_cell
+
+
+class LSTM(_Layers):
+    """The sequence layers alone, for those who build their own models.
 
     Parameters
     ----------
     input_dim, hidden_dim : int
-        The widths of x_t and h_t, at least 1.
+        The widths of x_t and C_t, at least 1.
     dtype, init, seed : optional
         As for `LSTMCell`.
+    **options
+        As for `Options`: layers, directions, the cells' equations, and what training drops.
 
     Attributes
     ----------
     lstm_cell : LSTMCell
-        The weights by name; its vector is this layer's.
+        The weights by name; its vector is this layer's. Only without options, where `named_parameters` has them.
     """
 
     def __init__(
@@ -296,17 +336,9 @@ class LSTM(_Parametrised):
         dtype: DTypeLike = "float32",
         init: str = "glorot",
         seed: int | None = None,
+        **options: Unpack[OptionArguments],
     ) -> None:
-        super().__init__((input_dim, hidden_dim), dtype, init, seed)
-
-    def _use(self, vector: Array) -> None:
-        super()._use(vector)
-        self._lstm_cell = LSTMCell._from_parameters(vector, *self._sizes)
-
-    @property
-    def lstm_cell(self) -> LSTMCell:
-        """The cell: a view of this layer's parameters."""
-        return self._lstm_cell
+        super().__init__(as_architecture(input_dim, hidden_dim, None, options), dtype, init, seed)
 
     @overload
     def forward(
@@ -442,21 +474,25 @@ class State(_inference.Streams):
         raise TypeError("stream states are packed for this process; save the network instead")
 
 
-class LSTMNetwork(_Parametrised):
-    """An LSTM layer with a linear head: y_t = W_y h_t + b_y.
+class LSTMNetwork(_Layers):
+    """LSTM layers with a linear head: y_t = W_y h_t + b_y.
 
     Parameters
     ----------
-    input_dim, hidden_dim, output_dim : int
-        The widths of x_t, h_t and y_t, at least 1.
+    input_dim, hidden_dim : int
+        The widths of x_t and C_t, at least 1.
+    output_dim : int or None
+        The width of y_t, at least 1; None for no head: y_t is the top layer's output.
     dtype, init, seed : optional
         As for `LSTMCell`.
+    **options
+        As for `Options`: layers, directions, the cells' equations, and what training drops.
 
     Attributes
     ----------
     lstm_cell : LSTMCell
-        The cell's weights by name.
-    W_y : ndarray (output_dim, hidden_dim)
+        The cell's weights by name. Only without options, where `named_parameters` has them.
+    W_y : ndarray (output_dim, width of the top layer's outputs)
         A writable view of `parameters`, as are all weights.
     b_y : ndarray (output_dim, 1)
     """
@@ -467,28 +503,19 @@ class LSTMNetwork(_Parametrised):
         self,
         input_dim: int,
         hidden_dim: int,
-        output_dim: int,
+        output_dim: int | None,
         *,
         dtype: DTypeLike = "float32",
         init: str = "glorot",
         seed: int | None = None,
+        **options: Unpack[OptionArguments],
     ) -> None:
-        super().__init__((input_dim, hidden_dim, output_dim), dtype, init, seed)
-
-    def _use(self, vector: Array) -> None:
-        super()._use(vector)
-        cell_sizes = self._sizes[:2]
-        self._lstm_cell = LSTMCell._from_parameters(vector[: parameter_count(*cell_sizes)], *cell_sizes)
+        super().__init__(as_architecture(input_dim, hidden_dim, output_dim, options), dtype, init, seed)
 
     @property
-    def lstm_cell(self) -> LSTMCell:
-        """The cell: a view of this network's parameters."""
-        return self._lstm_cell
-
-    @property
-    def output_dim(self) -> int:
-        """The width of y_t."""
-        return self._sizes[2]
+    def output_dim(self) -> int | None:
+        """The width of y_t; None without a head."""
+        return self._architecture.output_dim
 
     def summary(self) -> str:
         """Return a table of the weights: layer, name, shape, number of parameters, bytes.
@@ -515,15 +542,24 @@ class LSTMNetwork(_Parametrised):
         linear  b_y     (2, 1)           2      8
         total                          192    768
         """
-        cell = self._lstm_cell.named_parameters()
+        layers = {
+            name + cell.suffix: self._layer_name(cell)
+            for cell in self._architecture.cells
+            for name in cell_shapes(self._architecture, cell.input_dim)
+        }
         rows = [("layer", "weight", "shape", "parameters", "bytes")]
         for name, weight in self._views.items():
-            layer = "LSTM" if name in cell else "linear"
+            layer = layers.get(name, "linear")
             rows.append((layer, name, str(weight.shape), str(weight.size), str(weight.nbytes)))
         rows.append(("total", "", "", str(self._parameters.size), str(self._parameters.nbytes)))
         a, b, c, d, e = (max(map(len, column)) for column in zip(*rows, strict=True))
         lines = (f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:{c}}  {row[3]:>{d}}  {row[4]:>{e}}" for row in rows)
         return "\n".join([repr(self), *lines])
+
+    def _layer_name(self, cell: Cell) -> str:
+        layer = f" {cell.layer}" if self.options.num_layers > 1 else ""
+        direction = (" reverse" if cell.reverse else " forward") if self.options.bidirectional is not None else ""
+        return f"LSTM{layer}{direction}"
 
     def save(
         self,
@@ -554,7 +590,7 @@ class LSTMNetwork(_Parametrised):
         RuntimeError
             If the scaler is not fitted.
         """
-        write_model(path, self._sizes, self._parameters, scaler, details)
+        write_model(path, self._architecture, self._parameters, scaler, details)
 
     def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
         """Run over one sequence from the zero state.
@@ -791,7 +827,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         As for `load`.
     """
     contents = read_model(path)
-    network = LSTMNetwork._from_parameters(contents.parameters, *contents.sizes)
+    network = LSTMNetwork._from_parameters(contents.parameters, contents.architecture)
     return Model(network, contents.scaler, contents.details)
 
 

@@ -2,101 +2,213 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from lstm_ext.checks import Array, as_choice, as_size, make_generator
+from lstm_ext.checks import Array, as_choice, as_real, make_generator
+from lstm_ext.options import Architecture, OptionArguments, as_architecture
 
 LAYOUT_VERSION = 1
 """The version of `parameter_layout`: a change of names, order or shapes changes it."""
 
-SIZES = ("input_dim", "hidden_dim", "output_dim")
-"""A network's sizes, in the order of every signature; a cell and a layer have the first two."""
-
 GATES = ("i", "f", "C", "o")
 """The order of the gates in storage, by the article's names (C is the candidate, elsewhere called g)."""
 
+INITS = ("glorot", "keras", "pytorch", "reference")
+
 
 def parameter_layout(
-    input_dim: int, hidden_dim: int, output_dim: int | None = None
+    input_dim: int, hidden_dim: int, output_dim: int | None = None, **options: Unpack[OptionArguments]
 ) -> dict[str, tuple[int, tuple[int, int]]]:
     """Return where each weight lives in the flat parameter vector.
 
     Parameters
     ----------
     input_dim, hidden_dim : int
-        The cell's sizes.
+        The sizes of a cell or a layer.
     output_dim : int, optional
         The head's size; without it, the layout of a cell or a layer.
+    **options
+        As for `Options`.
 
     Returns
     -------
     dict
-        Name to (offset in elements, shape), in storage order and without gaps: W_i, W_f, W_C, W_o, each
-        (hidden, hidden + input) with columns [h | x]; b_i, b_f, b_C, b_o, each (hidden, 1); W_y (output, hidden), b_y
-        (output, 1).
+        Name to (offset in elements, shape), in storage order and without gaps. For each cell, with H = hidden_dim, R
+        the width of h_t, I that of x_t, and G = 4 gates: W_i, W_f, W_C, W_o, each (H, R + I) with columns [h | x]; b_i,
+        b_f, b_C, b_o, each (H, 1). Options add p_i, p_f, p_o (H, 1); gain_x, gain_h (G H, 1), gain_C, shift_C (H, 1);
+        W_r (R, H); h_0 (R, 1), C_0 (H, 1), in this order; coupled gates have none of f, and G = 3. Cells come layer by
+        layer, the forward one first; the names of layer l > 0 end in ``_l{l}``, those of the reverse direction in
+        ``_reverse``. At the end W_y (O, F), b_y (O, 1), with O = output_dim and F the width of a layer's outputs.
     """
-    input_dim, hidden_dim = as_size("input_dim", input_dim), as_size("hidden_dim", hidden_dim)
-    shapes = {f"W_{gate}": (hidden_dim, hidden_dim + input_dim) for gate in GATES}
-    shapes |= {f"b_{gate}": (hidden_dim, 1) for gate in GATES}
-    if output_dim is not None:
-        output_dim = as_size("output_dim", output_dim)
-        shapes |= {"W_y": (output_dim, hidden_dim), "b_y": (output_dim, 1)}
-    layout, offset = {}, 0
+    return layout(as_architecture(input_dim, hidden_dim, output_dim, options))
+
+
+def layout(architecture: Architecture) -> dict[str, tuple[int, tuple[int, int]]]:
+    """Return the `parameter_layout` of an architecture."""
+    shapes = {
+        name + cell.suffix: shape
+        for cell in architecture.cells
+        for name, shape in cell_shapes(architecture, cell.input_dim).items()
+    }
+    shapes |= _head_shapes(architecture)
+    table, offset = {}, 0
     for name, shape in shapes.items():
-        layout[name] = (offset, shape)
+        table[name] = (offset, shape)
         offset += shape[0] * shape[1]
-    return layout
+    return table
 
 
-def parameter_count(input_dim: int, hidden_dim: int, output_dim: int | None = None) -> int:
-    """Return the length of the flat parameter vector."""
-    count = 4 * hidden_dim * (hidden_dim + input_dim + 1)
-    return count if output_dim is None else count + output_dim * (hidden_dim + 1)
+def gate_names(architecture: Architecture) -> tuple[str, ...]:
+    """Return the gates with weights, in the order of storage."""
+    return tuple(gate for gate in GATES if gate != "f" or not architecture.options.coupled_gates)
 
 
-def parameter_views(vector: Array, input_dim: int, hidden_dim: int, output_dim: int | None = None) -> dict[str, Array]:
+def cell_shapes(architecture: Architecture, input_dim: int) -> dict[str, tuple[int, int]]:
+    """Return the shapes of one cell's weights, in the order of storage and without suffix."""
+    H, R, options = architecture.hidden_dim, architecture.state_dim, architecture.options
+    gates = gate_names(architecture)
+    shapes = {f"W_{gate}": (H, R + input_dim) for gate in gates}
+    if options.use_bias:
+        shapes |= {f"b_{gate}": (H, 1) for gate in gates}
+    if options.peephole:
+        shapes |= {f"p_{gate}": (H, 1) for gate in gates if gate != "C"}
+    if options.layer_norm:
+        GH = len(gates) * H
+        shapes |= {"gain_x": (GH, 1), "gain_h": (GH, 1), "gain_C": (H, 1), "shift_C": (H, 1)}
+    if options.proj_size is not None:
+        shapes |= {"W_r": (R, H)}
+    if options.learn_initial_state:
+        shapes |= {"h_0": (R, 1), "C_0": (H, 1)}
+    return shapes
+
+
+def _head_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
+    O = architecture.output_dim
+    return {} if O is None else {"W_y": (O, architecture.features), "b_y": (O, 1)}
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Return the length of the flat parameter vector, in a time that does not grow with the number of layers."""
+    first, others = (
+        _count(cell_shapes(architecture, input_dim)) for input_dim in (architecture.input_dim, architecture.features)
+    )
+    cells = architecture.directions * (first + (architecture.options.num_layers - 1) * others)
+    return cells + _count(_head_shapes(architecture))
+
+
+def _count(shapes: dict[str, tuple[int, int]]) -> int:
+    return sum(rows * columns for rows, columns in shapes.values())
+
+
+def parameter_views(vector: Array, architecture: Architecture) -> dict[str, Array]:
     """Return the named weights as views of `vector`."""
-    layout = parameter_layout(input_dim, hidden_dim, output_dim)
     return {
-        name: vector[offset : offset + shape[0] * shape[1]].reshape(shape) for name, (offset, shape) in layout.items()
+        name: vector[offset : offset + shape[0] * shape[1]].reshape(shape)
+        for name, (offset, shape) in layout(architecture).items()
     }
 
 
-def initialize(views: dict[str, Array], init: str, seed: int | None) -> None:
-    """Draw the weights in place.
+def initialize(views: dict[str, Array], architecture: Architecture, init: str, seed: int | None) -> None:
+    """Draw the weights, which are zeros, in place.
 
-    ``"glorot"``: uniform in +-sqrt(6 / (fan_in + fan_out)) for the columns of x and for W_y (Glorot and Bengio 2010),
-    orthogonal for the columns of h of each gate (Saxe et al. 2014), biases 0 but b_f = 1 (Jozefowicz et al. 2015),
-    drawn from `seed`.
-    ``"reference"``: the article's: standard normal from NumPy's global generator, in the article's order, biases 0.
+    Cells are drawn in the order of storage, from `seed`; the head last. What is not named stays 0, gains are 1, and b_f
+    is forget_bias (Jozefowicz et al. 2015) where biases are not drawn.
+
+    ``"glorot"``: uniform in +-sqrt(6 / (fan_in + fan_out)) for the columns of x of each gate, W_r and W_y (Glorot and
+    Bengio 2010), orthonormal for the columns of h of each gate (Saxe et al. 2014).
+    ``"keras"``: the same, but for all gates of a cell as one matrix.
+    ``"pytorch"``: uniform in +-1/sqrt(hidden_dim) for W and W_r, two such draws added for each b; +-1/sqrt(F) for W_y
+    and b_y, which have F columns.
+    ``"reference"``: the article's: standard normal from NumPy's global generator, in the article's order, biases 0. For
+    one layer without options.
     """
-    if as_choice("init", init, ("glorot", "reference")) == "reference":
-        if seed is not None:
-            raise ValueError(
-                f"seed is {seed!r}; expected None with init='reference', which draws from numpy.random's global state"
-            )
-        for name in ("W_f", "W_i", "W_C", "W_o", "W_y"):
-            if name in views:
-                views[name][...] = np.random.randn(*views[name].shape)
+    if as_choice("init", init, INITS) == "reference":
+        _initialize_reference(views, architecture, seed)
+        return
+    rng, cell_dtype = make_generator(seed), views["W_i"].dtype
+    forget_bias = as_real("forget_bias", architecture.options.forget_bias, cell_dtype)
+    draw = {"glorot": _draw_glorot, "keras": _draw_keras, "pytorch": _draw_pytorch}[init]
+    for cell in architecture.cells:
+        weights = {name: views[name + cell.suffix] for name in cell_shapes(architecture, cell.input_dim)}
+        if "b_f" in weights:
+            weights["b_f"][...] = forget_bias
+        for name in ("gain_x", "gain_h", "gain_C"):
+            if name in weights:
+                weights[name][...] = 1
+        draw(rng, weights, gate_names(architecture), architecture.state_dim)
+    if architecture.output_dim is None:
+        return
+    if init == "pytorch":
+        limit = 1 / np.sqrt(architecture.features)
+        for name in ("W_y", "b_y"):
+            views[name][...] = _uniform(rng, limit, views[name].shape)
     else:
-        _initialize_glorot(views, make_generator(seed))
+        views["W_y"][...] = _glorot(rng, views["W_y"].shape)
 
 
-def _initialize_glorot(views: dict[str, Array], rng: np.random.Generator) -> None:
-    for gate in GATES:
-        W = views[f"W_{gate}"]
-        hidden_dim = W.shape[0]
-        input_dim = W.shape[1] - hidden_dim
-        W[:, hidden_dim:] = _glorot(rng, hidden_dim, input_dim)
-        Q, R = np.linalg.qr(rng.standard_normal((hidden_dim, hidden_dim)))
-        W[:, :hidden_dim] = Q * np.sign(np.diag(R))
-    views["b_f"][...] = 1
-    if "W_y" in views:
-        views["W_y"][...] = _glorot(rng, *views["W_y"].shape)
+def _initialize_reference(views: dict[str, Array], architecture: Architecture, seed: int | None) -> None:
+    if seed is not None:
+        raise ValueError(
+            f"seed is {seed!r}; expected None with init='reference', which draws from numpy.random's global state"
+        )
+    if not architecture.is_plain:
+        given = ", ".join(f"{name}={value!r}" for name, value in architecture.options.changed().items())
+        raise ValueError(f"init is 'reference' with {given}; expected another one: the article has no such network")
+    for name in ("W_f", "W_i", "W_C", "W_o", "W_y"):
+        if name in views:
+            views[name][...] = np.random.randn(*views[name].shape)
 
 
-def _glorot(rng: np.random.Generator, fan_out: int, fan_in: int) -> Array:
-    limit: Any = np.sqrt(6 / (fan_in + fan_out))
-    return rng.uniform(-limit, limit, (fan_out, fan_in))
+def _draw_glorot(rng: np.random.Generator, cell: dict[str, Array], gates: tuple[str, ...], R: int) -> None:
+    for gate in gates:
+        h, x = np.split(cell[f"W_{gate}"], [R], axis=1)
+        x[...] = _glorot(rng, x.shape)
+        h[...] = _orthonormal(rng, h.shape)
+    _draw_projection(rng, cell)
+
+
+def _draw_keras(rng: np.random.Generator, cell: dict[str, Array], gates: tuple[str, ...], R: int) -> None:
+    W = [cell[f"W_{gate}"] for gate in gates]
+    H, columns = W[0].shape
+    x = _glorot(rng, (len(W) * H, columns - R))
+    h = _orthonormal(rng, (len(W) * H, R))
+    for weight, rows in zip(W, np.split(np.hstack((h, x)), len(W)), strict=True):
+        weight[...] = rows
+    _draw_projection(rng, cell)
+
+
+def _draw_projection(rng: np.random.Generator, cell: dict[str, Array]) -> None:
+    if "W_r" in cell:
+        cell["W_r"][...] = _glorot(rng, cell["W_r"].shape)
+
+
+def _draw_pytorch(rng: np.random.Generator, cell: dict[str, Array], gates: tuple[str, ...], R: int) -> None:
+    H, columns = cell["W_i"].shape
+    limit, GH = 1 / np.sqrt(H), len(gates) * H
+    W = _uniform(rng, limit, (GH, columns))
+    for gate, rows in zip(gates, np.split(W, len(gates)), strict=True):
+        cell[f"W_{gate}"][...] = rows
+    if "b_i" in cell:
+        b = _uniform(rng, limit, (GH, 1)) + _uniform(rng, limit, (GH, 1))
+        for gate, rows in zip(gates, np.split(b, len(gates)), strict=True):
+            cell[f"b_{gate}"][...] = rows
+    if "W_r" in cell:
+        cell["W_r"][...] = _uniform(rng, limit, cell["W_r"].shape)
+
+
+def _uniform(rng: np.random.Generator, limit: Any, shape: tuple[int, ...]) -> Array:
+    return rng.uniform(-limit, limit, shape)
+
+
+def _glorot(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Draw (fan_out, fan_in)."""
+    return _uniform(rng, np.sqrt(6 / sum(shape)), shape)
+
+
+def _orthonormal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Draw orthonormal columns, at most as many as rows."""
+    Q, R = np.linalg.qr(rng.standard_normal(shape))
+    signed: Array = Q * np.sign(np.diag(R))
+    return signed

@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from reprlib import repr as short_repr
 from types import NoneType
@@ -21,12 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstm_ext._version import __version__
-from lstm_ext.checks import Array, as_size
+from lstm_ext.checks import Array
 from lstm_ext.data import SequenceScaler
-from lstm_ext.parameters import LAYOUT_VERSION, SIZES, parameter_count, parameter_layout, parameter_views
+from lstm_ext.options import SIZES, Architecture, as_architecture
+from lstm_ext.parameters import LAYOUT_VERSION, layout, parameter_count, parameter_views
 
 METADATA_KEY = "lstm_ext"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no options
 _DTYPES = ({"F32"}, {"F64"})
 
 
@@ -37,7 +40,7 @@ class ModelFileError(ValueError):
 class Contents(NamedTuple):
     """What a model file holds."""
 
-    sizes: tuple[int, ...]
+    architecture: Architecture
     parameters: Array
     scaler: SequenceScaler | None
     details: dict[str, Any]
@@ -45,7 +48,7 @@ class Contents(NamedTuple):
 
 def write_model(
     path: str | os.PathLike[str],
-    sizes: tuple[int, ...],
+    architecture: Architecture,
     parameters: Array,
     scaler: SequenceScaler | None,
     details: Mapping[str, Any] | None,
@@ -55,11 +58,12 @@ def write_model(
     if not isinstance(scaler, (SequenceScaler, NoneType)):
         raise TypeError(f"scaler is {scaler!r}; expected a SequenceScaler or None")
     library = _safetensors()
-    tensors = {name: weight.copy() for name, weight in parameter_views(parameters, *sizes).items()}
+    tensors = {name: weight.copy() for name, weight in parameter_views(parameters, architecture).items()}
     metadata = {
         "version": FORMAT_VERSION,
         "written_by": __version__,
-        "architecture": dict(zip(SIZES, sizes, strict=True)),
+        "architecture": {name: getattr(architecture, name) for name in SIZES},
+        "options": asdict(architecture.options),
         "parameter_layout": LAYOUT_VERSION,
         "scaler": None if scaler is None else scaler.to_dict(),
         "details": _as_details(details),
@@ -205,25 +209,29 @@ def _read(library: Any, path: Path) -> Contents:
         except (LookupError, TypeError):
             raise ModelFileError("is a safetensors file, but not a model of lstm_ext") from None
         _check_version(metadata)
-        sizes = tuple(as_size(name, metadata["architecture"][name]) for name in SIZES)
-        parameters = _read_parameters(file, sizes)
-    if metadata.pop("checksum") != _checksum(metadata, parameter_views(parameters, *sizes)):
+        input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
+        options: Any = {} if metadata["version"] == 1 else metadata["options"]
+        architecture = as_architecture(input_dim, hidden_dim, output_dim, options)
+        parameters = _read_parameters(file, architecture)
+    if metadata.pop("checksum") != _checksum(metadata, parameter_views(parameters, architecture)):
         raise ValueError("its checksum is not that of its contents")
     if metadata["parameter_layout"] != LAYOUT_VERSION:
         raise ValueError(f"parameter_layout is {short_repr(metadata['parameter_layout'])}; expected {LAYOUT_VERSION}")
     scaler = None if metadata["scaler"] is None else SequenceScaler.from_dict(metadata["scaler"])
-    return Contents(sizes, parameters, scaler, dict(metadata["details"]))
+    return Contents(architecture, parameters, scaler, dict(metadata["details"]))
 
 
-def _read_parameters(file: Any, sizes: tuple[int, ...]) -> Array:
+def _read_parameters(file: Any, architecture: Architecture) -> Array:
     """Return the parameter vector; nothing is allocated before the tensors are known to fit."""
     found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     dtypes = {tensor.get_dtype() for tensor in found.values()}
     shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
-    if shapes != {name: shape for name, (_, shape) in parameter_layout(*sizes).items()} or dtypes not in _DTYPES:
+    count = parameter_count(architecture)  # compared first: a layout has as many names as there are layers
+    fits = sum(map(math.prod, shapes.values())) == count and dtypes in _DTYPES
+    if not fits or shapes != {name: shape for name, (_, shape) in layout(architecture).items()}:
         raise ValueError("its tensors are not those of its architecture")
-    parameters = np.empty(parameter_count(*sizes), "float32" if dtypes == {"F32"} else "float64")
-    for name, weight in parameter_views(parameters, *sizes).items():
+    parameters = np.empty(count, "float32" if dtypes == {"F32"} else "float64")
+    for name, weight in parameter_views(parameters, architecture).items():
         weight[...] = file.get_tensor(name)
     return parameters
 

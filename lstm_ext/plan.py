@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +12,7 @@ from lstm_ext import _epoch, _kernels, losses, optimizers
 from lstm_ext.checks import Array, Data, as_choice, as_labels, as_shape, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
+from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 from lstm_ext.workspace import Activations, BackwardScratch, HeadScratch, Shape, StateGradients
 
@@ -35,42 +35,6 @@ class NonFiniteError(ArithmeticError):
     def __init__(self, message: str, step: int = 0) -> None:
         super().__init__(message)
         self.step = step
-
-
-class Sequences:
-    """N sequences as one array of rows: sequence n is rows[offsets[n] : offsets[n + 1]].
-
-    Raises
-    ------
-    TypeError, ValueError
-        If X is neither (N, T, input_dim) nor N arrays (T_n, input_dim) of finite real numbers.
-    """
-
-    def __init__(self, X: Data, input_dim: int, dtype: np.dtype[Any]) -> None:
-        if isinstance(X, (list, tuple)) and len(X) > 0:
-            parts = [as_shape(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(X)]
-            self.rows = np.concatenate(parts)
-            lengths = [len(part) for part in parts]
-            self.offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.intp)
-            self.longest = max(lengths)
-            self.same_length = min(lengths) == self.longest
-        else:
-            array = as_shape("X", X, dtype, ("N", "T", input_dim))
-            N, self.longest, _ = array.shape
-            self.rows = array.reshape(-1, input_dim)
-            self.offsets = np.arange(0, (N + 1) * self.longest, self.longest, dtype=np.intp)
-            self.same_length = True
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __iter__(self) -> Iterator[Array]:
-        """Iterate over the sequences, (T_n, input_dim) each."""
-        return (self.rows[a:b] for a, b in pairwise(self.offsets))
-
-    def lengths(self) -> Array:
-        """Return the number of steps of each sequence."""
-        return np.diff(self.offsets)
 
 
 class Plan:

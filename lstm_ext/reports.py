@@ -10,7 +10,7 @@ import numpy as np
 from lstm_ext._kernels import isa
 from lstm_ext.forecasting import Evaluation, Fit, Forecaster
 from lstm_ext.network import Model
-from lstm_ext.parameters import SIZES
+from lstm_ext.options import SIZES
 from lstm_ext.tables import Series, gap_lengths
 from lstm_ext.threads import get_num_threads
 

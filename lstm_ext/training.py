@@ -19,7 +19,8 @@ from lstm_ext.checks import Array, Data, as_column, as_number, as_shape, as_size
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
-from lstm_ext.plan import NonFiniteError, Plan, Sequences
+from lstm_ext.plan import NonFiniteError, Plan
+from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 
 

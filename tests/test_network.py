@@ -826,7 +826,7 @@ BAD_CALLS = {
     "float size": (lambda: LSTM(2.0, 3), TypeError, "input_dim is 2.0; expected an integer"),
     "bool size": (lambda: LSTM(2, True), TypeError, "hidden_dim is True; expected an integer"),
     "string size": (lambda: LSTM(2, "3"), TypeError, "hidden_dim is '3'; expected an integer"),
-    "None size": (lambda: LSTMNetwork(2, 3, None), TypeError, "output_dim is None"),
+    "None size": (lambda: LSTMNetwork(2, None, 3), TypeError, "hidden_dim is None"),
     "array size": (lambda: LSTM(2, np.array([3, 4])), TypeError, "hidden_dim is array"),
     "product": (lambda: LSTM(2, 2**31), ValueError, "W would have 4 x 2147483648 x"),
     "huge input": (lambda: LSTM(HUGE, 2), ValueError, "W would have"),

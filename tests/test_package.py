@@ -29,8 +29,8 @@ LAYERS = [
     {"training"},
     {"network"},
     {"plan", "persistence"},
-    {"losses", "optimizers", "workspace", "parameters", "activations", "data", "tables"},
-    {"threads"},
+    {"losses", "optimizers", "workspace", "parameters", "sequences", "activations", "data", "tables"},
+    {"threads", "options"},
     {"checks", "_version"},
     COMPILED,
 ]

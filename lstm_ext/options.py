@@ -1,0 +1,307 @@
+"""What a network is made of: its sizes and its options, checked here and nowhere else.
+
+An `Architecture` is all that the layout of the parameters, the model files and the passes ask about a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypedDict, cast
+
+from lstm_ext.checks import as_choice, as_flag, as_number, as_size
+
+SIZES = ("input_dim", "hidden_dim", "output_dim")
+"""A network's sizes, in the order of every signature; a cell and a layer have the first two."""
+
+MERGES = ("concat", "sum")
+GATE_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
+CELL_ACTIVATIONS = ("tanh", "identity", "relu")
+
+
+class OptionArguments(TypedDict, total=False):
+    """The options as keyword arguments; `Options` describes them."""
+
+    num_layers: int
+    bidirectional: Literal["concat", "sum"] | None
+    go_backwards: bool
+    proj_size: int | None
+    peephole: bool
+    layer_norm: bool
+    coupled_gates: bool
+    cell_clip: float | None
+    use_bias: bool
+    forget_bias: float
+    gate_activation: Literal["sigmoid", "hard_sigmoid"]
+    cell_activation: Literal["tanh", "identity", "relu"]
+    learn_initial_state: bool
+    dropout: float
+    recurrent_dropout: float
+    zoneout: float | tuple[float, float]
+    weight_dropout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `LSTM` and `LSTMNetwork`, which take them as keyword arguments.
+
+    One step of a cell, with the weights' names of `parameter_layout`; * is elementwise, sigma the gate activation, phi
+    the cell activation:
+
+    z = W [h_{t-1}, x_t] + b, cut into z_i, z_f, z_C, z_o;
+    i_t = sigma(z_i), f_t = sigma(z_f), C~_t = phi(z_C), C_t = f_t * C_{t-1} + i_t * C~_t;
+    o_t = sigma(z_o), h_t = o_t * phi(C_t).
+
+    Parameters
+    ----------
+    num_layers : int
+        How many layers are stacked; the outputs of one are the inputs of the next.
+    bidirectional : {None, "concat", "sum"}
+        With one of the names, every layer has a second cell that runs from each sequence's last step to its first; the
+        outputs of the two are put side by side or added (Schuster and Paliwal 1997).
+    go_backwards : bool
+        Whether the sequences are run in reverse; the outputs come in the order of the run (Keras). Not together with
+        `bidirectional`.
+    proj_size : int, optional
+        The width R of a projected h_t = W_r (o_t * phi(C_t)), from 1 to hidden_dim - 1 (Sak et al. 2014).
+    peephole : bool
+        Whether the gates see the cell state: z_i += p_i * C_{t-1}, z_f += p_f * C_{t-1}, z_o += p_o * C_t (Gers and
+        Schmidhuber 2000).
+    layer_norm : bool
+        Whether sums are normalised (Ba, Kiros and Hinton 2016, equations 20 to 22):
+        z = gain_x * norm(W_x x_t) + gain_h * norm(W_h h_{t-1}) + b, h_t = o_t * phi(gain_C * norm(C_t) + shift_C), with
+        norm(v) = (v - mean(v)) / sqrt(var(v) + 1e-5) over all gates, or all of C_t.
+    coupled_gates : bool
+        Whether f_t = 1 - i_t, without weights of its own (Greff et al. 2017; the ONNX operator's input_forget).
+    cell_clip : float, optional
+        A number above 0: C_t is limited to [-cell_clip, cell_clip] (Sak et al. 2014).
+    use_bias : bool
+        Whether the cells have a b; a network's head always has its b_y.
+    forget_bias : float
+        What b_f starts at (Jozefowicz et al. 2015); without effect where there is no b_f and for the initial weights
+        of "pytorch" and "reference".
+    gate_activation : {"sigmoid", "hard_sigmoid"}
+        sigma; the hard one is max(0, min(1, 0.2 z + 0.5)) (ONNX).
+    cell_activation : {"tanh", "identity", "relu"}
+        phi.
+    learn_initial_state : bool
+        Whether h_0 and C_0 of every cell are parameters, used where no states are given.
+    dropout : float
+        The probability, in [0, 1), that an input of a layer above the first is dropped in training, the others being
+        scaled by 1 / (1 - p) (Srivastava et al. 2014). Above 0 only with several layers.
+    recurrent_dropout : float
+        The same for h_{t-1} where W sees it, with one mask for all steps of a sequence and all gates (Gal and
+        Ghahramani 2016).
+    zoneout : float or pair of float
+        The probabilities, in [0, 1), that a unit of h and of C keeps its value of the step before in training; one
+        number stands for both. Without training, the expectation p v_{t-1} + (1 - p) v_t (Krueger et al. 2017).
+    weight_dropout : float
+        The probability, in [0, 1), that a weight of W's columns of h is dropped for a whole update of the training
+        (DropConnect, Wan et al. 2013; Merity et al. 2018).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is unknown, is not as above, or does not go together with another.
+    """
+
+    num_layers: int = 1
+    bidirectional: Literal["concat", "sum"] | None = None
+    go_backwards: bool = False
+    proj_size: int | None = None
+    peephole: bool = False
+    layer_norm: bool = False
+    coupled_gates: bool = False
+    cell_clip: float | None = None
+    use_bias: bool = True
+    forget_bias: float = 1.0
+    gate_activation: Literal["sigmoid", "hard_sigmoid"] = "sigmoid"
+    cell_activation: Literal["tanh", "identity", "relu"] = "tanh"
+    learn_initial_state: bool = False
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout: tuple[float, float] = (0.0, 0.0)
+    weight_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            object.__setattr__(self, name, _CHECKS[name](name, value))
+        if self.go_backwards and self.bidirectional is not None:
+            raise ValueError(
+                f"go_backwards is True and bidirectional is {self.bidirectional!r}; expected one of them: "
+                "a bidirectional layer runs both ways"
+            )
+        if self.dropout > 0 and self.num_layers == 1:
+            raise ValueError(
+                f"dropout is {self.dropout} and num_layers is 1; expected 0.0: it acts between layers, "
+                "as recurrent_dropout does within one"
+            )
+
+    def changed(self) -> dict[str, Any]:
+        """Return those options that are not at their defaults.
+
+        Returns
+        -------
+        dict
+            Name to value, in the order above.
+        """
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+
+def _as_probability(name: str, value: Any) -> float:
+    return as_number(name, value, low=0, high=1)
+
+
+def _as_pair(name: str, value: Any) -> tuple[float, float]:
+    """Return two probabilities, given as such or as one number for both."""
+    if not isinstance(value, (tuple, list)):
+        value = (value, value)
+    if len(value) != 2:
+        raise ValueError(f"{name} is {value!r}; expected a number, or a pair for h and C")
+    return _as_probability(name, value[0]), _as_probability(name, value[1])
+
+
+def _as_optional_size(name: str, value: Any) -> int | None:
+    return None if value is None else as_size(name, value)
+
+
+def _as_merge(name: str, value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and value in MERGES):
+        raise ValueError(f"{name} is {value!r}; expected None, 'concat' or 'sum'")
+    return value
+
+
+def _as_clip(name: str, value: Any) -> float | None:
+    clip = None if value is None else as_number(name, value, low=0)
+    if clip == 0:
+        raise ValueError(f"{name} is {clip}; expected a number above 0, or None")
+    return clip
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "num_layers": as_size,
+    "bidirectional": _as_merge,
+    "go_backwards": as_flag,
+    "proj_size": _as_optional_size,
+    "peephole": as_flag,
+    "layer_norm": as_flag,
+    "coupled_gates": as_flag,
+    "cell_clip": _as_clip,
+    "use_bias": as_flag,
+    "forget_bias": as_number,
+    "gate_activation": lambda name, value: as_choice(name, value, GATE_ACTIVATIONS),
+    "cell_activation": lambda name, value: as_choice(name, value, CELL_ACTIVATIONS),
+    "learn_initial_state": as_flag,
+    "dropout": _as_probability,
+    "recurrent_dropout": _as_probability,
+    "zoneout": _as_pair,
+    "weight_dropout": _as_probability,
+}
+
+
+class Cell(NamedTuple):
+    """One cell of a network.
+
+    Attributes
+    ----------
+    layer : int
+        From 0.
+    reverse : bool
+        Whether it is the second cell of a bidirectional layer.
+    input_dim : int
+        The width of its inputs.
+    suffix : str
+        Of its weights' names.
+    """
+
+    layer: int
+    reverse: bool
+    input_dim: int
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes and options together: all that the shape of a network follows from.
+
+    Parameters
+    ----------
+    input_dim, hidden_dim : int
+        The widths of x_t and of C_t, at least 1.
+    output_dim : int, optional
+        The width of y_t; None without a head.
+    options : Options
+        Those of every cell.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1, or an option does not fit it.
+    """
+
+    input_dim: int
+    hidden_dim: int
+    output_dim: int | None = None
+    options: Options = Options()
+
+    def __post_init__(self) -> None:
+        for name, value in zip(SIZES, self.sizes, strict=False):
+            object.__setattr__(self, name, as_size(name, value))
+        proj_size = self.options.proj_size
+        if proj_size is not None and proj_size >= self.hidden_dim:
+            raise ValueError(f"proj_size is {proj_size}; expected less than hidden_dim, which is {self.hidden_dim}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # nothing that follows from them
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes: input_dim, hidden_dim and, with a head, output_dim."""
+        head = () if self.output_dim is None else (self.output_dim,)
+        return (self.input_dim, self.hidden_dim, *head)
+
+    @cached_property
+    def gates(self) -> int:
+        """The number of gates with weights, G."""
+        return 3 if self.options.coupled_gates else 4
+
+    @cached_property
+    def state_dim(self) -> int:
+        """The width of a cell's h_t, R."""
+        return self.options.proj_size or self.hidden_dim
+
+    @cached_property
+    def directions(self) -> int:
+        """The number of cells of a layer, D."""
+        return 1 if self.options.bidirectional is None else 2
+
+    @cached_property
+    def features(self) -> int:
+        """The width of a layer's outputs, F."""
+        return self.state_dim * (2 if self.options.bidirectional == "concat" else 1)
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells, in the order of their weights: layer by layer, the forward one first."""
+        return tuple(
+            Cell(
+                layer,
+                bool(direction),
+                self.features if layer else self.input_dim,
+                (f"_l{layer}" if layer else "") + ("_reverse" if direction else ""),
+            )
+            for layer in range(self.options.num_layers)
+            for direction in range(self.directions)
+        )
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether no option but the initial forget_bias is in use: one cell that runs forwards, without anything."""
+        return self.options.changed().keys() <= {"forget_bias"}
+
+
+def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments) -> Architecture:
+    """Return what the arguments of a constructor ask for; the errors are those of `Options` and `Architecture`."""
+    return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)))
