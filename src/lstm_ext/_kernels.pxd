@@ -1,5 +1,7 @@
 # The table of leaf kernels (contracts in kernels.h), and its typed face: one inline function for each kernel, which
 # picks float or double.
+from libc.stdint cimport uint32_t, uint64_t
+
 ctypedef fused real:
     float
     double
@@ -10,6 +12,14 @@ cdef extern from "kernels.h" nogil:
         TILE_VECTORS
         SUM_BLOCK
         LANES_BYTES
+        ACTIVATION_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU
+
+    ctypedef struct cell_options:
+        int gates, hard, activation
+        double clip, zoneout
+        const void *peepholes
+        const void *gain_C
+        const void *shift_C
 
     ctypedef struct kernels_float:
         Py_ssize_t lanes, tile_rows
@@ -25,11 +35,22 @@ cdef extern from "kernels.h" nogil:
         void (*cell_backward)(Py_ssize_t, const float *, const float *, const float *, const float *, float *,
                               float *) noexcept nogil
         void (*lanes_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const Py_ssize_t *,
-                              const float *, const float *, float *, Py_ssize_t, float *, Py_ssize_t, float *,
-                              Py_ssize_t, float *) noexcept nogil
+                              Py_ssize_t, const float *, const float *, float *, Py_ssize_t, float *, Py_ssize_t,
+                              float *, Py_ssize_t, float *) noexcept nogil
         void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
-                               const float *, const float *, Py_ssize_t, bint, bint, float *, float *, float *,
-                               Py_ssize_t, Py_ssize_t) noexcept nogil
+                               const float *, const float *, Py_ssize_t, Py_ssize_t, bint, bint, float *, float *,
+                               float *, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*cell_step)(const cell_options *, Py_ssize_t, float *, const float *, const float *, float *,
+                          float *) noexcept nogil
+        void (*cell_step_backward)(const cell_options *, Py_ssize_t, const float *, const float *, const float *,
+                                   const float *, float *, float *, float *, float *) noexcept nogil
+        double (*normalize)(Py_ssize_t, const float *, float *) noexcept nogil
+        void (*normalize_backward)(Py_ssize_t, const float *, double, const float *, const float *,
+                                   float *) noexcept nogil
+        void (*blend)(Py_ssize_t, const float *, float, const float *, const float *, float *) noexcept nogil
+        void (*mask)(Py_ssize_t, const uint32_t *, const uint32_t *, uint32_t, float, float, float *) noexcept nogil
+        void (*dropout)(Py_ssize_t, const uint32_t *, const uint32_t *, uint32_t, float, const float *,
+                        float *) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const float *) noexcept nogil
         double (*squared_error)(Py_ssize_t, const float *, const float *, double, float *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, const float *, Py_ssize_t, double, float *) noexcept nogil
@@ -52,11 +73,22 @@ cdef extern from "kernels.h" nogil:
         void (*cell_backward)(Py_ssize_t, const double *, const double *, const double *, const double *, double *,
                               double *) noexcept nogil
         void (*lanes_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const Py_ssize_t *,
-                              const double *, const double *, double *, Py_ssize_t, double *, Py_ssize_t, double *,
-                              Py_ssize_t, double *) noexcept nogil
+                              Py_ssize_t, const double *, const double *, double *, Py_ssize_t, double *, Py_ssize_t,
+                              double *, Py_ssize_t, double *) noexcept nogil
         void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *, Py_ssize_t,
-                               const double *, const double *, Py_ssize_t, bint, bint, double *, double *, double *,
-                               Py_ssize_t, Py_ssize_t) noexcept nogil
+                               const double *, const double *, Py_ssize_t, Py_ssize_t, bint, bint, double *, double *,
+                               double *, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*cell_step)(const cell_options *, Py_ssize_t, double *, const double *, const double *, double *,
+                          double *) noexcept nogil
+        void (*cell_step_backward)(const cell_options *, Py_ssize_t, const double *, const double *, const double *,
+                                   const double *, double *, double *, double *, double *) noexcept nogil
+        double (*normalize)(Py_ssize_t, const double *, double *) noexcept nogil
+        void (*normalize_backward)(Py_ssize_t, const double *, double, const double *, const double *,
+                                   double *) noexcept nogil
+        void (*blend)(Py_ssize_t, const double *, double, const double *, const double *, double *) noexcept nogil
+        void (*mask)(Py_ssize_t, const uint32_t *, const uint32_t *, uint32_t, double, double, double *) noexcept nogil
+        void (*dropout)(Py_ssize_t, const uint32_t *, const uint32_t *, uint32_t, double, const double *,
+                        double *) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const double *) noexcept nogil
         double (*squared_error)(Py_ssize_t, const double *, const double *, double, double *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, const double *, Py_ssize_t, double, double *) noexcept nogil
@@ -79,6 +111,10 @@ cdef extern from "runtime.h" nogil:
     double wall_seconds()
     const float zeros_f32[]
     const double zeros_f64[]
+
+
+cdef extern from "philox.h" nogil:
+    void philox_key(uint64_t, uint64_t, uint32_t *)
 
 
 # The table at a position of all_kernels, which `current` returns. Arrays are packed for one table: whoever makes them
@@ -170,32 +206,99 @@ cdef inline void cell_backward(
 
 cdef inline void lanes_forward(
     const kernels *table, Py_ssize_t steps, Py_ssize_t rows, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
-    const real *x, const Py_ssize_t *first, const real *packed, const real *h_prev, real *h, Py_ssize_t ld_h, real *hx,
-    Py_ssize_t hx_step, real *C, Py_ssize_t C_step, real *gates,
+    const real *x, const Py_ssize_t *first, Py_ssize_t x_step, const real *packed, const real *h_prev, real *h,
+    Py_ssize_t ld_h, real *hx, Py_ssize_t hx_step, real *C, Py_ssize_t C_step, real *gates,
 ) noexcept nogil:
     if real is float:
         table.f32.lanes_forward(
-            steps, rows, input_dim, hidden_dim, x, first, packed, h_prev, h, ld_h, hx, hx_step, C, C_step, gates
+            steps, rows, input_dim, hidden_dim, x, first, x_step, packed, h_prev, h, ld_h, hx, hx_step, C, C_step, gates
         )
     else:
         table.f64.lanes_forward(
-            steps, rows, input_dim, hidden_dim, x, first, packed, h_prev, h, ld_h, hx, hx_step, C, C_step, gates
+            steps, rows, input_dim, hidden_dim, x, first, x_step, packed, h_prev, h, ld_h, hx, hx_step, C, C_step, gates
         )
 
 
 cdef inline void lanes_backward(
     const kernels *table, Py_ssize_t steps, Py_ssize_t rows, Py_ssize_t hidden_dim, const real *gates, const real *C,
-    Py_ssize_t C_step, const real *panels, const real *dH, Py_ssize_t ld_dH, bint begins, bint ends, real *dh, real *dC,
-    real *dz, Py_ssize_t ld_dz, Py_ssize_t dz_step,
+    Py_ssize_t C_step, const real *panels, const real *dH, Py_ssize_t ld_dH, Py_ssize_t dH_step, bint begins, bint ends,
+    real *dh, real *dC, real *dz, Py_ssize_t ld_dz, Py_ssize_t dz_step,
 ) noexcept nogil:
     if real is float:
         table.f32.lanes_backward(
-            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, begins, ends, dh, dC, dz, ld_dz, dz_step
+            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, dH_step, begins, ends, dh, dC, dz,
+            ld_dz, dz_step,
         )
     else:
         table.f64.lanes_backward(
-            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, begins, ends, dh, dC, dz, ld_dz, dz_step
+            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, dH_step, begins, ends, dh, dC, dz,
+            ld_dz, dz_step,
         )
+
+
+cdef inline void cell_step(
+    const kernels *table, const cell_options *options, Py_ssize_t hidden_dim, real *z, const real *C_prev,
+    const real *zone, real *C, real *m,
+) noexcept nogil:
+    if real is float:
+        table.f32.cell_step(options, hidden_dim, z, C_prev, zone, C, m)
+    else:
+        table.f64.cell_step(options, hidden_dim, z, C_prev, zone, C, m)
+
+
+cdef inline void cell_step_backward(
+    const kernels *table, const cell_options *options, Py_ssize_t hidden_dim, const real *gates, const real *C_prev,
+    const real *zone, const real *dm, real *dC, real *dz, real *c, real *dn,
+) noexcept nogil:
+    if real is float:
+        table.f32.cell_step_backward(options, hidden_dim, gates, C_prev, zone, dm, dC, dz, c, dn)
+    else:
+        table.f64.cell_step_backward(options, hidden_dim, gates, C_prev, zone, dm, dC, dz, c, dn)
+
+
+cdef inline double normalize(const kernels *table, Py_ssize_t n, const real *x, real *xhat) noexcept nogil:
+    if real is float:
+        return table.f32.normalize(n, x, xhat)
+    else:
+        return table.f64.normalize(n, x, xhat)
+
+
+cdef inline void normalize_backward(
+    const kernels *table, Py_ssize_t n, const real *xhat, double rstd, const real *gain, const real *dy, real *dx,
+) noexcept nogil:
+    if real is float:
+        table.f32.normalize_backward(n, xhat, rstd, gain, dy, dx)
+    else:
+        table.f64.normalize_backward(n, xhat, rstd, gain, dy, dx)
+
+
+cdef inline void blend(
+    const kernels *table, Py_ssize_t n, const real *mask, real p, const real *a, const real *b, real *y,
+) noexcept nogil:
+    if real is float:
+        table.f32.blend(n, mask, p, a, b, y)
+    else:
+        table.f64.blend(n, mask, p, a, b, y)
+
+
+cdef inline void mask(
+    const kernels *table, Py_ssize_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold, real dropped,
+    real kept, real *y,
+) noexcept nogil:
+    if real is float:
+        table.f32.mask(n, key, counter, threshold, dropped, kept, y)
+    else:
+        table.f64.mask(n, key, counter, threshold, dropped, kept, y)
+
+
+cdef inline void dropout(
+    const kernels *table, Py_ssize_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold, real scale,
+    const real *x, real *y,
+) noexcept nogil:
+    if real is float:
+        table.f32.dropout(n, key, counter, threshold, scale, x, y)
+    else:
+        table.f64.dropout(n, key, counter, threshold, scale, x, y)
 
 
 cdef inline double sum_of_squares(const kernels *table, Py_ssize_t n, const real *x) noexcept nogil:

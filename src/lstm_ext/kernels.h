@@ -10,6 +10,7 @@
 #define LSTM_EXT_KERNELS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* Panels and packed blocks are at most this many vectors wide: the four gates of V units. */
 #define TILE_VECTORS 4
@@ -21,6 +22,21 @@
    reads them again. It follows that such a layer has at most LANES_UNITS units. */
 #define LANES_BYTES 131072
 #define LANES_UNITS 96
+
+/* The arithmetic of a cell with options; plain are 4, 0, ACTIVATION_TANH, infinity, 0 and NULLs. Arrays hold the
+   table's type. G gates; act is `activation`. */
+enum { ACTIVATION_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU };
+
+typedef struct {
+    int gates;              /* G: 4 (i, f, g, o) or 3 (i, g, o; f = 1 - i) */
+    int hard;               /* the gates are max(0, min(1, 0.2 z + 0.5)), not sigmoid(z) */
+    int activation;         /* of g and of c */
+    double clip;            /* of c to [-clip, clip] */
+    double zoneout;         /* the part of C_{t-1} in C_t where no mask is given */
+    const void *peepholes;  /* (G - 1, H): p_i, [p_f,] p_o; or NULL */
+    const void *gain_C;     /* (H), of the layer norm of c; or NULL: n(c) = c */
+    const void *shift_C;    /* (H); with gain_C only */
+} cell_options;
 
 #define DECLARE_KERNELS(table, real)                                                                        \
     typedef struct {                                                                                        \
@@ -69,7 +85,7 @@
                               const real *dh, real *dC, real *dz);                                          \
                                                                                                             \
         /* The same steps as cell_forward's for `rows` <= V sequences, one in each lane: `steps` of them.   \
-           x        (steps, I) of sequence l are at x[first[l] * I]                                         \
+           x        x_0 of sequence l is at x[first[l]], x_{t+1} x_step elements after x_t                  \
            packed   every block of cell_forward, LANES_BYTES or less                                        \
            h_prev, h   (rows, H), ld_h apart; h out, may be h_prev                                          \
            hx       (steps) slots hx_step apart of rows [h_{t-1} | x_t] ld_h apart, out, or NULL; each row  \
@@ -77,22 +93,65 @@
            C        (steps + 1) slots C_step apart of (H, rows): slot 0 in, the others out; C_step may be 0 \
            gates    (steps) slots 4 C_step apart of (H, 4, rows): i, f, g, o for lanes_backward; or NULL */ \
         void (*lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,   \
-                              const real *x, const ptrdiff_t *first, const real *packed,                    \
-                              const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step,     \
-                              real *C, ptrdiff_t C_step, real *gates);                                      \
+                              const real *x, const ptrdiff_t *first, ptrdiff_t x_step,                      \
+                              const real *packed, const real *h_prev, real *h, ptrdiff_t ld_h, real *hx,    \
+                              ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates);                   \
                                                                                                             \
         /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.        \
            gates, C  as lanes_forward left them from the first of the steps on                              \
            panels   W_h (4H, H), each 4 V columns an array (4H, width) as matmul takes                      \
-           dH       at the first step: (rows, steps, H), rows ld_dH apart, or NULL; not taken for h_{-1}    \
+           dH       at the first step: rows ld_dH apart, steps dH_step, or NULL; not taken for h_{-1}       \
            begins, ends   whether the first step is a sequence's first, the last step its last              \
            dh, dC   in: after the last step, (rows, H) if it `ends`, else (H, rows) as left by a call       \
                     before; out: before the first step, (rows, H) if it `begins`, else (H, rows)            \
            dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out */ \
         void (*lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,    \
                                const real *C, ptrdiff_t C_step, const real *panels, const real *dH,         \
-                               ptrdiff_t ld_dH, int begins, int ends, real *dh, real *dC, real *dz,         \
-                               ptrdiff_t ld_dz, ptrdiff_t dz_step);                                         \
+                               ptrdiff_t ld_dH, ptrdiff_t dH_step, int begins, int ends, real *dh,          \
+                               real *dC, real *dz, ptrdiff_t ld_dz, ptrdiff_t dz_step);                     \
+                                                                                                            \
+        /* One step of a cell with options for one sequence, elementwise, from its pre-activations.         \
+               i, f = gate(z_i + p_i C_prev), gate(z_f + p_f C_prev), or f = 1 - i;   g = act(z_g)          \
+               c = clip(f C_prev + i g);   o = gate(z_o + p_o c);   m = o act(n(c))                         \
+               C = zone C_prev + (1 - zone) c                                                               \
+           z        (G, H) in: b + W_x x + W_h h_prev; out: i, [f,] g, o                                    \
+           C_prev   (H) and C (H); C may be C_prev                                                          \
+           zone     (H) of 0 and 1, or NULL: the constant zoneout                                           \
+           m        (H) out, not C */                                                                       \
+        void (*cell_step)(const cell_options *options, ptrdiff_t hidden_dim, real *z, const real *C_prev,   \
+                          const real *zone, real *C, real *m);                                              \
+                                                                                                            \
+        /* The same step backward.                                                                          \
+           gates    (G, H) as cell_step left z; C_prev and zone (H) as it took them                         \
+           dm       (H) dL/dm                                                                               \
+           dC       (H) in: dL/dC; out: dL/dC_prev by all ways but W_h h_prev                               \
+           dz       (G, H) out                                                                              \
+           c        (H) out: c, for the gradient of p_o                                                     \
+           dn       (H) out: dL/dn(c), for those of gain_C and shift_C; may be NULL without them */         \
+        void (*cell_step_backward)(const cell_options *options, ptrdiff_t hidden_dim, const real *gates,    \
+                                   const real *C_prev, const real *zone, const real *dm, real *dC,          \
+                                   real *dz, real *c, real *dn);                                            \
+                                                                                                            \
+        /* xhat = (x - mean) * rstd over n entries; returns rstd = 1 / sqrt(var + 1e-5), var biased; xhat   \
+           may be x. The sums are in double: blocks of SUM_BLOCK, each in 16 lanes; all added in order. */  \
+        double (*normalize)(ptrdiff_t n, const real *x, real *xhat);                                        \
+                                                                                                            \
+        /* dx = rstd * (d - mean(d) - xhat * mean(d * xhat)),  d = gain * dy; such sums; dx may be dy. */   \
+        void (*normalize_backward)(ptrdiff_t n, const real *xhat, double rstd, const real *gain,            \
+                                   const real *dy, real *dx);                                               \
+                                                                                                            \
+        /* y[j] = p[j] a[j] + (1 - p[j]) b[j], p[j] = mask[j], or p if mask is NULL; y may be a or b. */    \
+        void (*blend)(ptrdiff_t n, const real *mask, real p, const real *a, const real *b, real *y);        \
+                                                                                                            \
+        /* y[j] = word j < threshold ? dropped : kept. Word j is word j mod 4 of Philox 4x32-10's block     \
+           of the counter (j / 4, counter[0], counter[1], counter[2]).                                      \
+           key      (2);  counter (3): row, step, stream */                                                 \
+        void (*mask)(ptrdiff_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold,         \
+                     real dropped, real kept, real *y);                                                     \
+                                                                                                            \
+        /* y[j] = word j < threshold ? 0 : scale * x[j], the same words; y may be x. */                     \
+        void (*dropout)(ptrdiff_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold,      \
+                        real scale, const real *x, real *y);                                                \
                                                                                                             \
         /* sum_j x[j]^2 in double, in 16 lanes (j mod 16) added in their order; n <= SUM_BLOCK. */          \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \

@@ -9,6 +9,7 @@
 #endif
 
 #include "kernels.h"
+#include "philox.h"
 
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)

@@ -117,7 +117,7 @@ INLINE void NAME(lanes_units)(const int U, ptrdiff_t rows, ptrdiff_t input_dim, 
     LANES_MULTIPLY_ADD(U, z, input_dim, w, hx + hidden_dim * V);
     LANES_MULTIPLY_ADD(U, z, hidden_dim, w, hx);
     UNROLL for (int j = 0; j < U; j++) {
-        NAME(activate_gates)(z[j]);
+        NAME(activate_gates)(4, z[j]);
         c[j] = FMA(z[j][1], NAME(load_n)(C_prev + j * rows, rows), z[j][0] * z[j][2]);
         NAME(store_n)(C + j * rows, c[j], rows);
         if (gates)
@@ -152,8 +152,9 @@ INLINE void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidd
 }
 
 static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
-                                const real *x, const ptrdiff_t *first, const real *packed, const real *h_prev, real *h,
-                                ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates)
+                                const real *x, const ptrdiff_t *first, ptrdiff_t x_step, const real *packed,
+                                const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C,
+                                ptrdiff_t C_step, real *gates)
 {
     PANEL(x_panel, PANEL_COLUMNS);
     real hx_panels[2][(PANEL_COLUMNS + SQUARE) * V] __attribute__((aligned(VECTOR_BYTES)));
@@ -162,14 +163,15 @@ static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input
     NAME(place_rows)(rows, ld_h, at);
     NAME(rows_to_panel)(hidden_dim, h_prev, at, hx_panels[0]);
     for (ptrdiff_t l = 0; l < V; l++)
-        at[l] = first[l < rows ? l : 0] * input_dim;
+        at[l] = first[l < rows ? l : 0];
     for (ptrdiff_t t = 0; t < steps; t++) {
-        const ptrdiff_t left = steps - t, in_chunk = t % chunk;
+        const ptrdiff_t in_chunk = t % chunk, left = steps - (t - in_chunk), count = left < chunk ? left : chunk;
+        const ptrdiff_t place = x_step < 0 ? count - 1 - in_chunk : in_chunk; /* in memory's order */
         real *now = hx_panels[t % 2], *C_t = C + t * C_step;
         if (in_chunk == 0)
-            NAME(rows_to_panel)((left < chunk ? left : chunk) * input_dim, x + t * input_dim, at, x_panel);
+            NAME(rows_to_panel)(count * input_dim, x + t * x_step - place * input_dim, at, x_panel);
         for (ptrdiff_t k = 0; k < input_dim; k++)
-            NAME(store)(now + (hidden_dim + k) * V, NAME(load)(x_panel + (in_chunk * input_dim + k) * V));
+            NAME(store)(now + (hidden_dim + k) * V, NAME(load)(x_panel + (place * input_dim + k) * V));
         if (hx)
             NAME(panel_to_padded_rows)(rows, hidden_dim + input_dim, now, hx + t * hx_step, ld_h);
         NAME(lanes_step)(rows, input_dim, hidden_dim, packed, now, C_t, C_t + C_step, hx_panels[(t + 1) % 2],
@@ -250,8 +252,8 @@ INLINE void NAME(store_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim,
 
 static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,
                                  const real *C, ptrdiff_t C_step, const real *panels, const real *dH, ptrdiff_t ld_dH,
-                                 int begins, int ends, real *dh, real *dC, real *dz, ptrdiff_t ld_dz,
-                                 ptrdiff_t dz_step)
+                                 ptrdiff_t dH_step, int begins, int ends, real *dh, real *dC, real *dz,
+                                 ptrdiff_t ld_dz, ptrdiff_t dz_step)
 {
     PANEL(dh_panel, LANES_UNITS);
     PANEL(dC_panel, LANES_UNITS);
@@ -267,7 +269,7 @@ static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidd
                              dC_panel, dz_panel);
         NAME(panel_to_rows)(rows, TILE_VECTORS * hidden_dim, dz_panel, dz, ld_dz);
         if (dH && !(s == 0 && begins))
-            NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * hidden_dim, at_dH, dh_panel);
+            NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * dH_step, at_dH, dh_panel);
         else
             for (ptrdiff_t j = 0; j < hidden_dim; j++)
                 NAME(store)(dh_panel + j * V, K(0));

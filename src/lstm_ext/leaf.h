@@ -11,6 +11,7 @@
 #include "simd.h"
 #include "tile.h"
 #include "lanes.h"
+#include "options.h"
 
 static void NAME(sigmoid)(ptrdiff_t n, const real *x, real *y)
 {
@@ -24,18 +25,6 @@ static void NAME(tanh)(ptrdiff_t n, const real *x, real *y)
 #define BODY(j, m) NAME(store_n)(y + j, NAME(vtanh)(NAME(load_n)(x + j, m)), m)
     EACH_VECTOR(n, BODY);
 #undef BODY
-}
-
-/* Sums across elements run in LANES lanes of double whatever the vector width, so their bits are the same on every
-   set. */
-#define LANES 16
-
-INLINE double NAME(add_lanes)(const double *lanes)
-{
-    double sum = 0;
-    for (int l = 0; l < LANES; l++)
-        sum += lanes[l];
-    return sum;
 }
 
 static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
@@ -138,6 +127,13 @@ static const TABLE NAME(table) = {
     .cell_backward = NAME(cell_backward),
     .lanes_forward = NAME(lanes_forward),
     .lanes_backward = NAME(lanes_backward),
+    .cell_step = NAME(cell_step),
+    .cell_step_backward = NAME(cell_step_backward),
+    .normalize = NAME(normalize),
+    .normalize_backward = NAME(normalize_backward),
+    .blend = NAME(blend),
+    .mask = NAME(mask),
+    .dropout = NAME(dropout),
     .sum_of_squares = NAME(sum_of_squares),
     .squared_error = NAME(squared_error),
     .cross_entropy = NAME(cross_entropy),
@@ -181,3 +177,13 @@ static const TABLE NAME(table) = {
 #undef LOAD_ROW
 #undef STORE_ROW
 #undef LANES
+#undef longs
+#undef D
+#undef doubles
+#undef SUM_OF
+#undef WHERE
+#undef PAIRS
+#undef BLOCK_ORDER
+#undef SHUFFLE_LONGS
+#undef WORDS_BELOW
+#undef EACH_WORDS

@@ -1,8 +1,8 @@
 /* One vector type `vec` of `real`, for the instruction set and type that the including file has chosen:
    VECTOR_BYTES, and REAL_IS_DOUBLE. Included once for each type, so without a guard.
 
-   Plain C on GCC's and Clang's vector extensions; fma, sqrt, min, max and masked loads and stores are the
-   only intrinsics. The multiply-add is always
+   Plain C on GCC's and Clang's vector extensions; fma, sqrt, min, max, masked loads and stores and the product of
+   halves are the only intrinsics. The multiply-add is always
    written out: the build forbids the compiler to contract (-ffp-contract=off), so the bits are ours to choose. */
 #include <stdint.h>
 
@@ -55,6 +55,23 @@ INLINE vec NAME(fma)(vec a, vec b, vec c) { return a * b + c; }
 INLINE vec NAME(sqrt)(vec x) { return (vec)INTRINSIC(sqrt)(x); }
 INLINE vec NAME(min)(vec a, vec x) { return (vec)INTRINSIC(min)(a, x); }
 INLINE vec NAME(max)(vec a, vec x) { return (vec)INTRINSIC(max)(a, x); }
+#endif
+
+/* Lanes of 64 bits, and the products of their lower halves: GCC makes a product of whole lanes of the plain operator. */
+typedef uint64_t NAME(longs) __attribute__((vector_size(VECTOR_BYTES), may_alias));
+#define longs NAME(longs)
+INLINE longs NAME(broadcast_long)(uint64_t x) { return x + (longs){0}; }
+#if defined(ISA_NEON)
+INLINE longs NAME(multiply_lower)(longs a, longs b)
+{
+    return (longs)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
+}
+#elif defined(ISA_X86)
+typedef long long NAME(signed_longs) __attribute__((vector_size(VECTOR_BYTES)));
+INLINE longs NAME(multiply_lower)(longs a, longs b)
+{
+    return (longs)PASTE(X86_PREFIX, mul_epu32)((NAME(signed_longs))a, (NAME(signed_longs))b);
+}
 #endif
 
 /* The first n lanes only, 0 <= n: memory past them is neither read nor written, lanes past them are zero. */
@@ -238,4 +255,16 @@ INLINE vec NAME(vtanh)(vec x)
 {
     NAME(vtanh_side_by_side)(1, &x);
     return x;
+}
+
+/* Sums across elements run in LANES lanes of double whatever the vector width, so their bits are the same on every
+   set. */
+#define LANES 16
+
+INLINE double NAME(add_lanes)(const double *lanes)
+{
+    double sum = 0;
+    for (int l = 0; l < LANES; l++)
+        sum += lanes[l];
+    return sum;
 }

@@ -127,12 +127,13 @@ static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t depth, const real *A, ptrd
         NAME(transpose_block)(rows, depth - k < V ? depth - k : V, A + k, lda, B + k * ldb, ldb);
 }
 
-/* The gates of V units from their pre-activations z (4), side by side. */
-INLINE void NAME(activate_gates)(vec *z)
+/* The gates i, f, g, o of V units, or the first n of them, from their pre-activations z (n), side by side. */
+INLINE void NAME(activate_gates)(int n, vec *z)
 {
-    vec p[4] = {NAME(clamp)(z[0]), NAME(clamp)(z[1]), NAME(tanh_argument)(z[2]), NAME(clamp)(z[3])}, power[4];
-    NAME(expm1_reduced)(4, p, power);
-    EACH(4) z[l] = l == 2 ? NAME(tanh_of_reduced)(z[l], p[l], power[l]) : NAME(sigmoid_of_reduced)(p[l], power[l]);
+    vec p[4], power[4];
+    EACH(n) p[l] = l == 2 ? NAME(tanh_argument)(z[l]) : NAME(clamp)(z[l]);
+    NAME(expm1_reduced)(n, p, power);
+    EACH(n) z[l] = l == 2 ? NAME(tanh_of_reduced)(z[l], p[l], power[l]) : NAME(sigmoid_of_reduced)(p[l], power[l]);
 }
 
 /* The cell's elementwise half for n rows side by side: z (n, 4, V) holds the pre-activations of `units` <= V units. */
@@ -143,7 +144,7 @@ INLINE void NAME(cell_rows_side_by_side)(int n, ptrdiff_t units, ptrdiff_t hidde
     UNROLL for (int r = 0; r < n; r++) {
         vec gate[4]; /* i, f, g, o */
         EACH(4) gate[l] = NAME(load)(z + (r * TILE_VECTORS + l) * V);
-        NAME(activate_gates)(gate);
+        NAME(activate_gates)(4, gate);
         c[r] = FMA(gate[1], NAME(load_n)(C_prev + r * hidden_dim, units), gate[0] * gate[2]);
         o[r] = gate[3];
         NAME(store_n)(C + r * hidden_dim, c[r], units);
