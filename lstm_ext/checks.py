@@ -44,6 +44,16 @@ def as_size(name: str, value: Any, low: int = 1) -> int:
     return size
 
 
+def as_seed(name: str, value: Any) -> int | None:
+    """Return the seed of masks, an int from 0 to 2^64 - 1, or None."""
+    if value is None:
+        return None
+    seed = as_size(name, value, 0)
+    if seed >= 2**64:
+        raise ValueError(f"{name} is {seed}; expected less than 2**64")
+    return seed
+
+
 def make_generator(seed: Any) -> np.random.Generator:
     """Return a generator for a seed: None, or an integer of at least 0."""
     if seed is not None and (isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer))):

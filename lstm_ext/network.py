@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from lstm_ext import _inference, _kernels, _passes
+from lstm_ext import _inference, _kernels, layers
 from lstm_ext.checks import (
     Array,
     Data,
     as_choice,
     as_column,
     as_dtype,
+    as_numbers,
+    as_real,
+    as_seed,
     as_shape,
     as_size,
     check_allocatable,
     check_output,
+    check_shape,
 )
 from lstm_ext.data import SequenceScaler
+from lstm_ext.layers import Carried, Tape, top_states
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture
 from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
@@ -35,7 +39,6 @@ from lstm_ext.persistence import read_model, write_model
 from lstm_ext.plan import TARGETS, Plan
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
-from lstm_ext.workspace import Activations, BackwardScratch, Shape
 
 _INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
@@ -56,15 +59,6 @@ class LSTMGradients(NamedTuple):
     dh0: Array
     dC0: Array
     parameters: Array
-
-
-@dataclass(frozen=True)
-class Tape:
-    """What `LSTM.backward` needs of one `LSTM.forward`: activations, and the weights as they were."""
-
-    shape: Shape
-    activations: Activations
-    W: Array
 
 
 class _Weight:
@@ -213,13 +207,6 @@ class LSTMCell(_Parametrised):
     ) -> None:
         super().__init__(Architecture(input_dim, hidden_dim), dtype, init, seed)
 
-    def _use(self, architecture: Architecture, vector: Array) -> None:
-        super()._use(architecture, vector)
-        gates = 4 * self.hidden_dim
-        end = gates * (self.hidden_dim + self.input_dim)
-        self._W = vector[:end].reshape(gates, -1)
-        self._b = vector[end : end + gates].reshape(gates, 1)
-
     def forward(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[Array, Array]:
         """Run one step.
 
@@ -242,8 +229,8 @@ class LSTMCell(_Parametrised):
         TypeError, ValueError
             If an argument has another shape or does not hold finite real numbers.
         """
-        _, h, C, _ = _forward(self, *self._columns(x_t, h_prev, C_prev), threads=1)
-        return h.T, C.T
+        outputs = self._run(x_t, h_prev, C_prev, keep=False)
+        return outputs.h[0].T, outputs.C[0].T
 
     def backward(
         self,
@@ -272,19 +259,22 @@ class LSTMCell(_Parametrised):
         TypeError, ValueError
             As for `forward`.
         """
-        dh, dC = (
-            as_column(name, value, self.dtype, self.hidden_dim).T for name, value in (("dh_t", dh_t), ("dC_t", dC_t))
-        )
-        *_, tape = _forward(self, *self._columns(x_t, h_prev, C_prev), threads=1, keep=True)
+        dlast = self._states(dh_t=dh_t, dC_t=dC_t)
+        tape = self._run(x_t, h_prev, C_prev, keep=True).tape
         assert tape is not None
-        gradients = _backward(self, tape, None, dh.copy(), dC.copy(), threads=1)
-        return CellGradients(gradients.dX[0].T, gradients.dh0.T, gradients.dC0.T, gradients.parameters)
+        dX, dh0, dC0, gradient = layers.backward(tape, None, dlast, threads=1)
+        return CellGradients(dX.T, dh0[0].T, dC0[0].T, gradient)
 
-    def _columns(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[Array, Array, Array]:
-        x = as_column("x_t", x_t, self.dtype, self.input_dim)
-        h = as_column("h_prev", h_prev, self.dtype, self.hidden_dim)
-        C = as_column("C_prev", C_prev, self.dtype, self.hidden_dim)
-        return x.reshape(1, 1, -1), h.T, C.T
+    def _run(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike, *, keep: bool) -> layers.Outputs:
+        x = as_column("x_t", x_t, self.dtype, self.input_dim).reshape(1, 1, -1)
+        initial = self._states(h_prev=h_prev, C_prev=C_prev)
+        sequences = Sequences(x, self.input_dim, self.dtype)
+        architecture, vector = self._architecture, self._parameters
+        return layers.forward(architecture, vector, sequences, initial, dropout_seed=None, keep=keep, threads=1)
+
+    def _states(self, **columns: ArrayLike) -> tuple[Array, Array]:
+        h, C = (as_column(*pair, self.dtype, self.hidden_dim).reshape(1, 1, -1) for pair in columns.items())
+        return h, C
 
 
 class _Layers(_Parametrised):
@@ -343,10 +333,13 @@ class LSTM(_Layers):
     @overload
     def forward(
         self,
-        X: ArrayLike,
+        X: Data,
         h0: ArrayLike | None = None,
         C0: ArrayLike | None = None,
         *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        dropout_seed: int | None = None,
         return_tape: Literal[False] = False,
         num_threads: int | None = None,
     ) -> tuple[Array, tuple[Array, Array]]: ...
@@ -354,55 +347,86 @@ class LSTM(_Layers):
     @overload
     def forward(
         self,
-        X: ArrayLike,
+        X: Data,
         h0: ArrayLike | None = None,
         C0: ArrayLike | None = None,
         *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        dropout_seed: int | None = None,
         return_tape: Literal[True],
         num_threads: int | None = None,
     ) -> tuple[Array, tuple[Array, Array], Tape]: ...
 
     def forward(
         self,
-        X: ArrayLike,
+        X: Data,
         h0: ArrayLike | None = None,
         C0: ArrayLike | None = None,
         *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        dropout_seed: int | None = None,
         return_tape: bool = False,
         num_threads: int | None = None,
     ) -> Any:
-        """Run over N sequences of T steps.
+        """Run over N sequences of up to T steps.
+
+        Below, R is the width of h_t: hidden_dim, or proj_size; F that of an output: R, or 2 R where two directions are
+        put side by side.
 
         Parameters
         ----------
-        X : array_like (N, T, input_dim)
+        X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
             The inputs.
-        h0, C0 : array_like (N, hidden_dim), optional
-            The initial states, zeros by default.
+        h0, C0 : array_like (N, R) and (N, hidden_dim), optional
+            The initial states, by default the learned ones, or zeros; with one of them, the other is zeros. Of several
+            cells (cells, N, ...): layer by layer, the forward direction first.
+        lengths : array_like of int (N,), optional
+            How many steps of each sequence are there; what follows is not looked at.
+        mask : array_like of bool (N, T), optional
+            Which steps are there. Others carry the state over, and repeat the output of the step before.
+        dropout_seed : int, optional
+            Draw the masks of dropout, recurrent_dropout, zoneout and weight_dropout from this seed, as training does;
+            by default nothing is dropped.
         return_tape : bool
-            Whether to keep what `backward` needs: about N T (input_dim + 6 hidden_dim) numbers.
+            Whether to keep what `backward` needs: about N T (input_dim + 6 hidden_dim) numbers for one layer.
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 
         Returns
         -------
-        H : ndarray (N, T, hidden_dim)
-            Every step's h_t.
-        state : tuple of ndarray (N, hidden_dim)
-            The last h_T and C_T.
+        H : ndarray (N, T, F)
+            Every step's output; zeros past a sequence's end.
+        state : tuple of ndarray
+            h and C after each sequence's last step (a reverse direction's: its first), in the shapes of h0 and C0.
         tape : Tape
             With ``return_tape=True`` only.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument has another shape or does not hold finite real numbers.
+            If an argument is not as above or does not hold finite real numbers.
         """
-        X = as_shape("X", X, self.dtype, ("N", "T", self.input_dim))
-        h, C = (_state(*pair, self, len(X)) for pair in (("h0", h0), ("C0", C0)))
-        threads = thread_count(num_threads)
-        H, h, C, tape = _forward(self.lstm_cell, X, h, C, threads, keep=return_tape, want_H=True)
-        return (H, (h, C), tape) if return_tape else (H, (h, C))
+        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask)
+        initial = self._state_pair(len(sequences), h0=h0, C0=C0)
+        seed = as_seed("dropout_seed", dropout_seed)
+        outputs = layers.forward(
+            self._architecture,
+            self._parameters,
+            sequences,
+            initial,
+            dropout_seed=seed,
+            keep=return_tape,
+            threads=thread_count(num_threads),
+        )
+        if sequences.live is None:
+            H = sequences.pad(outputs.H)
+        else:
+            first = self._initial_h(outputs.tape, initial, len(sequences))
+            H = Carried(self._architecture, sequences).spread(outputs.H, first)
+        state = self._public(outputs.h), self._public(outputs.C)
+        return (H, state, outputs.tape) if return_tape else (H, state)
 
     def backward(
         self,
@@ -418,10 +442,10 @@ class LSTM(_Layers):
         Parameters
         ----------
         tape : Tape
-            Of `forward`; it can be used again.
-        dH : array_like (N, T, hidden_dim), optional
-            The loss's gradient with respect to H; zeros by default.
-        dh_T, dC_T : array_like (N, hidden_dim), optional
+            Of `forward`; it can be used again, by one thread at a time.
+        dH : array_like (N, T, F), optional
+            The loss's gradient with respect to H; zeros by default. What is past a sequence's end does not matter.
+        dh_T, dC_T : array_like, optional
             Its gradient with respect to the final state, beyond what dH holds; zeros by default.
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
@@ -429,7 +453,8 @@ class LSTM(_Layers):
         Returns
         -------
         LSTMGradients
-            The fields dX (N, T, input_dim), dh0 and dC0 (N, hidden_dim), and the flat gradient of the parameters.
+            The fields dX (N, T, input_dim), zeros where X was not looked at; dh0 and dC0 in the shapes of the states;
+            and the flat gradient of the parameters.
 
         Raises
         ------
@@ -438,16 +463,67 @@ class LSTM(_Layers):
         """
         if not isinstance(tape, Tape):
             raise TypeError(f"tape is {tape!r}; expected what forward returns with return_tape")
-        if tape.W.shape != self.lstm_cell._W.shape or tape.W.dtype != self.dtype:
+        if tape.architecture != self._architecture or tape.parameters.dtype != self.dtype:
             raise ValueError(
-                f"tape is of a layer with W {tape.W.shape} {tape.W.dtype}; "
-                f"expected {self.lstm_cell._W.shape} {self.dtype}"
+                f"tape is of a layer with {tape.architecture} {tape.parameters.dtype}; "
+                f"expected {self._architecture} {self.dtype}"
             )
-        if dH is not None:
-            shape = (tape.shape.batch, tape.shape.steps, self.hidden_dim)
-            dH = as_shape("dH", dH, self.dtype, shape)
-        dh, dC = (_state(*pair, self, tape.shape.batch) for pair in (("dh_T", dh_T), ("dC_T", dC_T)))
-        return _backward(self.lstm_cell, tape, dH, dh.copy(), dC.copy(), thread_count(num_threads))
+        sequences, threads = tape.sequences, thread_count(num_threads)
+        N = len(sequences)
+        dlast = self._state_pair(N, dh_T=dh_T, dC_T=dC_T)
+        rows, before = self._output_gradient(sequences, dH)
+        dX, dh0, dC0, gradient = layers.backward(tape, rows, dlast, threads=threads)
+        if before is not None:
+            top_states(self._architecture, dh0)[...] += before
+            if self.options.learn_initial_state and not tape.states_given:
+                self._add_to_learned(gradient, before)
+        return LSTMGradients(sequences.pad(dX), self._public(dh0), self._public(dC0), gradient)
+
+    def _output_gradient(self, sequences: Sequences, dH: ArrayLike | None) -> tuple[Array | None, Array | None]:
+        """Return the rows of dH, and what of it belongs to the initial states of the top layer."""
+        if dH is None:
+            return None, None
+        shape = (len(sequences), sequences.steps, self._architecture.features)
+        if sequences.live is not None:
+            return Carried(self._architecture, sequences).gather(as_shape("dH", dH, self.dtype, shape))
+        if sequences.same_length and sequences.longest == sequences.steps:
+            return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
+        source = as_numbers("dH", dH)
+        check_shape("dH", source.shape, shape)
+        return as_real("dH", source[sequences.places()], self.dtype), None
+
+    def _initial_h(self, tape: Tape | None, initial: tuple[Array, Array] | None, N: int) -> Array | None:
+        """Return the top layer's initial h (D, N, R); None for zeros."""
+        if initial is not None:
+            return top_states(self._architecture, initial[0])
+        if not self.options.learn_initial_state:
+            return None
+        learned = np.stack([self._views["h_0" + cell.suffix][:, 0] for cell in self._architecture.cells])
+        return np.repeat(top_states(self._architecture, learned)[:, None], N, axis=1)
+
+    def _add_to_learned(self, gradient: Array, before: Array) -> None:
+        views = parameter_views(gradient, self._architecture)
+        for cell, part in zip(self._architecture.cells[-len(before) :], before, strict=True):
+            views["h_0" + cell.suffix][:, 0] += part.sum(axis=0)
+
+    def _state_pair(self, N: int, **given: ArrayLike | None) -> tuple[Array, Array] | None:
+        """Return h and C as (cells, N, width), None if neither is given."""
+        if all(value is None for value in given.values()):
+            return None
+        count = len(self._architecture.cells)
+        pair = []
+        for (name, value), width in zip(given.items(), (self._architecture.state_dim, self.hidden_dim), strict=True):
+            if value is None:
+                state = np.zeros((count, N, width), self.dtype)
+            else:
+                shape = (N, width) if count == 1 else (count, N, width)
+                state = as_shape(name, value, self.dtype, shape).reshape(count, N, width)
+            pair.append(state)
+        return pair[0], pair[1]
+
+    def _public(self, states: Array) -> Array:
+        """Return states (cells, N, width) as users see them."""
+        return states[0] if len(states) == 1 else states
 
 
 class State(_inference.Streams):
@@ -829,78 +905,3 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     contents = read_model(path)
     network = LSTMNetwork._from_parameters(contents.parameters, contents.architecture)
     return Model(network, contents.scaler, contents.details)
-
-
-def _state(name: str, value: ArrayLike | None, layer: LSTM, batch: int) -> Array:
-    shape = (batch, layer.hidden_dim)
-    if value is None:
-        return np.zeros(shape, layer.dtype)
-    return as_shape(name, value, layer.dtype, shape)
-
-
-def _chunks(X: Array, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, len(X))) for start in range(0, len(X), size))
-
-
-def _forward(
-    cell: LSTMCell, X: Array, h0: Array, C0: Array, threads: int, *, keep: bool = False, want_H: bool = False
-) -> tuple[Array, Array, Array, Tape | None]:
-    """Run X (N, T, I) and return H (empty unless wanted), h_T, C_T, and the tape if it is to be kept."""
-    N, T, I = X.shape
-    dtype, hidden_dim = cell.dtype, cell.hidden_dim
-    h, C = np.empty((N, hidden_dim), dtype), np.empty((N, hidden_dim), dtype)
-    H = np.empty((N, T, hidden_dim) if want_H else (0, 0, 0), dtype)
-    size = N if keep else min(N, _INFERENCE_ROWS)
-    shape = Shape(T, size, I, hidden_dim, 1, dtype, _kernels.current())
-    work = Activations(shape, keep="all" if keep else "latest")
-    _passes.pack_cell_weights(work.isa, threads, cell._W, cell._b, work.scratch_packed)
-    rows = X.reshape(N * T, I)
-    for part in _chunks(X, size):
-        count = part.stop - part.start
-        work.ws_hx[0, :count, :hidden_dim] = h0[part]
-        C[part] = C0[part]
-        first = np.arange(part.start, part.stop, dtype=np.intp) * T
-        _passes.forward(
-            work.isa,
-            threads,
-            T,
-            rows,
-            first,
-            work.scratch_packed,
-            work.ws_hx,
-            work.ws_C,
-            work.ws_gates,
-            H[part],
-            C[part],
-        )
-        h[part] = work.ws_hx[T % len(work.ws_hx), :count, :hidden_dim]
-    return H, h, C, Tape(shape, work, cell._W.copy()) if keep else None
-
-
-def _backward(cell: LSTMCell, tape: Tape, dH: Array | None, dh: Array, dC: Array, threads: int) -> LSTMGradients:
-    """Backpropagate; dh and dC, (N, H), are changed to the gradients of the initial state."""
-    dtype, work = cell.dtype, tape.activations
-    dX = np.empty((tape.shape.batch, tape.shape.steps, cell.input_dim), dtype)
-    gradient = np.empty(cell.parameters.shape, dtype)
-    scratch = BackwardScratch(tape.shape, want_dX=True)
-    _passes.backward(
-        work.isa,
-        threads,
-        tape.shape.steps,
-        tape.shape.batch,
-        tape.W,
-        work.ws_hx,
-        work.ws_C,
-        work.ws_gates,
-        np.empty((0, 0, 0), dtype) if dH is None else dH,
-        dh,
-        dC,
-        dX,
-        gradient[: tape.W.size].reshape(tape.W.shape),
-        gradient[tape.W.size :].reshape(-1, 1),
-        scratch.scratch_packed_h,
-        scratch.scratch_packed_x,
-        scratch.scratch_dz,
-        scratch.scratch_panels,
-    )
-    return LSTMGradients(dX, dh, dC, gradient)

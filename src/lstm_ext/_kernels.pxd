@@ -38,8 +38,8 @@ cdef extern from "kernels.h" nogil:
                               Py_ssize_t, const float *, const float *, float *, Py_ssize_t, float *, Py_ssize_t,
                               float *, Py_ssize_t, float *) noexcept nogil
         void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
-                               const float *, const float *, Py_ssize_t, bint, bint, float *, float *, float *,
-                               Py_ssize_t, Py_ssize_t) noexcept nogil
+                               const float *, const float *, Py_ssize_t, Py_ssize_t, bint, bint, float *, float *,
+                               float *, Py_ssize_t, Py_ssize_t) noexcept nogil
         void (*cell_step)(const cell_options *, Py_ssize_t, float *, const float *, const float *, float *,
                           float *) noexcept nogil
         void (*cell_step_backward)(const cell_options *, Py_ssize_t, const float *, const float *, const float *,
@@ -76,8 +76,8 @@ cdef extern from "kernels.h" nogil:
                               Py_ssize_t, const double *, const double *, double *, Py_ssize_t, double *, Py_ssize_t,
                               double *, Py_ssize_t, double *) noexcept nogil
         void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *, Py_ssize_t,
-                               const double *, const double *, Py_ssize_t, bint, bint, double *, double *, double *,
-                               Py_ssize_t, Py_ssize_t) noexcept nogil
+                               const double *, const double *, Py_ssize_t, Py_ssize_t, bint, bint, double *, double *,
+                               double *, Py_ssize_t, Py_ssize_t) noexcept nogil
         void (*cell_step)(const cell_options *, Py_ssize_t, double *, const double *, const double *, double *,
                           double *) noexcept nogil
         void (*cell_step_backward)(const cell_options *, Py_ssize_t, const double *, const double *, const double *,
@@ -221,16 +221,18 @@ cdef inline void lanes_forward(
 
 cdef inline void lanes_backward(
     const kernels *table, Py_ssize_t steps, Py_ssize_t rows, Py_ssize_t hidden_dim, const real *gates, const real *C,
-    Py_ssize_t C_step, const real *panels, const real *dH, Py_ssize_t ld_dH, bint begins, bint ends, real *dh, real *dC,
-    real *dz, Py_ssize_t ld_dz, Py_ssize_t dz_step,
+    Py_ssize_t C_step, const real *panels, const real *dH, Py_ssize_t ld_dH, Py_ssize_t dH_step, bint begins, bint ends,
+    real *dh, real *dC, real *dz, Py_ssize_t ld_dz, Py_ssize_t dz_step,
 ) noexcept nogil:
     if real is float:
         table.f32.lanes_backward(
-            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, begins, ends, dh, dC, dz, ld_dz, dz_step
+            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, dH_step, begins, ends, dh, dC, dz,
+            ld_dz, dz_step,
         )
     else:
         table.f64.lanes_backward(
-            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, begins, ends, dh, dC, dz, ld_dz, dz_step
+            steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, dH_step, begins, ends, dh, dC, dz,
+            ld_dz, dz_step,
         )
 
 

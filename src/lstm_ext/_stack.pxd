@@ -61,6 +61,12 @@ cdef class Stack:
     cdef Layers at
     cdef list arrays
     cdef readonly Py_ssize_t bytes
+    cdef Py_ssize_t place(self, Direction *d, Py_ssize_t n, Py_ssize_t at, options) except -1
+    cdef int allocate(self, Direction *d, Py_ssize_t n, dtype, options, bint draws, bint want_dX) except -1
+    cdef int allocate_backward(
+        self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
+    ) except -1
+    cdef void *array(self, Py_ssize_t size, dtype) except NULL
 
 
 cdef int pack_layers(
@@ -78,3 +84,5 @@ cdef int layers_backward(
 ) except -1 nogil
 
 cdef Rows layer_outputs(const Layers *s, Py_ssize_t layer, const real *tag) noexcept nogil
+
+cdef double stack_work(const Layers *s, const Batch *batch, bint backward) noexcept nogil

@@ -17,14 +17,15 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from lstm_ext._kernels cimport TILE_VECTORS, dropout, kernels, mask, real, table_at
+from lstm_ext._kernels cimport TILE_VECTORS, dropout, kernels, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Forward, Rows, copy_states, draw, emit, lanes_rows, run_backward, run_forward,
+    Backward, Cell, Drop, Forward, Rows, copy_states, draw, emit, lanes_rows, run_backward,
+    run_forward, shared_work,
 )
 from lstm_ext._products cimport (
     OUTER_ROWS, column_sums, cut, live_rows, pack_cell, pack_panels, panels_size, parts, tiles,
 )
-from lstm_ext._threads cimport Call, share, team_task
+from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
 
 from lstm_ext.workspace import aligned_empty
 
@@ -169,7 +170,6 @@ cdef class Stack:
         cell.options = NULL if d.fused else &d.options
         cell.x_backwards = (n % s.directions == 1) != (s.go_backwards and layer == 0)
         d.f.H_backwards = n % s.directions == 1
-        d.f.H_adds = s.sums and d.f.H_backwards
         cell.slots = window + 1 if s.keeps else 2
         cell.ld = (tiles(R + I, line) | 1) * line
         cell.slot = B * cell.ld
@@ -179,7 +179,8 @@ cdef class Stack:
             cell.h_slot, cell.ld_h = B * R, R
             cell.h = self.array(cell.slots * B * R, dtype)
             d.h_mask = self.array(B * R, dtype)
-        cell.C_slots, cell.C_slot = (window + 1, B * H) if s.keeps else (1, 0)
+        cell.C_slots = window + 1 if s.keeps else 1
+        cell.C_slot = B * H if s.keeps else 0
         cell.C = self.array(cell.C_slots * B * H, dtype)
         cell.kept = B if s.keeps else 0
         rows = (window if s.keeps else 1) * B
@@ -338,10 +339,15 @@ cdef Rows layer_outputs(const Layers *s, Py_ssize_t layer, const real *tag) noex
     return rows
 
 
+cdef inline bint is_shared(const Layers *s, const Rows *rows) noexcept nogil:
+    """Whether two directions have the same place in a layer's outputs: their sum."""
+    return s.directions == 2 and rows.width == s.state_dim
+
+
 cdef inline Rows half(const Layers *s, const Rows *rows, Py_ssize_t n, const real *tag) noexcept nogil:
     """The part of a layer's outputs, or of their gradient, that is one direction's."""
     cdef Rows part = rows[0]
-    if rows.data != NULL and not s.sums:
+    if rows.data != NULL and not is_shared(s, rows):
         part.data = <real *> part.data + n % s.directions * s.state_dim
     return part
 
@@ -493,7 +499,7 @@ cdef int layers_forward(
 
     x        (I) of every sequence and step
     initial  given states
-    H        out: the top layer's outputs (F), beside its own place for them; data NULL: not wanted
+    H        out: the top layer's outputs, (F) or side by side (D R), instead of its own place for them, if there is data
     last     out: every cell's last states, if they are wanted; h_T has the last h anyway
     """
     cdef Rows inputs = x[0], outputs
@@ -508,7 +514,7 @@ cdef int layers_forward(
         for n in range(layer * s.directions, (layer + 1) * s.directions):
             d = &s.cells[n]
             prepare(s, d, parameters, batch, &inputs)
-            d.f.H = half(s, &outputs, n, parameters)
+            d.f.H, d.f.H_adds = half(s, &outputs, n, parameters), n % 2 == 1 and is_shared(s, &outputs)
             begin_states(s, n, parameters, batch, initial)
             run_windows(call, s, n, batch, last, parameters)
         if layer < s.layers - 1:
@@ -648,3 +654,101 @@ cdef int layers_backward(
             )
         doutputs = dinputs
     return 0
+
+
+cdef double stack_work(const Layers *s, const Batch *batch, bint backward) noexcept nogil:
+    """The multiply-adds of all layers that threads can share."""
+    cdef double work = shared_work(batch.steps, batch.size, s.input_dim, s.hidden_dim, backward)
+    return s.directions * (
+        work + (s.layers - 1) * shared_work(batch.steps, batch.size, s.features, s.hidden_dim, backward)
+    )
+
+
+cdef const Py_ssize_t *indices(array) except? NULL:
+    """The first of an array of indices that the caller holds; NULL for None."""
+    cdef const Py_ssize_t[::1] view
+    if array is None:
+        return NULL
+    view = array
+    return &view[0]
+
+
+cdef int read_batch(batch, Batch *to) except -1:
+    """Take the attributes of a `network.Batch`."""
+    cdef uint64_t seed = batch.dropout_seed or 0
+    philox_key(seed, 0, to.masks.key)
+    to.size, to.steps = batch.size, batch.steps
+    to.lengths, to.live, to.at = indices(batch.lengths), indices(batch.live), indices(batch.at)
+    to.masks.place, to.masks.since = to.at, 0
+    return 0
+
+
+cdef States states_of(const real[:, :, ::1] h, const real[:, :, ::1] C):
+    cdef States states
+    states.h, states.C, states.rows = NULL, NULL, 0
+    if h is not None:
+        states.h, states.C, states.rows = <void *> &h[0, 0, 0], <void *> &C[0, 0, 0], h.shape[1]
+    return states
+
+
+cdef Rows rows_of(const real[:, ::1] array, const Py_ssize_t *first, Py_ssize_t steps):
+    """The rows (n, width) of sequences that begin at `first`, or every so many steps; no data for None."""
+    cdef Rows rows
+    rows.data, rows.first, rows.step, rows.apart, rows.width = NULL, first, 1, steps, 0
+    if array is not None:
+        rows.data, rows.width = <void *> &array[0, 0], array.shape[1]
+    return rows
+
+
+def forward(
+    Stack stack, int threads, batch, const real[::1] parameters, const real[:, ::1] X, const real[:, :, ::1] h0,
+    const real[:, :, ::1] C0, real[:, ::1] H, real[:, :, ::1] h_T, real[:, :, ::1] C_T,
+):
+    """Pack the weights and run `layers_forward`.
+
+    batch        a `network.Batch`
+    parameters   the flat vector
+    X (n, I), H (n, F)  the rows of all sequences; H out
+    h0 (cells, N, R), C0 (cells, N, H)  or None; h_T, C_T likewise, out
+    """
+    cdef Layers *s = &stack.at
+    cdef Batch b
+    cdef Call call
+    read_batch(batch, &b)
+    cdef const Py_ssize_t *first = indices(batch.first)
+    cdef Rows x = rows_of(X, first, b.steps), outputs = rows_of(H, first, b.steps)
+    cdef States initial = states_of(h0, C0), last = states_of(h_T, C_T)
+    threads = recruit(threads, stack_work(s, &b, False))
+    with nogil:
+        begin(&call, threads)
+        try:
+            pack_layers(&call, s, &parameters[0], &b, False, False)
+            layers_forward(&call, s, &parameters[0], &b, &x, &initial, &outputs, &last)
+        finally:
+            end(&call)
+
+
+def backward(
+    Stack stack, int threads, batch, const real[::1] parameters, bint states_given, const real[:, ::1] dH,
+    const real[:, :, ::1] dh_T, const real[:, :, ::1] dC_T, real[:, :, ::1] dh0, real[:, :, ::1] dC0,
+    real[:, ::1] dX, real[::1] gradient,
+):
+    """Pack the weights and run `layers_backward`; arrays as for `forward`, dH, dh_T and dC_T may be None."""
+    cdef Layers *s = &stack.at
+    cdef Batch b
+    cdef Call call
+    read_batch(batch, &b)
+    cdef const Py_ssize_t *first = indices(batch.first)
+    cdef Rows doutputs = rows_of(dH, first, b.steps), dinputs = rows_of(dX, first, b.steps)
+    cdef States dlast = states_of(dh_T, dC_T), dinitial = states_of(dh0, dC0)
+    threads = recruit(threads, stack_work(s, &b, True))
+    with nogil:
+        begin(&call, threads)
+        try:
+            pack_layers(&call, s, &parameters[0], &b, True, True)
+            layers_backward(
+                &call, s, &parameters[0], &b, states_given, &doutputs, <const real *> NULL, &dlast, &dinitial,
+                &dinputs, &gradient[0],
+            )
+        finally:
+            end(&call)

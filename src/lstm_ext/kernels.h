@@ -85,7 +85,7 @@ typedef struct {
                               const real *dh, real *dC, real *dz);                                          \
                                                                                                             \
         /* The same steps as cell_forward's for `rows` <= V sequences, one in each lane: `steps` of them.   \
-           x        x_0 of sequence l is at x[first[l] * I], x_{t+1} x_step elements after x_t, I or -I     \
+           x        x_0 of sequence l is at x[first[l]], x_{t+1} x_step elements after x_t                  \
            packed   every block of cell_forward, LANES_BYTES or less                                        \
            h_prev, h   (rows, H), ld_h apart; h out, may be h_prev                                          \
            hx       (steps) slots hx_step apart of rows [h_{t-1} | x_t] ld_h apart, out, or NULL; each row  \
@@ -100,15 +100,15 @@ typedef struct {
         /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.        \
            gates, C  as lanes_forward left them from the first of the steps on                              \
            panels   W_h (4H, H), each 4 V columns an array (4H, width) as matmul takes                      \
-           dH       at the first step: (rows, steps, H), rows ld_dH apart, or NULL; not taken for h_{-1}    \
+           dH       at the first step: rows ld_dH apart, steps dH_step, or NULL; not taken for h_{-1}       \
            begins, ends   whether the first step is a sequence's first, the last step its last              \
            dh, dC   in: after the last step, (rows, H) if it `ends`, else (H, rows) as left by a call       \
                     before; out: before the first step, (rows, H) if it `begins`, else (H, rows)            \
            dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out */ \
         void (*lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,    \
                                const real *C, ptrdiff_t C_step, const real *panels, const real *dH,         \
-                               ptrdiff_t ld_dH, int begins, int ends, real *dh, real *dC, real *dz,         \
-                               ptrdiff_t ld_dz, ptrdiff_t dz_step);                                         \
+                               ptrdiff_t ld_dH, ptrdiff_t dH_step, int begins, int ends, real *dh,          \
+                               real *dC, real *dz, ptrdiff_t ld_dz, ptrdiff_t dz_step);                     \
                                                                                                             \
         /* One step of a cell with options for one sequence, elementwise, from its pre-activations.         \
                i, f = gate(z_i + p_i C_prev), gate(z_f + p_f C_prev), or f = 1 - i;   g = act(z_g)          \

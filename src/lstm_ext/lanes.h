@@ -163,7 +163,7 @@ static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input
     NAME(place_rows)(rows, ld_h, at);
     NAME(rows_to_panel)(hidden_dim, h_prev, at, hx_panels[0]);
     for (ptrdiff_t l = 0; l < V; l++)
-        at[l] = first[l < rows ? l : 0] * input_dim;
+        at[l] = first[l < rows ? l : 0];
     for (ptrdiff_t t = 0; t < steps; t++) {
         const ptrdiff_t in_chunk = t % chunk, left = steps - (t - in_chunk), count = left < chunk ? left : chunk;
         const ptrdiff_t place = x_step < 0 ? count - 1 - in_chunk : in_chunk; /* in memory's order */
@@ -252,8 +252,8 @@ INLINE void NAME(store_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim,
 
 static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,
                                  const real *C, ptrdiff_t C_step, const real *panels, const real *dH, ptrdiff_t ld_dH,
-                                 int begins, int ends, real *dh, real *dC, real *dz, ptrdiff_t ld_dz,
-                                 ptrdiff_t dz_step)
+                                 ptrdiff_t dH_step, int begins, int ends, real *dh, real *dC, real *dz,
+                                 ptrdiff_t ld_dz, ptrdiff_t dz_step)
 {
     PANEL(dh_panel, LANES_UNITS);
     PANEL(dC_panel, LANES_UNITS);
@@ -269,7 +269,7 @@ static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidd
                              dC_panel, dz_panel);
         NAME(panel_to_rows)(rows, TILE_VECTORS * hidden_dim, dz_panel, dz, ld_dz);
         if (dH && !(s == 0 && begins))
-            NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * hidden_dim, at_dH, dh_panel);
+            NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * dH_step, at_dH, dh_panel);
         else
             for (ptrdiff_t j = 0; j < hidden_dim; j++)
                 NAME(store)(dh_panel + j * V, K(0));

@@ -1,0 +1,235 @@
+"""Runs of an LSTM's layers over sequences: from arrays as they are given to the compiled stack, and back.
+
+Sequences of different lengths are sorted, the longest first, so that every step runs the first so many of a batch;
+a step that is masked is not run. Arrays have one row for each live step.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_ext import _kernels, _stack
+from lstm_ext.checks import Array
+from lstm_ext.options import Architecture
+from lstm_ext.sequences import Sequences
+
+_INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
+
+Index = NDArray[np.intp]
+
+
+class Batch(NamedTuple):
+    """Sequences that run side by side, the longest first.
+
+    Attributes
+    ----------
+    size, steps : int
+        How many there are, and the steps of the longest.
+    first : ndarray, optional
+        The row that each begins at; without it, they come one after the other.
+    lengths : ndarray, optional
+        The steps of each; None: all have as many.
+    live : ndarray, optional
+        How many have more than t steps, t < steps; with `lengths`.
+    at : ndarray, optional
+        Which of all sequences each one is; None: its own number.
+    dropout_seed : int, optional
+        Of the masks; None: nothing is dropped.
+    """
+
+    size: int
+    steps: int
+    first: Index | None
+    lengths: Index | None
+    live: Index | None
+    at: Index | None
+    dropout_seed: int | None
+
+
+def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterator[Batch]:
+    """Cut sequences into batches of at most so many, sorted where they have different lengths."""
+    N = len(sequences)
+    if sequences.same_length and most >= N:
+        yield Batch(N, sequences.longest, None, None, None, None, dropout_seed)
+        return
+    lengths = sequences.lengths().astype(np.intp)
+    order = np.argsort(-lengths, kind="stable")
+    for start in range(0, N, most):
+        at = order[start : start + most]
+        first, steps = sequences.offsets[at], lengths[at]
+        if steps[0] == steps[-1]:
+            yield Batch(len(at), int(steps[0]), first, None, None, at, dropout_seed)
+        else:
+            ends = np.bincount(steps)  # how many have so many steps
+            live = (len(at) - np.cumsum(ends)[:-1]).astype(np.intp)
+            yield Batch(len(at), int(steps[0]), first, steps, live, at, dropout_seed)
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What a backward pass needs of one forward pass: activations, and the weights as they were."""
+
+    architecture: Architecture
+    parameters: Array
+    sequences: Sequences
+    stack: _stack.Stack
+    batch: Batch
+    states_given: bool
+    busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("tapes are packed for this process; save the network instead")
+
+
+class Outputs(NamedTuple):
+    """What `forward` returns: rows of outputs, every cell's last states, and the tape if it is kept.
+
+    H is (rows, F), h (cells, N, R), C (cells, N, hidden_dim). Of masked sequences H is (rows, D R): what the directions
+    have side by side, merged or not.
+    """
+
+    H: Array
+    h: Array
+    C: Array
+    tape: Tape | None
+
+
+def forward(
+    architecture: Architecture,
+    parameters: Array,
+    sequences: Sequences,
+    initial: tuple[Array, Array] | None,
+    *,
+    dropout_seed: int | None,
+    keep: bool,
+    threads: int,
+) -> Outputs:
+    """Run all layers over all sequences.
+
+    Parameters
+    ----------
+    architecture : Architecture
+        Its head, if it has one, does not matter.
+    parameters : ndarray
+        The flat vector.
+    sequences : Sequences
+        In the parameters' dtype.
+    initial : tuple of ndarray (cells, N, R) and (cells, N, hidden_dim), optional
+        h0 and C0; without them the learned ones, or zeros.
+    dropout_seed : int, optional
+        Of the masks of dropout; None: as in inference.
+    keep : bool
+        Whether to return a tape.
+    threads : int
+        The most threads to use.
+    """
+    N, dtype, count = len(sequences), parameters.dtype, len(architecture.cells)
+    width = architecture.features if sequences.live is None else architecture.directions * architecture.state_dim
+    H = np.empty((len(sequences.rows), width), dtype)
+    h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
+    most = N if keep else min(N, _INFERENCE_ROWS)
+    stack = _stack.Stack(
+        _kernels.current(),
+        architecture,
+        dtype,
+        sequences.longest,
+        most,
+        keep=keep,
+        want_dX=keep,
+        draws=dropout_seed is not None,
+    )
+    h0, C0 = (None, None) if initial is None else initial
+    for batch in batches(sequences, most, dropout_seed):
+        _stack.forward(stack, threads, batch, parameters, sequences.rows, h0, C0, H, h, C)
+    tape = None
+    if keep:
+        tape = Tape(architecture, parameters.copy(), sequences, stack, batch, initial is not None)
+    return Outputs(H, h, C, tape)
+
+
+def backward(
+    tape: Tape, dH: Array | None, dlast: tuple[Array, Array] | None, *, threads: int
+) -> tuple[Array, Array, Array, Array]:
+    """Backpropagate; return dX (rows, input_dim), dh0 and dC0 (cells, N, ...), and the gradient of the parameters.
+
+    dH (rows, F or D R) and dlast (cells, N, ...) belong to what `forward` returned; None is zeros.
+    """
+    architecture, dtype, N = tape.architecture, tape.parameters.dtype, len(tape.sequences)
+    count = len(architecture.cells)
+    dX = np.empty_like(tape.sequences.rows)
+    dh0 = np.empty((count, N, architecture.state_dim), dtype)
+    dC0 = np.empty((count, N, architecture.hidden_dim), dtype)
+    gradient = np.zeros_like(tape.parameters)
+    dh_T, dC_T = (None, None) if dlast is None else dlast
+    with tape.busy:
+        _stack.backward(
+            tape.stack,
+            threads,
+            tape.batch,
+            tape.parameters,
+            tape.states_given,
+            dH,
+            dh_T,
+            dC_T,
+            dh0,
+            dC0,
+            dX,
+            gradient,
+        )
+    return dX, dh0, dC0, gradient
+
+
+class Carried:
+    """Which output a masked step repeats: that of the last live step before it on its direction's way (Keras).
+
+    Parameters
+    ----------
+    architecture : Architecture
+    sequences : Sequences
+        With a mask.
+    """
+
+    def __init__(self, architecture: Architecture, sequences: Sequences) -> None:
+        assert sequences.live is not None
+        self.sums = architecture.options.bidirectional == "sum"
+        live = sequences.live[:, ::-1] if architecture.options.go_backwards else sequences.live
+        offsets = sequences.offsets[:, None]
+        self.rows = len(sequences.rows)
+        passed = live.cumsum(axis=1)
+        self.sources = [(offsets[:-1] + passed - 1, passed > 0)]  # a row for each step, and whether there is one
+        if architecture.directions == 2:
+            ahead = live[:, ::-1].cumsum(axis=1)[:, ::-1]
+            self.sources.append((offsets[1:] - ahead, ahead > 0))
+
+    def spread(self, H: Array, initial: Array | None) -> Array:
+        """Return (N, T, F) of H (rows, D R); before the first live step it is `initial` (D, N, R), or zeros."""
+        parts = []
+        for d, (half, (row, known)) in enumerate(zip(np.split(H, len(self.sources), axis=1), self.sources, strict=True)):
+            part = half[np.where(known, row, 0)]
+            n, t = np.nonzero(~known)
+            part[n, t] = 0 if initial is None else initial[d, n]
+            parts.append(part)
+        return sum(parts[1:], parts[0]) if self.sums else np.concatenate(parts, axis=2)
+
+    def gather(self, dH: Array) -> tuple[Array, Array]:
+        """Return what dH (N, T, F) adds up to: (rows, D R) of the outputs and (D, N, R) of the initial states."""
+        count = len(self.sources)
+        halves = [dH] * count if self.sums else np.split(dH, count, axis=2)
+        rows = np.zeros((count, self.rows, halves[0].shape[2]), dH.dtype)
+        initial = np.zeros((count, len(dH), halves[0].shape[2]), dH.dtype)
+        for d, (half, (row, known)) in enumerate(zip(halves, self.sources, strict=True)):
+            np.add.at(rows[d], row[known], half[known])
+            np.add.at(initial[d], np.nonzero(~known)[0], half[~known])
+        return np.concatenate(list(rows), axis=1), initial
+
+
+def top_states(architecture: Architecture, states: Array) -> Array:
+    """Return what belongs to the cells of the top layer of something (cells, ...)."""
+    top: Any = states[-architecture.directions :]
+    return np.asarray(top)
