@@ -128,6 +128,7 @@ def test_golden_files(golden, path, monkeypatch):
     dtype = golden.stem.rpartition("-")[2]
     model = load_model(golden)
     assert list(model.network.sizes) == expected["sizes"]
+    assert model.network.options.changed() == expected.get("options", {})
     assert model.network.dtype == dtype
     assert model.network.parameters.tolist() == expected["parameters"]
     assert model.scaler.to_dict() == expected["scaler"]
