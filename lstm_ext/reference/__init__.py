@@ -1,0 +1,651 @@
+"""The NumPy oracle: the LSTM of the well-known article, its options, backpropagation through time (BPTT).
+
+Same classes and signatures as the compiled package, written to be read, not to be fast:
+
+    f_t  = sigmoid(W_f [h_{t-1}, x_t] + b_f)        forget gate
+    i_t  = sigmoid(W_i [h_{t-1}, x_t] + b_i)        input gate
+    C~_t = tanh(W_C [h_{t-1}, x_t] + b_C)           candidate
+    o_t  = sigmoid(W_o [h_{t-1}, x_t] + b_o)        output gate
+    C_t  = f_t * C_{t-1} + i_t * C~_t               cell state
+    h_t  = o_t * tanh(C_t)                          hidden state
+    y_t  = W_y h_t + b_y                            output (logits)
+
+- One step and its way back are `forward_step` and `backward_step`; a cell runs over its sequences in `_run` and
+  `_run_back`; `LSTM` puts layers and directions together, `LSTMNetwork` the head.
+- Inside, a step's batch is a matrix of columns (dim, N); with N = 1 the equations are the article's.
+- Derivatives are written in terms of the outputs.
+- Everything is analytic (no abs, no conjugation; what selects looks at real parts), so dtype
+  "complex128", which exists for this purpose alone, makes every derivative checkable by the complex
+  step, Im L(p + ih) / h: at a kink (of relu, hard_sigmoid, cell_clip, a maximum) on one of its sides.
+- ``num_threads`` is taken for the sake of the signatures alone: NumPy decides on its threads.
+- Arguments are copied on entry: no input is modified, and no result shares memory with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from lstm_ext.reference.cell import (
+    CellGradients,
+    Key,
+    LSTMCell,
+    Masks,
+    Step,
+    backward_step,
+    forward_step,
+    masked,
+    philox,
+    row_sums,
+    sigmoid,
+    tanh,
+)
+from lstm_ext.reference.parameters import (
+    FLOAT64,
+    GATES,
+    Architecture,
+    Array,
+    Options,
+    OrZeros,
+    Parametrised,
+    Seed,
+    Weights,
+    as_architecture,
+    as_array,
+    as_choice,
+    as_size,
+    cell_weights,
+    flatten,
+    parameter_layout,
+)
+
+__all__ = [
+    "GATES",
+    "LOSSES",
+    "LSTM",
+    "TARGETS",
+    "CellGradients",
+    "LSTMCell",
+    "LSTMGradients",
+    "LSTMNetwork",
+    "LSTMTape",
+    "Options",
+    "parameter_layout",
+    "philox",
+    "sigmoid",
+    "tanh",
+    "train_lstm",
+]
+
+TARGETS = ("last", "steps", "mean", "max")
+
+# --- batches of sequences: which steps there are, and in which order a cell takes them ---
+
+
+class _Batch(NamedTuple):
+    """Sequences, padded to one length."""
+
+    X: Array  # (N, T, input_dim)
+    live: Array  # (N, T) bool: the steps to take
+    inside: Array  # (N, T) bool: what has an output; with a mask all has, else what is live
+
+    def reversed(self) -> _Batch:
+        """Return each sequence, within its length, from its end to its start."""
+        index = np.arange(len(self.X))[:, None], self._mirror()
+        return _Batch(self.X[index], self.live[index], self.inside)
+
+    def restored(self, X: Array) -> Array:
+        """Undo `reversed` on an array of its form."""
+        return np.asarray(X[np.arange(len(X))[:, None], self._mirror()])
+
+    def _mirror(self) -> Array:
+        t, lengths = np.arange(self.X.shape[1]), self.inside.sum(axis=1, keepdims=True)
+        return np.where(self.inside, lengths - 1 - t, t)
+
+
+def _batch(X: Any, lengths: ArrayLike | None, mask: ArrayLike | None, input_dim: int, dtype: np.dtype[Any]) -> _Batch:
+    """Check and copy the sequences of a batch."""
+    if lengths is not None and mask is not None:
+        raise ValueError("lengths must be None with a mask")
+    if isinstance(X, list | tuple):
+        if lengths is not None or mask is not None:
+            raise ValueError(f"{'mask' if lengths is None else 'lengths'} must be None for a list of sequences")
+        sequences = [as_array(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(X)]
+        if not sequences:
+            raise ValueError("X must hold at least one sequence, got 0")
+        lengths = [len(x) for x in sequences]
+        X = _pad(sequences)
+    else:
+        X = as_array("X", X, dtype, ("N", "T", input_dim))
+    N, T, _ = X.shape
+    if mask is not None:
+        live = np.array(mask)
+        if live.dtype != bool:
+            raise TypeError(f"mask must hold bools, got dtype {live.dtype}")
+        if live.shape != (N, T):
+            raise ValueError(f"mask must have shape {(N, T)}, got {live.shape}")
+        if not live.any(axis=1).all():
+            raise ValueError(f"mask must have a live step in every row, got none in row {live.any(axis=1).argmin()}")
+        return _Batch(X, live, np.ones((N, T), bool))
+    if lengths is None:
+        lengths = np.full(N, T)
+    ends = as_array("lengths", lengths, np.dtype(np.int64), (N,))
+    if ends.min() < 1 or ends.max() > T:
+        raise ValueError(f"lengths must be 1 to {T}, got {ends.min()} to {ends.max()}")
+    live = np.arange(T) < ends[:, None]
+    X[~live] = 0
+    return _Batch(X, live, live)
+
+
+def _pad(sequences: list[Array]) -> Array:
+    """Stack arrays (T_n, ...) of different lengths, with zeros at the end."""
+    padded = np.zeros((len(sequences), max(map(len, sequences)), *sequences[0].shape[1:]), sequences[0].dtype)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return padded
+
+
+class _Order(NamedTuple):
+    """How one direction goes through a batch: step s of row n, from 0, takes x at time[n][s]."""
+
+    time: list[Array]  # for each row, as many as it has steps
+    state: Array  # (N, T): after how many of the row's steps its output at t is read
+
+    @classmethod
+    def of(cls, live: Array, reverse: bool) -> _Order:
+        way = slice(None, None, -1 if reverse else 1)
+        return cls([np.flatnonzero(row)[way] for row in live], np.cumsum(live[:, way], axis=1)[:, way])
+
+    def at(self, s: int) -> tuple[Array, Array]:
+        """Return the rows that have a step s, and their times."""
+        rows = [n for n, time in enumerate(self.time) if s < len(time)]
+        return np.array(rows), np.array([self.time[n][s] for n in rows])
+
+
+class _Run(NamedTuple):
+    """One cell's way through a batch."""
+
+    order: _Order
+    steps: list[Step]  # step s, of the rows that have one
+    h: list[Array]  # (R, N): h[s] goes into step s; a row keeps its last state
+    C: list[Array]  # (H, N)
+
+
+def _run(w: Weights, architecture: Architecture, X: Array, order: _Order, h0: Array, C0: Array, masks: Masks) -> _Run:
+    """Run one cell from the states h0 (N, R), C0 (N, H)."""
+    run = _Run(order, [], [h0.T], [C0.T])
+    for s in range(max(map(len, order.time))):
+        rows, times = order.at(s)
+        h, C = run.h[s].copy(), run.C[s].copy()
+        step = forward_step(w, architecture, X[rows, times].T, h[:, rows], C[:, rows], masks.at(s, rows))
+        h[:, rows], C[:, rows] = step.h, step.C
+        run.steps.append(step)
+        run.h.append(h)
+        run.C.append(C)
+    return run
+
+
+def _outputs(run: _Run) -> Array:
+    """Return h (N, T, R) at every time, as if nothing were padded."""
+    h = np.stack(run.h)
+    return np.asarray(h[run.order.state, :, np.arange(h.shape[2])[:, None]])
+
+
+def _run_back(
+    w: Weights,
+    g: Weights,
+    architecture: Architecture,
+    run: _Run,
+    dH: Array,
+    dh_T: Array,
+    dC_T: Array,
+    dX: Array,
+) -> tuple[Array, Array]:
+    """Return dh0, dC0, given dL/dH (N, T, R) and the final states' gradients; add to `g` and `dX`."""
+    dstates = np.zeros((len(run.h), len(dH), dH.shape[2]), dH.dtype)
+    np.add.at(dstates, (run.order.state, np.arange(len(dH))[:, None]), dH)
+    dh, dC = dh_T.T.copy(), dC_T.T.copy()
+    for s in reversed(range(len(run.steps))):
+        rows, times = run.order.at(s)
+        dh_t = dh[:, rows] + dstates[s + 1, rows].T
+        dx, dh[:, rows], dC[:, rows] = backward_step(w, g, architecture, run.steps[s], dh_t, dC[:, rows])
+        dX[rows, times] += dx.T
+    return dh.T + dstates[0], dC.T.copy()
+
+
+# --- layers ---
+
+
+class LSTMGradients(NamedTuple):
+    """Of a batch: dX as X (padded), dh0, dC0 as the states, parameters (flat)."""
+
+    dX: Array
+    dh0: Array
+    dC0: Array
+    parameters: Array
+
+
+class LSTMTape(NamedTuple):
+    """What `LSTM.backward` needs from `LSTM.forward`: the weights as they were, and every step."""
+
+    architecture: Architecture
+    parameters: Array
+    batch: _Batch
+    runs: list[_Run]  # of each cell
+    dropout: list[Array | None]  # the mask of each layer's inputs
+    learned: tuple[bool, bool]  # whether h_0 and C_0 were used
+
+
+class LSTM(Parametrised):
+    """The sequence layer, or a stack of them: cells, applied step by step.
+
+    Parameters as for `LSTMCell`; keyword arguments as in `Options`. A plain layer has a `lstm_cell`.
+    States are (N, R) and (N, hidden_dim), R = proj_size or hidden_dim, of one cell, else
+    (num_layers * directions, N, R) and (..., N, hidden_dim), layer by layer, the forward direction first.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        *,
+        dtype: DTypeLike = "float32",
+        init: str = "glorot",
+        seed: Seed = None,
+        **options: Any,
+    ) -> None:
+        self._build(as_architecture(input_dim, hidden_dim, None, options), dtype, init, seed)
+
+    def _adopt(self, architecture: Architecture, named: dict[str, Array]) -> None:
+        super()._adopt(architecture, named)
+        if architecture.plain:
+            self.lstm_cell = self._part(LSTMCell, architecture)
+
+    def forward(
+        self,
+        X: Any,
+        h0: OrZeros = None,
+        C0: OrZeros = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        dropout_seed: int | None = None,
+        return_tape: bool = False,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Return (H, (h_T, C_T)), or (H, (h_T, C_T), tape) if `return_tape`.
+
+        Parameters
+        ----------
+        X : array_like (N, T, input_dim), or list of array_like (T_n, input_dim)
+            The sequences; a list is padded.
+        h0, C0 : array_like, optional
+            Initial states; None stands for the learned ones, or zeros.
+        lengths : array_like of int (N,), optional
+            Of the sequences of a padded X, 1 to T; beyond them H is zero.
+        mask : array_like of bool (N, T), optional
+            False where a step is skipped; H repeats the output before.
+        dropout_seed : int, optional
+            Of the masks of training; None for inference.
+        return_tape : bool
+            Whether to return what `backward` needs.
+        num_threads : int, optional
+            Without effect.
+        """
+        batch = _batch(X, lengths, mask, self.input_dim, self.dtype)
+        H, last, tape = self._forward(batch, h0, C0, Key.of(dropout_seed, 0))
+        return (H, last, tape) if return_tape else (H, last)
+
+    def _forward(
+        self, batch: _Batch, h0: OrZeros, C0: OrZeros, key: Key | None
+    ) -> tuple[Array, tuple[Array, Array], LSTMTape]:
+        architecture, options, D = self._architecture, self.options, self._architecture.directions
+        N = len(batch.X)
+        h0s = None if h0 is None else self._states("h0", h0, N, architecture.state_dim)
+        C0s = None if C0 is None else self._states("C0", C0, N, self.hidden_dim)
+        learned = (options.learn_initial_state and h0 is None, options.learn_initial_state and C0 is None)
+        batch = batch.reversed() if options.go_backwards else batch
+        tape = LSTMTape(architecture, self.parameters, batch, [], [], learned)
+        orders = [_Order.of(batch.live, reverse) for reverse in (False, True)[:D]]
+        weights = cell_weights(tape.parameters, architecture)
+
+        outputs = batch.X
+        for layer in range(options.num_layers):
+            dropout = self._input_mask(key, layer, orders[0]) if layer else None
+            tape.dropout.append(dropout)
+            inputs = masked(outputs, dropout)
+            for cell in range(layer * D, layer * D + D):
+                w = weights[cell]
+                h = _initial(h0s, cell, N, architecture.state_dim, w.h_0, self.dtype)
+                C = _initial(C0s, cell, N, self.hidden_dim, w.C_0, self.dtype)
+                masks = Masks(architecture, self.dtype, key, cell, N)
+                tape.runs.append(_run(w, architecture, inputs, orders[cell - layer * D], h, C, masks))
+            outputs = _merge([_outputs(run) for run in tape.runs[layer * D :]], options.bidirectional)
+        final = [run.h[-1].T for run in tape.runs], [run.C[-1].T for run in tape.runs]
+        h_T, C_T = (np.stack(states) if len(states) > 1 else states[0].copy() for states in final)
+        return outputs * batch.inside[:, :, None], (h_T, C_T), tape
+
+    def backward(
+        self,
+        tape: LSTMTape,
+        dH: OrZeros = None,
+        dh_T: OrZeros = None,
+        dC_T: OrZeros = None,
+        *,
+        num_threads: int | None = None,
+    ) -> LSTMGradients:
+        """Return the gradients of a loss, given dL/dH, dL/dh_T and dL/dC_T; None is zeros."""
+        if not isinstance(tape, LSTMTape):
+            raise TypeError(f"tape must be one that forward returned, got {type(tape).__name__}")
+        architecture, D = self._architecture, self._architecture.directions
+        ours, theirs = (self._architecture, self.dtype), (tape.architecture, tape.parameters.dtype)
+        if ours != theirs:
+            raise ValueError(f"tape must be of a layer like this one, {ours}, got {theirs}")
+        batch, (N, T, _) = tape.batch, tape.batch.X.shape
+        shape = N, T, architecture.feature_dim
+        doutputs = as_array("dH", np.zeros(shape) if dH is None else dH, self.dtype, shape)
+        doutputs[~batch.inside] = 0
+        dh = self._states("dh_T", dh_T, N, architecture.state_dim)
+        dC = self._states("dC_T", dC_T, N, self.hidden_dim)
+
+        gradient = np.zeros_like(tape.parameters)
+        weights, gradients = cell_weights(tape.parameters, architecture), cell_weights(gradient, architecture)
+        for layer in reversed(range(self.options.num_layers)):
+            width = architecture.feature_dim if layer else self.input_dim
+            dinputs = np.zeros((N, T, width), self.dtype)
+            for direction, part in enumerate(_split(doutputs, self.options.bidirectional)):
+                cell = layer * D + direction
+                w, g = weights[cell], gradients[cell]
+                dh[cell], dC[cell] = _run_back(w, g, architecture, tape.runs[cell], part, dh[cell], dC[cell], dinputs)
+                if tape.learned[0]:
+                    g.h_0[...] = row_sums(dh[cell].T)
+                if tape.learned[1]:
+                    g.C_0[...] = row_sums(dC[cell].T)
+            doutputs = masked(dinputs, tape.dropout[layer])
+        dX = batch.restored(doutputs) if self.options.go_backwards else doutputs
+        if len(weights) == 1:
+            dh, dC = dh[0], dC[0]
+        return LSTMGradients(dX, dh, dC, gradient)
+
+    def _states(self, name: str, value: OrZeros, N: int, width: int) -> Array:
+        """Return states as (cells, N, width)."""
+        cells = self._architecture.directions * self.options.num_layers
+        shape = (N, width) if cells == 1 else (cells, N, width)
+        array = as_array(name, np.zeros(shape) if value is None else value, self.dtype, shape)
+        return array.reshape(cells, N, width)
+
+    def _input_mask(self, key: Key | None, layer: int, order: _Order) -> Array | None:
+        """Return dropout's mask (N, T, F) of the inputs of a layer above the first."""
+        if key is None or not self.options.dropout:
+            return None
+        n, t = np.arange(len(order.state))[:, None, None], np.maximum(order.state - 1, 0)[:, :, None]
+        j, cell = np.arange(self._architecture.feature_dim), layer * self._architecture.directions
+        return key.mask(self.dtype, self.options.dropout, 0, cell, j, n, t)
+
+
+def _initial(given: Array | None, cell: int, N: int, width: int, learned: Any, dtype: np.dtype[Any]) -> Array:
+    """Return a cell's initial states (N, width): those given, or else the learned ones, or else zeros."""
+    if given is not None:
+        return np.asarray(given[cell])
+    return np.zeros((N, width), dtype) if learned is None else np.repeat(learned.T, N, axis=0)
+
+
+def _merge(parts: list[Array], how: str | None) -> Array:
+    """Put the directions' outputs together, along the last axis."""
+    if how == "concat":
+        return np.concatenate(parts, axis=-1)
+    return parts[0] + parts[1] if how == "sum" else parts[0]
+
+
+def _split(gradient: Array, how: str | None) -> list[Array]:
+    """Return the gradient of each of `_merge`'s parts."""
+    if how == "concat":
+        return np.split(gradient, 2, axis=-1)
+    return [gradient, gradient] if how == "sum" else [gradient]
+
+
+def _mse(y: Array, Y: Array) -> tuple[Any, Array]:
+    """Mean over every element of (y - Y)^2, and its gradient by y."""
+    error = y - Y
+    return np.mean(error**2), 2 * error / error.size
+
+
+def _cross_entropy(logits: Array, classes: Array) -> tuple[Any, Array]:
+    """Mean over the rows of -log softmax(logits)[class], and its gradient by the logits."""
+    shifted = logits - logits.real.max(axis=-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    one_hot = np.eye(logits.shape[-1], dtype=logits.dtype)[classes]
+    return -np.sum(one_hot * log_p) / classes.size, (np.exp(log_p) - one_hot) / classes.size
+
+
+LOSSES = {"mse": _mse, "cross_entropy": _cross_entropy}
+
+
+class LSTMNetwork(Parametrised):
+    """An LSTM and a head: y = W_y feature + b_y, or the features themselves if `output_dim` is None.
+
+    Parameters as for `LSTM`; `output_dim` (int or None) is the size of y. What the features are is each
+    call's `target`: "last", the top layer's final states; "steps", its output at every step; "mean" and
+    "max", of its outputs over the live steps.
+
+    Attributes
+    ----------
+    lstm_cell : LSTMCell
+        The cell with the LSTM's weights, of a plain network.
+    W_y, b_y : ndarray (output_dim, feature_dim) and (output_dim, 1)
+        The output's weights and bias.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int | None,
+        *,
+        dtype: DTypeLike = "float32",
+        init: str = "glorot",
+        seed: Seed = None,
+        **options: Any,
+    ) -> None:
+        self._build(as_architecture(input_dim, hidden_dim, output_dim, options), dtype, init, seed)
+
+    def _adopt(self, architecture: Architecture, named: dict[str, Array]) -> None:
+        super()._adopt(architecture, named)
+        self.output_dim = architecture.output_dim
+        self._lstm = self._part(LSTM, architecture._replace(output_dim=None))
+        if architecture.plain:
+            self.lstm_cell = self._lstm.lstm_cell
+
+    def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
+        """Return the T outputs, each (output_dim, 1), of one sequence X (T, input_dim)."""
+        X = as_array("X", X, self.dtype, ("T", self.input_dim))
+        return [y.reshape(-1, 1) for y in self.predict(X[np.newaxis], target="steps")[0]]
+
+    def predict(
+        self,
+        X: Any,
+        *,
+        target: str = "last",
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Array:
+        """Return the outputs of X, which is as for `LSTM.forward`.
+
+        (N, output_dim); (N, T, output_dim) for target "steps", zero past a sequence's end.
+        """
+        as_choice("target", target, TARGETS)
+        batch = _batch(X, lengths, mask, self.input_dim, self.dtype)
+        H, (h_T, _), tape = self._lstm._forward(batch, None, None, None)
+        y = self._head(self._features(target, H, h_T, tape.batch.live))
+        return y * batch.inside[:, :, None] if target == "steps" else y
+
+    def gradient(
+        self,
+        X: Any,
+        Y: Any,
+        *,
+        loss: str = "mse",
+        target: str = "last",
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        dropout_seed: int | None = None,
+        update: int = 0,
+        num_threads: int | None = None,
+    ) -> tuple[float, Array]:
+        """Return the loss (complex for dtype complex128) and its flat gradient.
+
+        Parameters
+        ----------
+        X : array_like (N, T, input_dim), or list of array_like (T_n, input_dim)
+            A batch of sequences, with `lengths` or `mask` as for `LSTM.forward`.
+        Y : array_like
+            "mse": in the shape that `predict` returns.
+            "cross_entropy": integer classes, (N,), or (N, T) for target "steps".
+            For a list X and target "steps" also a list, of T_n rows each.
+        loss : {"mse", "cross_entropy"}
+            Mean over every element of (y - Y)^2, or over the rows of -log softmax(y)[class].
+        target : {"last", "steps", "mean", "max"}
+            What the head is applied to; of "steps", only the live ones count.
+        lengths, mask : array_like, optional
+            As for `LSTM.forward`.
+        dropout_seed : int, optional
+            Of the masks; None for inference.
+        update : int
+            Which of the seed's masks: those of an update of a training, from 0.
+        num_threads : int, optional
+            Without effect.
+        """
+        as_choice("target", target, TARGETS)
+        as_choice("loss", loss, tuple(LOSSES))
+        batch = _batch(X, lengths, mask, self.input_dim, self.dtype)
+        key = Key.of(dropout_seed, update)
+        if target == "steps" and isinstance(X, list | tuple) and isinstance(Y, list | tuple):
+            Y = self._pad_targets(Y, loss, batch)
+        H, (h_T, _), tape = self._lstm._forward(batch, None, None, key)
+        live = tape.batch.live
+        rows = live if target == "steps" else np.ones(len(live), bool)  # those that count
+        Y = self._targets(Y, loss, rows)
+        features = self._features(target, H, h_T, live)
+        value, dy = LOSSES[loss](self._head(features[rows]), Y[rows])
+        head, dfeatures = [], np.zeros_like(features)
+        dfeatures[rows] = dy if self.output_dim is None else dy @ self.W_y
+        if self.output_dim is not None:
+            head = [dy.T @ features[rows], dy.sum(axis=0)]
+        dH, dh_T = self._features_back(target, dfeatures, H, h_T, live)
+        return value.item(), flatten([self._lstm.backward(tape, dH, dh_T).parameters, *head])
+
+    def _head(self, features: Array) -> Array:
+        """Y = W_y feature + b_y for features in rows (..., feature_dim)."""
+        return features if self.output_dim is None else np.asarray(features @ self.W_y.T + self.b_y.T)
+
+    def _features(self, target: str, H: Array, h_T: Array, live: Array) -> Array:
+        """Return what the head sees: (N, T, feature_dim) for "steps", else (N, feature_dim)."""
+        if target == "last":
+            top = h_T.reshape(-1, *h_T.shape[-2:])[-self._architecture.directions :]
+            return _merge(list(top), self.options.bidirectional)
+        if target == "mean":
+            return np.asarray((H * live[:, :, None]).sum(axis=1) / live.sum(axis=1, keepdims=True)).astype(H.dtype)
+        if target == "max":
+            return np.take_along_axis(H, _largest(H, live), axis=1)[:, 0]
+        return H
+
+    def _features_back(self, target: str, dfeatures: Array, H: Array, h_T: Array, live: Array) -> tuple[Array, Array]:
+        """Return dH and dh_T."""
+        dH, dh_T = np.zeros_like(H), np.zeros_like(h_T)
+        if target == "last":
+            top = dh_T.reshape(-1, *h_T.shape[-2:])[-self._architecture.directions :]
+            top[...] = _split(dfeatures, self.options.bidirectional)
+        elif target == "mean":
+            dH[...] = live[:, :, None] * (dfeatures / live.sum(axis=1, keepdims=True))[:, None]
+        elif target == "max":
+            np.put_along_axis(dH, _largest(H, live), dfeatures[:, None], axis=1)
+        else:
+            dH = dfeatures
+        return dH, dh_T
+
+    def _pad_targets(self, Y: Any, loss: str, batch: _Batch) -> Array:
+        lengths, width = batch.live.sum(axis=1), self._architecture.output_dim or self._architecture.feature_dim
+        if len(Y) != len(lengths):
+            raise ValueError(f"Y must hold {len(lengths)} arrays, as X, got {len(Y)}")
+        dtype = self.dtype if loss == "mse" else np.dtype(np.int64)
+        shapes = [(int(T), width) if loss == "mse" else (int(T),) for T in lengths]
+        return _pad([as_array(f"Y[{n}]", y, dtype, shapes[n]) for n, y in enumerate(Y)])
+
+    def _targets(self, Y: ArrayLike, loss: str, rows: Array) -> Array:
+        """Check and copy Y; where `rows` is False it may be anything."""
+        width = self._architecture.output_dim or self._architecture.feature_dim
+        if loss == "mse":
+            return as_array("Y", Y, self.dtype, (*rows.shape, width))
+        classes = as_array("Y", Y, np.dtype(np.int64), rows.shape)
+        low, high = classes[rows].min(), classes[rows].max()
+        if low < 0 or high >= width:
+            raise ValueError(f"Y must hold classes 0 to {width - 1}, got {low} to {high}")
+        return classes
+
+
+def _largest(H: Array, live: Array) -> Array:
+    """Return when each unit is largest, (N, 1, width), the first time of equals; live steps alone count."""
+    return np.asarray(np.where(live[:, :, None], H.real, -np.inf).argmax(axis=1, keepdims=True))
+
+
+def train_lstm(
+    X: Iterable[ArrayLike],
+    Y: Iterable[ArrayLike],
+    input_dim: int,
+    hidden_dim: int,
+    output_dim: int,
+    learning_rate: float = 0.01,
+    epochs: int = 100,
+    *,
+    num_threads: int | None = None,
+) -> LSTMNetwork:
+    """Train the article's network, one gradient step per sequence; print each epoch's mean loss.
+
+    Parameters
+    ----------
+    X : sequence of array_like (T_i, input_dim)
+        The sequences; their lengths may differ.
+    Y : sequence of array_like (output_dim, 1) or (output_dim,)
+        The target of each sequence's last output; the loss is mean((y_T - Y[i])^2).
+    input_dim, hidden_dim, output_dim : int
+        Sizes of the network, which is float64 with ``init="reference"``.
+    learning_rate : float
+        The step, p -= learning_rate * dL/dp.
+    epochs : int
+        How often to go through the data.
+    num_threads : int, optional
+        Without effect.
+
+    Returns
+    -------
+    LSTMNetwork
+        The trained network.
+    """
+    for name, size in (("input_dim", input_dim), ("hidden_dim", hidden_dim), ("epochs", epochs)):
+        as_size(name, size)
+    shapes = (as_size("output_dim", output_dim), 1), (output_dim,)
+    rate = as_array("learning_rate", learning_rate, FLOAT64, ())
+    if not (np.isfinite(rate) and rate >= 0):
+        raise ValueError(f"learning_rate must be finite and at least 0, got {learning_rate}")
+    for name, data in (("X", X), ("Y", Y)):
+        if not isinstance(data, Iterable):
+            raise TypeError(f"{name} must be a sequence of arrays, got {data!r}")
+    sequences = [as_array(f"X[{k}]", x, FLOAT64, ("T", input_dim))[None] for k, x in enumerate(X)]
+    targets = [as_array(f"Y[{k}]", y, FLOAT64, *shapes).reshape(1, -1) for k, y in enumerate(Y)]
+    if not sequences or len(sequences) != len(targets):
+        given = f"{len(sequences)} sequences and {len(targets)} targets"
+        raise ValueError(f"X and Y must hold one target per sequence, at least one, got {given}")
+
+    network = LSTMNetwork(input_dim, hidden_dim, output_dim, dtype="float64", init="reference")
+    for epoch in range(epochs):
+        losses = []
+        for x, y in zip(sequences, targets, strict=True):
+            loss, gradient = network.gradient(x, y)
+            network.parameters = network.parameters - rate * gradient
+            losses.append(loss)
+        print(f"Epoch {epoch + 1}/{epochs}, Loss: {sum(losses) / len(losses)}")
+    return network

@@ -1,0 +1,391 @@
+"""The oracle's cell: one step with every option, its way back, and the masks of dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from lstm_ext.reference.parameters import (
+    FLOAT64,
+    Architecture,
+    Array,
+    Parametrised,
+    Seed,
+    Weights,
+    as_architecture,
+    as_array,
+    cell_weights,
+)
+
+# --- activations ---
+
+
+def _floating(x: ArrayLike) -> Array:
+    x = np.asarray(x)
+    return x if x.dtype.kind in "fc" else as_array("x", x, FLOAT64, x.shape)
+
+
+def sigmoid(x: ArrayLike) -> Array:
+    """Return 1 / (1 + exp(-x)), elementwise, without overflow.
+
+    Parameters
+    ----------
+    x : array_like
+        Complex numbers are selected on their real part, so that the result stays analytic.
+
+    Returns
+    -------
+    ndarray
+        With the shape of `x`; float64 for integers.
+    """
+    x = _floating(x)
+    positive = x.real >= 0
+    e = np.exp(np.where(positive, -x, x))
+    return np.where(positive, 1 / (1 + e), e / (1 + e))
+
+
+def tanh(x: ArrayLike) -> Array:
+    """Return the hyperbolic tangent, elementwise.
+
+    Parameters
+    ----------
+    x : array_like
+        Real or complex.
+
+    Returns
+    -------
+    ndarray
+        With the shape of `x`; float64 for integers.
+    """
+    return np.asarray(np.tanh(_floating(x)))
+
+
+def _hard_sigmoid(x: Array) -> Array:
+    """max(0, min(1, 0.2 x + 0.5)), selected on the real part."""
+    y = 0.2 * x + 0.5
+    return np.where(y.real <= 0, 0, np.where(y.real >= 1, 1, y)).astype(x.dtype)
+
+
+def _relu(x: Array) -> Array:
+    return np.where(x.real <= 0, 0, x).astype(x.dtype)
+
+
+def _clip(x: Array, limit: float) -> Array:
+    return np.where(x.real > limit, limit, np.where(x.real < -limit, -limit, x)).astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, tuple[Any, Any]] = {  # the function; its derivative, in terms of its output
+    "sigmoid": (sigmoid, lambda y: y * (1 - y)),
+    "hard_sigmoid": (_hard_sigmoid, lambda y: ((y.real > 0) & (y.real < 1)).astype(y.dtype) * 0.2),
+    "tanh": (tanh, lambda y: 1 - y**2),
+    "identity": (lambda x: x, np.ones_like),
+    "relu": (_relu, lambda y: (y.real > 0).astype(y.dtype)),
+}
+
+
+def _norm(v: Array) -> Array:
+    """(v - mean) / sqrt(var + 1e-5), over each column."""
+    centred = v - v.mean(axis=0)
+    return np.asarray(centred / np.sqrt((centred**2).mean(axis=0) + 1e-5))
+
+
+def _norm_back(v: Array, du: Array) -> Array:
+    """Return dL/dv, given dL/du for u = _norm(v)."""
+    u = _norm(v)
+    scale = 1 / np.sqrt(((v - v.mean(axis=0)) ** 2).mean(axis=0) + 1e-5)
+    return np.asarray(scale * (du - du.mean(axis=0) - u * (du * u).mean(axis=0)))
+
+
+# --- the masks of dropout: a word for each place, from a counter, whatever the order of asking ---
+
+
+def philox(counter: Iterable[ArrayLike], key: Iterable[int]) -> Array:
+    """Return the four output words of Philox 4x32-10 (Salmon et al. 2011).
+
+    Parameters
+    ----------
+    counter : sequence of array_like
+        The four words of the counter, integers, broadcast against each other.
+    key : sequence of int
+        The two words of the key.
+
+    Returns
+    -------
+    ndarray
+        The words, uint64 below 2**32: (4, ...) for counters of shape (...).
+    """
+    c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in np.broadcast_arrays(*counter))
+    k0, k1 = (int(word) for word in key)
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> half) ^ c3 ^ np.uint64(k1), p0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack((c0, c1, c2, c3))
+
+
+class Key(NamedTuple):
+    """Of the masks of one update."""
+
+    word0: int
+    word1: int
+
+    @classmethod
+    def of(cls, dropout_seed: int | None, update: int) -> Key | None:
+        """Return the key of a seed's update; None, for inference, without a seed."""
+        if dropout_seed is None:
+            return None
+        if not isinstance(dropout_seed, int | np.integer) or isinstance(dropout_seed, bool):
+            raise TypeError(f"dropout_seed must be None or an integer, got {dropout_seed!r}")
+        if not 0 <= dropout_seed < 2**64:
+            raise ValueError(f"dropout_seed must be at least 0 and below 2**64, got {dropout_seed}")
+        seed = int(dropout_seed)
+        words = philox((update & 0xFFFFFFFF, update >> 32, 0, 0), (seed & 0xFFFFFFFF, seed >> 32))
+        return cls(int(words[0]), int(words[1]))
+
+    def dropped(self, p: float, kind: int, cell: int, j: Array, n: Array | int, t: Array | int) -> Array:
+        """Return where an element is dropped, with probability `p`, for indices that broadcast."""
+        words = np.choose(j % 4, philox((j // 4, n, t, 8 * cell + kind), self))
+        return np.asarray(words < np.uint64(int(p * 2**32)))
+
+    def mask(self, dtype: np.dtype[Any], p: float, *place: Any) -> Array:
+        """Return 0 for what is dropped, and 1 / (1 - p) for what is kept."""
+        return np.where(self.dropped(p, *place), 0, 1 / (1 - p)).astype(dtype)
+
+
+class StepMasks(NamedTuple):
+    """What a step multiplies by; None: nothing."""
+
+    h: Any = None  # recurrent_dropout, (R, N)
+    W: Any = None  # weight_dropout, (gates * H, R)
+    zone_h: Any = None  # zoneout, (R, N), or its expectation
+    zone_C: Any = None
+
+
+class Masks:
+    """The masks of one cell (its number `cell`) over a batch; without a key, for inference."""
+
+    def __init__(self, architecture: Architecture, dtype: np.dtype[Any], key: Key | None, cell: int, rows: int) -> None:
+        options = architecture.options
+        self.zoneout, self.dtype, self.key, self.cell = options.zoneout, dtype, key, cell
+        self.dims = architecture.state_dim, architecture.hidden_dim
+        self.h = self.W = None
+        j = np.arange(architecture.state_dim)
+        if key and options.recurrent_dropout:
+            self.h = key.mask(dtype, options.recurrent_dropout, 1, cell, j[:, None], np.arange(rows), 0)
+        if key and options.weight_dropout:
+            n = np.arange(len(architecture.gates) * architecture.hidden_dim)[:, None]
+            self.W = key.mask(dtype, options.weight_dropout, 4, cell, j, n, 0)
+
+    def at(self, s: int, rows: Array) -> StepMasks:
+        """Return those of the cell's step `s`, for some of the rows."""
+        h = None if self.h is None else self.h[:, rows]
+        return StepMasks(h, self.W, self._zone(0, s, rows), self._zone(1, s, rows))
+
+    def _zone(self, state: int, s: int, rows: Array) -> Any:
+        p = self.zoneout[state]
+        if not p or self.key is None:
+            return p or None
+        j = np.arange(self.dims[state])[:, None]
+        return self.key.dropped(p, 2 + state, self.cell, j, rows, s).astype(self.dtype)
+
+
+# --- one step of one cell ---
+
+
+class Step(NamedTuple):
+    """What a step was given, and what it computed on the way, in columns (dim, N)."""
+
+    x: Array
+    h_prev: Array
+    C_prev: Array
+    masks: StepMasks
+    z_x: Array  # W_x x_t
+    z_h: Array  # W_h h_{t-1}
+    i: Array
+    f: Array
+    C_tilde: Array
+    o: Array
+    raw: Array  # f_t * C_{t-1} + i_t * C~_t, before cell_clip
+    c: Array  # C_t before zoneout
+    a: Array  # act(c), of the normalised c with layer_norm
+    h: Array
+    C: Array
+
+
+def forward_step(
+    w: Weights, architecture: Architecture, x: Array, h_prev: Array, C_prev: Array, masks: StepMasks
+) -> Step:
+    """One step of a cell."""
+    options, R = architecture.options, architecture.state_dim
+    gate, _ = ACTIVATIONS[options.gate_activation]
+    act, _ = ACTIVATIONS[options.cell_activation]
+
+    z_x = w.W[:, R:] @ x
+    z_h = masked(w.W[:, :R], masks.W) @ masked(h_prev, masks.h)
+    stacked = w.gain_x * _norm(z_x) + w.gain_h * _norm(z_h) if options.layer_norm else z_x + z_h
+    z = _by_gate(stacked + w.b if options.use_bias else stacked, architecture.gates)
+    p = _by_gate(w.p, architecture.peepholes) if options.peephole else {}
+    for name in p.keys() - {"o"}:
+        z[name] = z[name] + p[name] * C_prev
+
+    i = gate(z["i"])
+    f = 1 - i if options.coupled_gates else gate(z["f"])
+    C_tilde = act(z["C"])
+    raw = f * C_prev + i * C_tilde
+    c = raw if options.cell_clip is None else _clip(raw, options.cell_clip)
+    o = gate(z["o"] + p["o"] * c if options.peephole else z["o"])
+    a = act(w.gain_C * _norm(c) + w.shift_C if options.layer_norm else c)
+    r = w.W_r @ (o * a) if options.proj_size else o * a
+    h, C = _zoned(masks.zone_h, h_prev, r), _zoned(masks.zone_C, C_prev, c)
+    return Step(x, h_prev, C_prev, masks, z_x, z_h, i, f, C_tilde, o, raw, c, a, h, C)
+
+
+def backward_step(
+    w: Weights, g: Weights, architecture: Architecture, step: Step, dh: Array, dC: Array
+) -> tuple[Array, Array, Array]:
+    """Return dx, dh_prev, dC_prev, given dL/dh_t and dL/dC_t; add to the gradient `g` of the weights."""
+    options, R, masks = architecture.options, architecture.state_dim, step.masks
+    _, gate_slope = ACTIVATIONS[options.gate_activation]
+    _, slope = ACTIVATIONS[options.cell_activation]
+    C_prev, c, a, i, f, C_tilde, o = step.C_prev, step.c, step.a, step.i, step.f, step.C_tilde, step.o
+    p = _by_gate(w.p, architecture.peepholes) if options.peephole else {}
+
+    dh_kept, dr = _zoned_back(masks.zone_h, dh)
+    dC_kept, dc = _zoned_back(masks.zone_C, dC)
+    dm = w.W_r.T @ dr if options.proj_size else dr  # of m = o * a
+    dn = dm * o * slope(a)  # C_t acts through h_t, through C_{t+1}, and through the output gate's peephole
+    dz = {"o": dm * a * gate_slope(o)}
+    dc = dc + (_norm_back(c, w.gain_C * dn) if options.layer_norm else dn)
+    dc = dc + p["o"] * dz["o"] if options.peephole else dc
+    draw = dc if options.cell_clip is None else dc * (np.abs(step.raw.real) <= options.cell_clip)
+
+    df = draw * C_prev
+    di = draw * C_tilde - df if options.coupled_gates else draw * C_tilde
+    dz |= {"i": di * gate_slope(i), "f": df * gate_slope(f), "C": draw * i * slope(C_tilde)}
+    stacked = np.vstack([dz[gate] for gate in architecture.gates])
+    dz_x = _norm_back(step.z_x, w.gain_x * stacked) if options.layer_norm else stacked
+    dz_h = _norm_back(step.z_h, w.gain_h * stacked) if options.layer_norm else stacked
+
+    g.W[:, R:] += dz_x @ step.x.T
+    g.W[:, :R] += masked(dz_h @ masked(step.h_prev, masks.h).T, masks.W)
+    if options.use_bias:
+        g.b[...] += row_sums(stacked)
+    if options.peephole:
+        g.p[...] += row_sums(np.vstack([dz[gate] * (c if gate == "o" else C_prev) for gate in p]))
+    if options.layer_norm:
+        g.gain_x[...] += row_sums(stacked * _norm(step.z_x))
+        g.gain_h[...] += row_sums(stacked * _norm(step.z_h))
+        g.gain_C[...] += row_sums(dn * _norm(c))
+        g.shift_C[...] += row_sums(dn)
+    if options.proj_size:
+        g.W_r[...] += dr @ (o * a).T
+
+    dx = w.W[:, R:].T @ dz_x
+    dh_prev = dh_kept + masked(masked(w.W[:, :R], masks.W).T @ dz_h, masks.h)
+    dC_prev = dC_kept + draw * f + sum(p[gate] * dz[gate] for gate in p if gate != "o")
+    return dx, dh_prev, dC_prev
+
+
+def masked(value: Array, mask: Array | None) -> Array:
+    """Multiply, if there is a mask; the derivative is the same."""
+    return value if mask is None else value * mask
+
+
+def row_sums(columns: Array) -> Array:
+    """Sum over the batch, into one column."""
+    return np.asarray(columns.sum(axis=1, keepdims=True))
+
+
+def _by_gate(stacked: Array, gates: tuple[str, ...]) -> dict[str, Array]:
+    return dict(zip(gates, np.split(stacked, len(gates)), strict=True))
+
+
+def _zoned(zone: Any, old: Array, new: Array) -> Array:
+    """Keep the old state as far as zoneout's mask, or its expectation, says."""
+    return new if zone is None else np.asarray(zone * old + (1 - zone) * new)
+
+
+def _zoned_back(zone: Any, d: Array) -> tuple[Array, Array]:
+    """Return the gradients of the old and of the new state."""
+    return (np.zeros_like(d), d) if zone is None else (zone * d, (1 - zone) * d)
+
+
+# --- the article's cell ---
+
+
+class CellGradients(NamedTuple):
+    """Of one step: dx (input_dim, 1), dh_prev, dC_prev (hidden_dim, 1), parameters (flat)."""
+
+    dx: Array
+    dh_prev: Array
+    dC_prev: Array
+    parameters: Array
+
+
+class LSTMCell(Parametrised):
+    """One step of an LSTM.
+
+    Parameters
+    ----------
+    input_dim, hidden_dim : int
+        Sizes of x_t and of h_t.
+    dtype : {"float32", "float64", "complex128"}
+        Of parameters and results; complex128 is for complex-step derivatives alone.
+    init : {"glorot", "keras", "pytorch", "reference"}
+        "glorot": for each gate, uniform columns for x, orthogonal columns for h; biases 0 but b_f = 1.
+        "keras": the same over all gates at once. "pytorch": uniform in +-1/sqrt(hidden_dim), biases too.
+        "reference": the article's draws from NumPy's global generator; biases 0.
+    seed : int, optional
+        A numpy.random.Generator is drawn from directly. None with "reference".
+
+    Attributes
+    ----------
+    W_f, W_i, W_C, W_o : ndarray (hidden_dim, hidden_dim + input_dim)
+        Columns [h | x].
+    b_f, b_i, b_C, b_o : ndarray (hidden_dim, 1)
+        Biases.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument, here or in a method, has a wrong type, value or shape; it is named.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        *,
+        dtype: DTypeLike = "float32",
+        init: str = "glorot",
+        seed: Seed = None,
+    ) -> None:
+        self._build(as_architecture(input_dim, hidden_dim, None, {}), dtype, init, seed)
+
+    def forward(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[Array, Array]:
+        """Return (h_t, C_t), columns (hidden_dim, 1), from x_t, (input_dim, 1) or (input_dim,)."""
+        step = self._step(*self._columns(x_t, h_prev=h_prev, C_prev=C_prev))
+        return step.h, step.C
+
+    def backward(
+        self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike, dh_t: ArrayLike, dC_t: ArrayLike
+    ) -> CellGradients:
+        """Return the gradients of a loss, given `forward`'s arguments and dL/dh_t, dL/dC_t."""
+        *columns, dh, dC = self._columns(x_t, h_prev=h_prev, C_prev=C_prev, dh_t=dh_t, dC_t=dC_t)
+        gradient = np.zeros_like(self.parameters)
+        (w,), (g,) = (cell_weights(vector, self._architecture) for vector in (self.parameters, gradient))
+        return CellGradients(*backward_step(w, g, self._architecture, self._step(*columns), dh, dC), gradient)
+
+    def _step(self, x: Array, h_prev: Array, C_prev: Array) -> Step:
+        (w,) = cell_weights(self.parameters, self._architecture)
+        return forward_step(w, self._architecture, x, h_prev, C_prev, StepMasks())
+
+    def _columns(self, x_t: ArrayLike, **states: ArrayLike) -> list[Array]:
+        shapes = (self.input_dim, 1), (self.input_dim,)
+        x = as_array("x_t", x_t, self.dtype, *shapes).reshape(self.input_dim, 1)
+        shape = (self.hidden_dim, 1)
+        return [x] + [as_array(name, state, self.dtype, shape) for name, state in states.items()]
