@@ -16,6 +16,7 @@ from lstm_ext.forecasting import Forecaster
 from lstm_ext.losses import MSE, CrossEntropy
 from lstm_ext.network import LSTM, LSTMCell, LSTMNetwork, Model, load, load_model
 from lstm_ext.optimizers import SGD, Adam
+from lstm_ext.options import Options
 from lstm_ext.parameters import parameter_layout
 from lstm_ext.persistence import ModelFileError
 from lstm_ext.plan import NonFiniteError
@@ -36,6 +37,7 @@ __all__ = [
     "Model",
     "ModelFileError",
     "NonFiniteError",
+    "Options",
     "SequenceScaler",
     "VerificationError",
     "__version__",

@@ -58,7 +58,8 @@ def describe_model(model: Model) -> dict[str, Any]:
     """Return what a model file holds, for JSON."""
     network = model.network
     return {
-        "architecture": dict(zip(SIZES, network.sizes, strict=True)),
+        "architecture": {name: getattr(network, name) for name in SIZES},
+        "options": network.options.changed(),
         "dtype": network.dtype.name,
         "parameters": {name: weight.shape for name, weight in network.named_parameters().items()},
         "scaler": None if model.scaler is None else model.scaler.to_dict(),

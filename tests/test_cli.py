@@ -481,7 +481,7 @@ def test_a_parquet_file_that_is_cut_short(river, capsys):
 def newer(path):
     """Give a model file a format version that is yet to come."""
     content = path.read_bytes()
-    path.write_bytes(content.replace(rb"{\"version\":1,", rb"{\"version\":9,"))
+    path.write_bytes(content.replace(rb"{\"version\":2,", rb"{\"version\":9,"))
     assert path.read_bytes() != content
 
 

@@ -34,8 +34,8 @@ def public_names():
             yield f"lstm_ext.{name}"
         if inspect.isclass(value):
             yield from members(f"lstm_ext.{name}", value)
-    for name, value in inspect.getmembers(reference, inspect.isfunction):
-        if name in reference.__all__:
+    for name in reference.__all__:
+        if inspect.isfunction(getattr(reference, name)):
             yield f"lstm_ext.reference.{name}"
 
 

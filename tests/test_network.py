@@ -556,6 +556,77 @@ def test_summary_is_a_table_of_all_weights(sizes):
     assert total.split() == ["total", str(count), str(8 * count)]
 
 
+OPTIONS = {
+    "layers": {"num_layers": 2},
+    "directions": {"bidirectional": "concat"},
+    "layers and directions": {"num_layers": 2, "bidirectional": "sum", "proj_size": 4, "dropout": 0.25},
+    "backwards": {"go_backwards": True},
+    "cell": {"peephole": True, "coupled_gates": True, "use_bias": False, "cell_clip": 3.0, "cell_activation": "relu"},
+    "norm": {"layer_norm": True, "learn_initial_state": True, "zoneout": (0.1, 0.0)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_repr_shows_the_options_that_are_not_at_their_defaults(options):
+    shown = "".join(f"{name}={value!r}, " for name, value in options.items())
+    for model, sizes in ((LSTM(3, 13, **options), ""), (LSTMNetwork(3, 13, None, **options), "output_dim=None, ")):
+        assert sorted(repr(model).split(", ")) == sorted(
+            f"{type(model).__name__}(input_dim=3, hidden_dim=13, {sizes}{shown}dtype='float32')".split(", ")
+        )
+        twin = eval(repr(model))
+        assert (twin.architecture, twin.dtype) == (model.architecture, model.dtype)
+    assert "num_layers" not in repr(LSTM(3, 13, num_layers=1, zoneout=0))
+
+
+def test_summary_names_layers_and_directions():
+    def layers(*sizes, **options):
+        network = LSTMNetwork(*sizes, **options)
+        title, _, *rows, total = network.summary().splitlines()
+        assert title == repr(network)
+        assert len({len(row) for row in (*rows, total)}) == 1
+        assert [row[: row.index("(")].split()[-1] for row in rows] == list(network.named_parameters())
+        assert total.split()[1] == str(network.parameters.size)
+        return list(dict.fromkeys(" ".join(row[: row.index("(")].split()[:-1]) for row in rows))
+
+    assert layers(3, 5, 2, peephole=True) == ["LSTM", "linear"]
+    assert layers(3, 5, None, num_layers=2) == ["LSTM 0", "LSTM 1"]
+    assert layers(3, 5, 2, bidirectional="sum") == ["LSTM forward", "LSTM reverse", "linear"]
+    deep = layers(3, 5, 2, num_layers=2, bidirectional="concat")
+    assert deep == ["LSTM 0 forward", "LSTM 0 reverse", "LSTM 1 forward", "LSTM 1 reverse", "linear"]
+
+
+def test_a_model_knows_its_options():
+    options = OPTIONS["layers and directions"]
+    for model in (LSTM(3, 13, **options), LSTMNetwork(3, 13, 2, **options)):
+        assert model.options == lstm_ext.Options(**options)
+        with pytest.raises(AttributeError):
+            model.options = lstm_ext.Options()
+    assert LSTM(3, 13).options == lstm_ext.Options()
+    assert not hasattr(LSTMCell(3, 13), "options")
+    with pytest.raises(TypeError, match="num_layers"):
+        LSTMCell(3, 13, num_layers=2)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_only_a_plain_cell_is_a_cell(options):
+    assert LSTM(3, 13, forget_bias=2).lstm_cell.b_f[0] == 2
+    for model in (LSTM(3, 13, **options), LSTMNetwork(3, 13, 2, **options)):
+        with pytest.raises(AttributeError, match=r"^LSTM.*=.* has no lstm_cell.*named_parameters\(\)"):
+            _ = model.lstm_cell
+
+
+def test_without_a_head():
+    network = LSTMNetwork(3, 13, None, seed=0)
+    assert network.output_dim is None
+    assert network.sizes == (3, 13)
+    assert_same_bits([network.parameters], [LSTM(3, 13, seed=0).parameters])
+    assert_same_bits([network.lstm_cell.parameters], [network.parameters])
+    for name in ("W_y", "b_y"):
+        assert not hasattr(network, name)
+        with pytest.raises(AttributeError, match=rf"^LSTMNetwork\(.*output_dim=None.*\) has no {name}"):
+            setattr(network, name, 0)
+
+
 # --- weights ---
 
 MODELS = [(LSTMCell, (3, 13)), (LSTM, (3, 13)), (LSTMNetwork, (3, 13, 2))]
@@ -664,6 +735,19 @@ def test_copies_have_views_of_their_own(copied, kind, sizes):
     model.parameters[...] = 1
     ours, theirs = (getattr(m, "lstm_cell", m).forward(x, h, h) for m in (model, twin))
     assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_keep_the_options(copied, options):
+    model = LSTMNetwork(3, 13, None, dtype="float64", seed=0, **options)
+    twin = COPIES[copied](model)
+    assert (type(twin), twin.dtype, twin.architecture) == (LSTMNetwork, model.dtype, model.architecture)
+    assert_same_bits([twin.parameters], [model.parameters])
+    assert list(twin.named_parameters()) == list(model.named_parameters())
+    twin.parameters[...] = 1
+    assert all((view == 1).all() for view in twin.named_parameters().values())
+    assert not (model.named_parameters()["W_i"] == 1).any()
 
 
 # --- tapes and threads ---

@@ -17,7 +17,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lstm_ext import LSTMNetwork, ModelFileError, SequenceScaler, load, load_model, parameter_layout, persistence
+from lstm_ext import (
+    LSTMNetwork,
+    Model,
+    ModelFileError,
+    Options,
+    SequenceScaler,
+    load,
+    load_model,
+    parameter_layout,
+    persistence,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = {"float32": 5e-6, "float64": 1e-12}
@@ -88,6 +98,30 @@ def test_round_trip_to_the_bit(path, dtype, scaler):
     assert [file.name for file in path.parent.iterdir()] == ["model"]
 
 
+EVERY_KIND = [
+    {"num_layers": 2, "bidirectional": "concat", "proj_size": 3, "dropout": 0.5, "zoneout": (0.25, 0.1)},
+    {"go_backwards": True, "coupled_gates": True, "peephole": True, "use_bias": False, "cell_clip": 2.5},
+    {"layer_norm": True, "learn_initial_state": True, "forget_bias": -3, "cell_activation": "identity"},
+    {"gate_activation": "hard_sigmoid", "recurrent_dropout": 0.1, "weight_dropout": 0.2},
+]
+
+
+@pytest.mark.parametrize("options", EVERY_KIND, ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize("output_dim", [None, 2])
+def test_options_come_back(path, options, output_dim):
+    network = LSTMNetwork(3, 5, output_dim, seed=1, **options)
+    network.save(path)
+    model = load_model(path)
+    assert_same(model, Model(network, None, {}))
+    assert model.network.architecture == network.architecture
+    assert model.network.options.changed() == network.options.changed() != {}
+    first = path.read_bytes()
+    model.network.save(path)
+    assert path.read_bytes() == first
+    tensors = safetensors.numpy.load_file(path)
+    assert tensors.keys() == network.named_parameters().keys()
+
+
 def test_a_loaded_network_can_be_trained(path, network):
     network.save(path)
     model = load_model(str(path))
@@ -128,6 +162,7 @@ def test_golden_files(golden, path, monkeypatch):
     dtype = golden.stem.rpartition("-")[2]
     model = load_model(golden)
     assert list(model.network.sizes) == expected["sizes"]
+    assert model.network.options.changed() == expected.get("options", {})
     assert model.network.dtype == dtype
     assert model.network.parameters.tolist() == expected["parameters"]
     assert model.scaler.to_dict() == expected["scaler"]
@@ -229,6 +264,18 @@ def test_a_file_signed_by_hand_loads(small):
     assert_same(load_model(small), original)
 
 
+def test_a_file_of_version_1_has_no_options(small):
+    original = load_model(small)
+
+    def as_version_1(metadata, _):
+        metadata["version"] = 1
+        del metadata["options"]
+
+    write_signed(small, as_version_1)
+    assert_same(load_model(small), original)
+    assert load_model(small).network.options == Options()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -248,6 +295,21 @@ def test_a_file_signed_by_hand_loads(small):
         ("architecture", {"input_dim": 1, "hidden_dim": "x" * 10**6, "output_dim": 1}, "hidden_dim is 'xxx"),
         ("architecture", {"input_dim": 1, "hidden_dim": 10**9, "output_dim": 1}, "tensors"),
         ("architecture", {"input_dim": 10**4000, "hidden_dim": 10**4000, "output_dim": 1}, "tensors"),
+        ("architecture", {"input_dim": 1, "hidden_dim": 2, "output_dim": None}, "tensors"),
+        ("options", None, "damaged"),
+        ("options", [], "damaged"),
+        ("options", {"layers": 2}, "unexpected keyword argument 'layers'"),
+        ("options", {"num_layers": 0}, "num_layers is 0"),
+        ("options", {"num_layers": 2}, "tensors"),
+        ("options", {"num_layers": 10**15}, "tensors"),
+        ("options", {"num_layers": 10**4000}, "tensors"),
+        ("options", {"bidirectional": "both"}, "bidirectional is 'both'"),
+        ("options", {"use_bias": False}, "tensors"),
+        ("options", {"use_bias": 0}, "use_bias is 0"),
+        ("options", {"proj_size": 2}, "proj_size is 2"),
+        ("options", {"zoneout": [0.5]}, "zoneout is [0.5]"),
+        ("options", {"zoneout": "x" * 10**6}, "zoneout is 'xxx"),
+        ("options", {"dropout": 0.5}, "dropout is 0.5 and num_layers is 1"),
         ("scaler", 5, "state is 5"),
         ("scaler", {}, "keys"),
         ("scaler", {"mean": [0.0]}, "keys"),
@@ -265,7 +327,7 @@ def test_metadata_must_make_sense(small, key, value, words):
     assert words in refusal(small)
 
 
-@pytest.mark.parametrize("key", ["version", "parameter_layout", "architecture", "scaler", "details"])
+@pytest.mark.parametrize("key", ["version", "parameter_layout", "architecture", "options", "scaler", "details"])
 def test_metadata_must_be_complete(small, key):
     write_signed(small, lambda metadata, tensors: metadata.pop(key) and None)
     assert key in refusal(small)

@@ -1,6 +1,8 @@
 """The oracle is proven here: its gradients against complex-step derivatives, the rest by hand."""
 
-from itertools import product
+import copy
+import pickle
+from itertools import combinations, cycle, product
 
 import numpy as np
 import pytest
@@ -28,10 +30,10 @@ def assert_close(actual, expected, what, tolerance=TOLERANCE):
     assert error <= tolerance, f"{what}: relative error {error}"
 
 
-def assert_parameters_close(actual, expected, *dims):
+def assert_parameters_close(actual, expected, *dims, **options):
     """Compare two flat vectors, each named parameter by itself."""
     assert actual.shape == expected.shape
-    for name, (offset, (rows, columns)) in parameter_layout(*dims).items():
+    for name, (offset, (rows, columns)) in parameter_layout(*dims, **options).items():
         part = slice(offset, offset + rows * columns)
         assert_close(actual[part], expected[part], name)
 
@@ -474,6 +476,671 @@ def test_train_lstm_accepts_columns_arrays_and_iterables(capsys):
         trained.append(train_lstm(X, targets, 1, 3, 2, epochs=2).parameters)
     assert all(np.array_equal(trained[0], other) for other in trained[1:])
     assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+# --- the options: the forward pass against the definitions, row by row, unit by unit where it matters ---
+
+PHILOX = [  # Random123's known answers: counter, key, output
+    ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+]
+OPTIONS = {  # by a short name, one of each kind
+    "layers": {"num_layers": 2},
+    "concat": {"bidirectional": "concat"},
+    "sum": {"bidirectional": "sum"},
+    "backwards": {"go_backwards": True},
+    "projection": {"proj_size": 2},
+    "peephole": {"peephole": True},
+    "layer_norm": {"layer_norm": True},
+    "coupled": {"coupled_gates": True},
+    "clip": {"cell_clip": 0.4},
+    "no_bias": {"use_bias": False},
+    "hard": {"gate_activation": "hard_sigmoid"},
+    "identity": {"cell_activation": "identity"},
+    "relu": {"cell_activation": "relu"},
+    "learned": {"learn_initial_state": True},
+    "dropout": {"num_layers": 2, "dropout": 0.4},
+    "recurrent": {"recurrent_dropout": 0.4},
+    "zoneout": {"zoneout": (0.4, 0.3)},
+    "drop_connect": {"weight_dropout": 0.3},
+}
+ALONE = {"none": {}, "three_layers": {"num_layers": 3, "dropout": 0.2}} | OPTIONS
+FULL = {"num_layers": 2, "bidirectional": "concat", "proj_size": 2, "peephole": True, "layer_norm": True}
+FULL |= {"learn_initial_state": True}
+CLASHES = [{"concat", "sum"}, {"concat", "backwards"}, {"sum", "backwards"}, {"identity", "relu"}]
+PAIRS = {
+    f"{one}-{other}": OPTIONS[one] | OPTIONS[other]
+    for one, other in combinations(OPTIONS, 2)
+    if {one, other} not in CLASHES
+}
+LENGTHS = [5, 1, 3]
+MASK = [[False, True, False, True, True], [False, False, True, False, False], [True, True, False, True, False]]
+ROWS = {"full": {}, "lengths": {"lengths": LENGTHS}, "mask": {"mask": MASK}}
+MIXED = list(zip(PAIRS.values(), cycle(("lengths", "mask", "lengths"))))  # an odd cycle
+
+
+def as_parametrize(names, table):
+    return pytest.mark.parametrize(names, list(table.values()), ids=list(table))
+
+
+def own_philox(counter, key):
+    """Ten rounds on Python's integers."""
+    (a, b, c, d), (k, m) = map(int, counter), map(int, key)
+    for _ in range(10):
+        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = right >> 32 ^ b ^ k, right & 0xFFFFFFFF, left >> 32 ^ d ^ m, left & 0xFFFFFFFF
+        k, m = k + 0x9E3779B9 & 0xFFFFFFFF, m + 0xBB67AE85 & 0xFFFFFFFF
+    return a, b, c, d
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), PHILOX)
+def test_philox_known_answers(counter, key, answer):
+    words = [int(word, 16) for word in answer.split()]
+    assert reference.philox(counter, key).tolist() == words
+    assert own_philox(counter, key) == tuple(words)
+
+
+def test_philox_broadcasts():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(2**32, size=(3, 1)), rng.integers(2**32, size=4)
+    words = reference.philox((a, b, 7, 2**32 - 1), (5, 2**32 - 2))
+    assert words.shape == (4, 3, 4)
+    for m, n in np.ndindex(3, 4):
+        assert tuple(words[:, m, n]) == own_philox((a[m, 0], b[n], 7, 2**32 - 1), (5, 2**32 - 2))
+
+
+def own_mask(seed, update, p, size, n, t, cell, kind):
+    """Return which of `size` elements are dropped."""
+    key = own_philox((update % 2**32, update // 2**32, 0, 0), (seed % 2**32, seed // 2**32))[:2]
+    words = [own_philox((j // 4, n, t, 8 * cell + kind), key)[j % 4] for j in range(size)]
+    return np.array([word < int(p * 2**32) for word in words])
+
+
+def normalised(v):
+    return (v - np.mean(v)) / np.sqrt(np.var(v) + 1e-5)
+
+
+class OwnCell:
+    """One cell of a model on one row, by the definitions."""
+
+    def __init__(self, model, layer, direction, n, seed):
+        suffix = (f"_l{layer}" if layer else "") + ("_reverse" if direction else "")
+        cut = {name: name.removesuffix(suffix) for name in model.named_parameters() if name.endswith(suffix)}
+        names = dict.fromkeys(["W_i", "W_f", "W_C", "W_o", "b_i", "b_f", "b_C", "b_o", "p_i", "p_f", "p_o"])
+        names |= dict.fromkeys(["gain_x", "gain_h", "gain_C", "shift_C", "W_r", "h_0", "C_0"])
+        self.w = {name: model.named_parameters()[full] for full, name in cut.items() if name in names}
+        self.o, self.H, self.n, self.seed = model.options, model.hidden_dim, n, seed
+        self.R = self.o.proj_size or self.H
+        self.cell = layer * (2 if self.o.bidirectional else 1) + direction
+
+    def keep(self, p, kind, size, n, t):
+        """Return factors of dropout."""
+        if self.seed is None or not p:
+            return np.ones(size)
+        return np.where(own_mask(self.seed, 0, p, size, n, t, self.cell, kind), 0, 1 / (1 - p))
+
+    def zone(self, state, size, s):
+        p = self.o.zoneout[state]
+        if self.seed is None or not p:
+            return np.full(size, p)
+        return own_mask(self.seed, 0, p, size, self.n, s, self.cell, 2 + state).astype(float)
+
+    def step(self, x, h, C, s):
+        o, w, H, R = self.o, self.w, self.H, self.R
+        gates = [gate for gate in "ifCo" if f"W_{gate}" in w]
+        seen = h * self.keep(o.recurrent_dropout, 1, R, self.n, 0)
+        u_h, u_x = [], []
+        for k, gate in enumerate(gates):
+            for row in range(H):
+                W_h = w[f"W_{gate}"][row, :R] * self.keep(o.weight_dropout, 4, R, k * H + row, 0)
+                u_h.append(W_h @ seen)
+                u_x.append(w[f"W_{gate}"][row, R:] @ x)
+        u_h, u_x = np.array(u_h), np.array(u_x)
+        if o.layer_norm:
+            u_h, u_x = w["gain_h"][:, 0] * normalised(u_h), w["gain_x"][:, 0] * normalised(u_x)
+        z = dict(zip(gates, (u_h + u_x).reshape(-1, H), strict=True))
+        zero = np.zeros((H, 1))
+        z = {gate: z[gate] + w.get(f"b_{gate}", zero)[:, 0] for gate in gates}
+        p = {gate: w.get(f"p_{gate}", zero)[:, 0] for gate in "ifo"}
+        sigma = article_sigmoid
+        if o.gate_activation == "hard_sigmoid":
+            sigma = lambda v: np.maximum(0, np.minimum(1, 0.2 * v + 0.5))  # noqa: E731
+        act = {"tanh": np.tanh, "identity": lambda v: v, "relu": lambda v: np.maximum(v, 0)}[o.cell_activation]
+        i = sigma(z["i"] + p["i"] * C)
+        f = 1 - i if o.coupled_gates else sigma(z["f"] + p["f"] * C)
+        c = f * C + i * act(z["C"])
+        if o.cell_clip is not None:
+            c = np.clip(c, -o.cell_clip, o.cell_clip)
+        out = sigma(z["o"] + p["o"] * c)
+        m = out * act(w["gain_C"][:, 0] * normalised(c) + w["shift_C"][:, 0] if o.layer_norm else c)
+        r = w["W_r"] @ m if o.proj_size else m
+        zone_h, zone_C = self.zone(0, R, s), self.zone(1, H, s)
+        return zone_h * h + (1 - zone_h) * r, zone_C * C + (1 - zone_C) * c
+
+    def run(self, xs, h, C):
+        """Return h before and after each step, and the last C."""
+        states = [h]
+        for s, x in enumerate(xs):
+            h, C = self.step(x, states[-1], C, s)
+            states.append(h)
+        return states, C
+
+
+def own_row(model, x, live, n, h0, C0, seed):
+    """Return (H, h_T, C_T) of one sequence, with steps to skip."""
+    o = model.options
+    D = 2 if o.bidirectional else 1
+    if o.go_backwards:
+        x, live = x[::-1], live[::-1]
+    merge = {"concat": np.concatenate, "sum": sum, None: lambda parts: parts[0]}[o.bidirectional]
+    inputs, h_T, C_T = [x_t for x_t, is_live in zip(x, live, strict=True) if is_live], [], []
+    S = len(inputs)
+    for layer in range(o.num_layers):
+        if layer:
+            first = OwnCell(model, layer, 0, n, seed)
+            inputs = [x_t * first.keep(o.dropout, 0, len(x_t), n, t) for t, x_t in enumerate(inputs)]
+        runs = []
+        for direction in range(D):
+            cell, way = OwnCell(model, layer, direction, n, seed), inputs[::-1] if direction else inputs
+            states, C = cell.run(way, h0[layer * D + direction], C0[layer * D + direction])
+            runs.append(states)
+            h_T.append(states[-1])
+            C_T.append(C)
+        after = [(live[: t + 1].sum(), live[t:].sum())[:D] for t in range(len(live))]
+        outputs = [merge([states[k] for states, k in zip(runs, ks, strict=True)]) for ks in after]
+        inputs = [output for output, is_live in zip(outputs, live, strict=True) if is_live]
+    assert len(inputs) == S
+    return np.array(outputs), h_T, C_T
+
+
+def states_of(model, rng, N):
+    """Return random initial states, as `forward` takes them."""
+    cells = model.options.num_layers * (2 if model.options.bidirectional else 1)
+    widths = model.options.proj_size or model.hidden_dim, model.hidden_dim
+    return [rng.standard_normal((N, width) if cells == 1 else (cells, N, width)) for width in widths]
+
+
+def own_forward(model, X, lengths=None, mask=None, h0=None, C0=None, seed=None):
+    """Return H, h_T, C_T, row by row; `h0` and `C0` as (cells, N, width)."""
+    N, T, _ = X.shape
+    H, h_T, C_T = [], [], []
+    for n in range(N):
+        end = T if lengths is None else lengths[n]
+        live = np.ones(end, bool) if mask is None else np.array(mask)[n]
+        rows, h, C = own_row(model, X[n, :end], live, n, h0[:, n], C0[:, n], seed)
+        H.append(np.vstack((rows, np.zeros((T - end, rows.shape[1])))))
+        h_T.append(h)
+        C_T.append(C)
+    return np.array(H), np.array(h_T).swapaxes(0, 1), np.array(C_T).swapaxes(0, 1)
+
+
+@pytest.mark.parametrize("seed", [None, 2**40 + 3])
+@pytest.mark.parametrize("rows", list(ROWS))
+@as_parametrize("options", ALONE)
+def test_option_alone_forward(options, rows, seed):
+    check_forward(options, rows, seed)
+
+
+@pytest.mark.parametrize(("options", "rows"), MIXED, ids=list(PAIRS))
+def test_option_pair_forward(options, rows):
+    check_forward(options, rows, 7)
+
+
+def check_forward(options, rows, seed):
+    rng = np.random.default_rng([11, len(rows)])
+    lstm = randomised(LSTM(2, 3, dtype="float64", **options), rng)
+    X, (h0, C0) = rng.standard_normal((3, 5, 2)), states_of(lstm, rng, 3)
+    H, last = lstm.forward(X, h0, C0, dropout_seed=seed, **ROWS[rows])
+    stacked = [state.reshape(-1, 3, state.shape[-1]) for state in (h0, C0)]
+    expected = own_forward(lstm, X, **ROWS[rows], h0=stacked[0], C0=stacked[1], seed=seed)
+    assert_close(H, expected[0], "H", 1e-14)
+    for name, actual, state in zip(("h_T", "C_T"), last, expected[1:], strict=True):
+        assert actual.shape == h0.shape if name == "h_T" else C0.shape
+        assert_close(actual.reshape(state.shape), state, name, 1e-14)
+
+
+# --- the options: gradients against complex-step derivatives ---
+
+
+def layer_problem(options, seed, rows, given=True):
+    """Return a layer, its gradients, a loss, and its arguments."""
+    rng = np.random.default_rng([seed, len(rows)])
+    lstm = randomised(LSTM(2, 3, dtype="float64", **options), rng)
+    twin = LSTM(2, 3, dtype="complex128", **options)
+    X, (h0, C0) = rng.standard_normal((3, 5, 2)), states_of(lstm, rng, 3)
+    arguments = {"parameters": lstm.parameters, "X": X} | ({"h0": h0, "C0": C0} if given else {})
+    H, last, tape = lstm.forward(*list(arguments.values())[1:], return_tape=True, dropout_seed=seed, **ROWS[rows])
+    weights = [rng.standard_normal(array.shape) for array in (H, *last)]
+
+    def loss(parameters, *states, **named):
+        twin.parameters = parameters
+        H, last = twin.forward(*states, dropout_seed=seed, **named, **ROWS[rows])
+        return sum(np.sum(weight * array) for weight, array in zip(weights, (H, *last), strict=True))
+
+    return lstm, lstm.backward(tape, *weights), loss, arguments
+
+
+@pytest.mark.parametrize("rows", list(ROWS))
+@as_parametrize("options", ALONE)
+def test_option_alone_gradients(options, rows):
+    """Every single derivative."""
+    _, gradients, loss, arguments = layer_problem(options, 12, rows)
+    assert_parameters_close(gradients.parameters, complex_step(loss, arguments, "parameters"), 2, 3, None, **options)
+    dX = complex_step(loss, arguments, "X")
+    for t in range(5):
+        assert_close(gradients.dX[:, t], dX[:, t], f"dX, t = {t}")
+    last = np.arange(3), np.array(ROWS[rows].get("lengths", [5] * 3)) - 1
+    assert_close(gradients.dX[last], dX[last], "dX, each row's last step")
+    assert_close(gradients.dh0, complex_step(loss, arguments, "h0"), "dh0")
+    assert_close(gradients.dC0, complex_step(loss, arguments, "C0"), "dC0")
+
+
+@pytest.mark.parametrize(("options", "rows"), MIXED, ids=list(PAIRS))
+def test_option_pair_gradients(options, rows):
+    """Each parameter, each time and each state along a random direction."""
+    _, gradients, loss, arguments = layer_problem(options, 13, rows)
+    rng = np.random.default_rng(14)
+    parts = {"parameters": [], "X": [np.s_[:, t] for t in range(5)], "h0": [np.s_[:]], "C0": [np.s_[:]]}
+    for offset, (m, n) in parameter_layout(2, 3, **options).values():
+        parts["parameters"].append(np.s_[offset : offset + m * n])
+    for name, slices in parts.items():
+        gradient = getattr(gradients, {"parameters": name}.get(name, f"d{name}"))
+        for part in slices:
+            direction = np.zeros(gradient.shape)
+            direction[part] = rng.standard_normal(direction[part].shape)
+            moved = arguments[name] + 1j * STEP * direction
+            expected = loss(**{**arguments, name: moved}).imag / STEP
+            scale = np.linalg.norm(gradient[part]) * np.linalg.norm(direction)
+            assert abs(np.sum(gradient * direction) - expected) <= TOLERANCE * max(scale, 1e-3), (name, part)
+
+
+@as_parametrize("more", {"none": {}} | OPTIONS)
+def test_learned_states(more):
+    """Used where no states are given: their gradient is that of the rows' states together."""
+    options = {"learn_initial_state": True, **more}
+    lstm, gradients, loss, arguments = layer_problem(options, 15, "lengths", given=False)
+    assert_parameters_close(gradients.parameters, complex_step(loss, arguments, "parameters"), 2, 3, None, **options)
+    layout, named = parameter_layout(2, 3, **options), lstm.named_parameters()
+    for state, rows in (("h_0", gradients.dh0), ("C_0", gradients.dC0)):
+        learned = [name for name in layout if name.startswith(state)]
+        assert len(learned) == len(rows.reshape(-1, *rows.shape[-2:]))
+        for name, row in zip(learned, rows.reshape(-1, *rows.shape[-2:]), strict=True):
+            offset, (size, _) = layout[name]
+            assert_close(gradients.parameters[offset : offset + size], row.sum(axis=0), name, 1e-15)
+    given = [np.repeat(np.stack([named[n].T for n in layout if n.startswith(s)]), 3, axis=1) for s in ("h_0", "C_0")]
+    given = [state[0] if len(state) == 1 else state for state in given]
+    X = arguments["X"]
+    for actual, expected in zip(lstm.forward(X)[1], lstm.forward(X, *given)[1], strict=True):
+        assert np.array_equal(actual, expected)
+    H, _, tape = lstm.forward(X, *given, return_tape=True)
+    unused = lstm.backward(tape, np.ones_like(H)).parameters
+    for name, (offset, (size, _)) in layout.items():
+        if name.startswith(("h_0", "C_0")):
+            assert not unused[offset : offset + size].any()
+
+
+# --- batches, as users give them ---
+
+
+def test_lists_and_lengths_are_one():
+    rng = np.random.default_rng(16)
+    lstm = randomised(LSTM(2, 3, dtype="float64", num_layers=2, bidirectional="concat"), rng)
+    X = rng.standard_normal((3, 5, 2))
+    sequences = [x[:length] for x, length in zip(X, LENGTHS, strict=True)]
+    X[~(np.arange(5) < np.array(LENGTHS)[:, None])] = np.nan  # beyond the end nothing is looked at
+    results = []
+    for data, how in ((X, {"lengths": LENGTHS}), (sequences, {}), (tuple(s.tolist() for s in sequences), {})):
+        H, last, tape = lstm.forward(data, return_tape=True, **how)
+        results.append([H, *last, *lstm.backward(tape, np.ones((3, 5, 6)))])
+    assert results[0][0].shape == (3, 5, 6) and results[1][3].shape == (3, 5, 2)
+    for other in results[1:]:
+        assert all(map(np.array_equal, results[0], other))
+    for n, sequence in enumerate(sequences):
+        H, last = lstm.forward(sequence[None])
+        assert_close(results[0][0][n, : len(sequence)], H[0], "H of the row alone", 1e-15)
+        assert not results[0][0][n, len(sequence) :].any() and not results[0][3][n, len(sequence) :].any()
+
+
+def test_gradients_past_the_end_are_ignored():
+    rng = np.random.default_rng(17)
+    lstm = LSTM(2, 3, dtype="float64", seed=0, bidirectional="sum")
+    *_, tape = lstm.forward(rng.standard_normal((3, 5, 2)), lengths=LENGTHS, return_tape=True)
+    dH = rng.standard_normal((3, 5, 3))
+    expected = lstm.backward(tape, dH)
+    dH[~(np.arange(5) < np.array(LENGTHS)[:, None])] = np.nan
+    assert all(map(np.array_equal, expected, lstm.backward(tape, dH)))
+
+
+def test_go_backwards_is_the_reversed_sequence():
+    rng = np.random.default_rng(18)
+    ahead, back = (LSTM(2, 3, dtype="float64", seed=0, num_layers=2, go_backwards=b) for b in (False, True))
+    X = rng.standard_normal((3, 5, 2))
+    reverse = [x[:length][::-1] for x, length in zip(X, LENGTHS, strict=True)]
+    for actual, expected in zip(back.forward(X, lengths=LENGTHS), ahead.forward(reverse), strict=True):
+        assert all(map(np.array_equal, actual, expected))
+
+
+# --- dropout's seeds ---
+
+
+def test_seeds_and_updates_choose_the_masks():
+    rng = np.random.default_rng(19)
+    network = randomised(LSTMNetwork(2, 3, 4, dtype="float64", recurrent_dropout=0.5, zoneout=0.5), rng)
+    X, Y = rng.standard_normal((3, 5, 2)), rng.standard_normal((3, 4))
+    first, same, *others = (
+        network.gradient(X, Y, dropout_seed=seed, update=update)[1]
+        for seed, update in ((1, 0), (1, 0), (2, 0), (1, 1), (1 + 2**32, 0), (1, 2**32), (None, 0))
+    )
+    assert np.array_equal(first, same)
+    everything = [first, *others]
+    assert all(not np.array_equal(a, b) for a, b in combinations(everything, 2))
+    assert np.array_equal(network.predict(X), network.predict(X))
+
+
+@pytest.mark.parametrize("update", [0, 1, 2**32 + 5])
+def test_the_key_of_an_update(update):
+    key = reference.cell.Key.of(2**63 + 11, update)
+    dropped = key.dropped(0.3, 4, 3, np.arange(9), np.arange(5)[:, None], 2)
+    for n in range(5):
+        assert np.array_equal(dropped[n], own_mask(2**63 + 11, update, 0.3, 9, n, 2, 3, 4))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.9])
+def test_masks_keep_the_mean(p):
+    key = reference.cell.Key.of(0, 0)
+    mask = key.mask(np.dtype("float32"), p, 0, 0, np.arange(200), np.arange(50)[:, None], 0)
+    assert mask.dtype == "float32" and set(np.unique(mask)) <= {np.float32(0), np.float32(1 / (1 - p))}
+    assert mask.mean() == pytest.approx(1, abs=0.1) and np.mean(mask == 0) == pytest.approx(p, abs=0.02)
+
+
+# --- heads ---
+
+HEADS = {
+    "plain": {},
+    "deep": {"num_layers": 2, "bidirectional": "concat", "proj_size": 2, "learn_initial_state": True},
+    "summed": {"bidirectional": "sum", "peephole": True, "dropout": 0.3, "num_layers": 2},
+    "backwards": {"go_backwards": True, "layer_norm": True, "zoneout": 0.2},
+}
+
+
+def own_features(network, target, H, h_T, live):
+    """Return what the head sees."""
+    options = network.options
+    if target == "last":
+        parts = h_T[-2:] if options.bidirectional else h_T[-1:]
+        return np.concatenate(parts, axis=1) if options.bidirectional == "concat" else sum(parts)
+    if target == "steps":
+        return H
+    pool = {"mean": np.mean, "max": np.max}[target]
+    return np.array([pool(rows[alive], axis=0) for rows, alive in zip(H, live, strict=True)])
+
+
+@pytest.mark.parametrize("outputs", [None, 4])
+@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
+@pytest.mark.parametrize("rows", list(ROWS))
+@as_parametrize("options", HEADS)
+def test_predict(options, rows, target, outputs):
+    rng = np.random.default_rng(20)
+    network = randomised(LSTMNetwork(2, 3, outputs, dtype="float64", **options), rng)
+    X, cells = rng.standard_normal((3, 5, 2)), options.get("num_layers", 1) * (2 if "bidirectional" in options else 1)
+    states = [np.zeros((cells, 3, width)) for width in (options.get("proj_size", 3), 3)]
+    for k, state in enumerate(("h_0", "C_0")):
+        for cell, name in enumerate(name for name in network.named_parameters() if name.startswith(state)):
+            states[k][cell] = network.named_parameters()[name].T
+    H, h_T, _ = own_forward(network, X, **ROWS[rows], h0=states[0], C0=states[1])
+    live = np.array(MASK) if rows == "mask" else np.arange(5) < np.array(ROWS[rows].get("lengths", [5] * 3))[:, None]
+    live = live[:, ::-1] if rows == "mask" and "go_backwards" in options else live
+    expected = own_features(network, target, H, h_T, live)
+    if outputs:
+        expected = expected @ network.W_y.T + network.b_y.T
+    if target == "steps" and rows == "lengths":
+        expected[~live] = 0
+    assert_close(network.predict(X, target=target, **ROWS[rows]), expected, "y", 1e-14)
+
+
+@pytest.mark.parametrize("outputs", [None, 4])
+@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
+@pytest.mark.parametrize("rows", list(ROWS))
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@as_parametrize("options", HEADS)
+def test_head_gradients(options, loss, rows, target, outputs):
+    rng = np.random.default_rng([21, len(target)])
+    network = randomised(LSTMNetwork(2, 3, outputs, dtype="float64", **options), rng)
+    twin = LSTMNetwork(2, 3, outputs, dtype="complex128", **options)
+    X, how = rng.standard_normal((3, 5, 2)), {"target": target, **ROWS[rows]}
+    width = network.predict(X).shape[-1]
+    Y = rng.standard_normal((3, 5, width)) if loss == "mse" else rng.integers(width, size=(3, 5))
+    Y = Y if target == "steps" else Y[:, 0]
+    live = np.ones((3, 5), bool)
+    if rows == "lengths":
+        live = np.arange(5) < np.array(LENGTHS)[:, None]
+    elif rows == "mask":
+        live = np.array(MASK)[:, :: -1 if "go_backwards" in options else 1]
+    count = live if target == "steps" else np.ones(3, bool)
+
+    def criterion(parameters):
+        twin.parameters = parameters
+        y = twin.predict(X, **how)[count]
+        if loss == "mse":
+            return np.mean((y - Y[count]) ** 2)
+        p = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
+        return -np.mean(np.log(np.take_along_axis(p, Y[count][..., np.newaxis], axis=-1)))
+
+    value, gradient = network.gradient(X, Y, loss=loss, **how)
+    assert value == pytest.approx(criterion(network.parameters).real, rel=1e-13, abs=1e-15)
+    for direction in rng.standard_normal((3, gradient.size)):
+        expected = criterion(network.parameters + 1j * STEP * direction).imag / STEP
+        scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
+        assert abs(gradient @ direction - expected) <= TOLERANCE * scale
+    if target == "steps" and rows == "lengths":
+        Y[~live] = 99  # nothing past the end counts
+        assert np.array_equal(gradient, network.gradient(X, Y, loss=loss, **how)[1])
+        lists = ([a[:length] for a, length in zip(A, LENGTHS, strict=True)] for A in (X, Y))
+        assert np.array_equal(gradient, network.gradient(*lists, loss=loss, target=target)[1])
+
+
+@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
+def test_training_masks_reach_the_gradient(target):
+    """The network's gradient under masks is the layer's, whose masks are proven above."""
+    rng = np.random.default_rng(22)
+    options = {"num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.2, "zoneout": 0.2, "weight_dropout": 0.3}
+    network = randomised(LSTMNetwork(2, 3, None, dtype="float64", **options), rng)
+    layer = LSTM(2, 3, dtype="float64", **options)
+    layer.parameters = network.parameters
+    X = rng.standard_normal((3, 5, 2))
+    H, (h_T, _), tape = layer.forward(X, lengths=LENGTHS, dropout_seed=5, return_tape=True)
+    live = np.arange(5) < np.array(LENGTHS)[:, None]
+    y = own_features(network, target, H, h_T, live)
+    value, gradient = network.gradient(X, np.zeros_like(y), target=target, lengths=LENGTHS, dropout_seed=5)
+    counted = y[live] if target == "steps" else y
+    assert value == pytest.approx(np.mean(counted**2), rel=1e-13)
+    dy, dH, dh_T = 2 * y / counted.size, np.zeros_like(H), np.zeros_like(h_T)
+    if target == "last":
+        dh_T[-1] = dy
+    elif target == "steps":
+        dH = dy
+    else:
+        for n, length in enumerate(LENGTHS):
+            if target == "mean":
+                dH[n, :length] = dy[n] / length
+            else:
+                dH[n, H[n, :length].argmax(axis=0), range(3)] = dy[n]
+    assert_close(gradient, layer.backward(tape, dH, dh_T).parameters, "gradient")
+
+
+def test_equal_largest_share_nothing():
+    network = LSTMNetwork(1, 2, None, dtype="float64", seed=0, cell_activation="relu", learn_initial_state=True)
+    network.W_C = np.zeros((2, 3))  # C decays from C_0: no equals; with f = 1 all would be
+    network.b_f, network.W_f, network.W_o = np.full((2, 1), 60.0), np.zeros((2, 3)), np.zeros((2, 3))
+    network.C_0 = [[1.0], [2.0]]
+    X = np.zeros((1, 4, 1))
+    steps = network.predict(X, target="steps")[0]
+    assert np.array_equal(steps, np.repeat(steps[:1], 4, axis=0))  # equal at every step
+    dH = np.zeros((1, 4, 2))
+    dH[0, 0] = 2 * steps[0] / 2
+    layer = LSTM(1, 2, dtype="float64", cell_activation="relu", learn_initial_state=True)
+    layer.parameters = network.parameters
+    *_, tape = layer.forward(X, return_tape=True)
+    gradient = network.gradient(X, np.zeros((1, 2)), target="max")[1]
+    assert_close(gradient, layer.backward(tape, dH).parameters, "gradient")
+
+
+# --- the options: layout, initial weights, dtypes ---
+
+
+def test_layout_of_everything():
+    layout = parameter_layout(5, 4, 2, **FULL | {"proj_size": 3})
+    names, shapes = list(layout), {name: shape for name, (_, shape) in layout.items()}
+    cell = [f"{kind}_{gate}" for kind in "Wb" for gate in "ifCo"] + ["p_i", "p_f", "p_o"]
+    cell += ["gain_x", "gain_h", "gain_C", "shift_C", "W_r", "h_0", "C_0"]
+    suffixes = "", "_reverse", "_l1", "_l1_reverse"
+    assert names == [name + suffix for suffix in suffixes for name in cell] + ["W_y", "b_y"]
+    expected = [(4, 8)] * 4 + [(4, 1)] * 7 + [(16, 1)] * 2 + [(4, 1)] * 2 + [(3, 4), (3, 1), (4, 1)]
+    deeper = [(4, 9)] * 4 + expected[4:]
+    assert list(shapes.values()) == 2 * expected + 2 * deeper + [(2, 6), (2, 1)]
+    offsets = np.cumsum([0] + [m * n for m, n in shapes.values()])
+    assert [offset for offset, _ in layout.values()] == offsets[:-1].tolist()
+    assert LSTMNetwork(5, 4, 2, **FULL | {"proj_size": 3}).parameters.size == offsets[-1]
+
+
+def test_layout_of_fewer():
+    coupled = parameter_layout(1, 2, coupled_gates=True, peephole=True, use_bias=False, layer_norm=True)
+    assert list(coupled) == ["W_i", "W_C", "W_o", "p_i", "p_o", "gain_x", "gain_h", "gain_C", "shift_C"]
+    assert coupled["gain_h"][1] == (6, 1)
+    summed = parameter_layout(1, 2, 3, num_layers=2, bidirectional="sum", use_bias=False)
+    assert summed["W_i"][1] == (2, 3) and summed["W_i_l1_reverse"][1] == (2, 4) and summed["W_y"][1] == (3, 2)
+    assert list(summed) == [f"W_{g}{s}" for s in ("", "_reverse", "_l1", "_l1_reverse") for g in "ifCo"] + [
+        "W_y",
+        "b_y",
+    ]
+
+
+def test_named_parameters_are_the_weights():
+    network = LSTMNetwork(2, 3, 4, dtype="float64", num_layers=2, proj_size=2, peephole=True)
+    named = network.named_parameters()
+    layout = parameter_layout(2, 3, 4, num_layers=2, proj_size=2, peephole=True)
+    assert list(named) == list(layout)
+    network.parameters = vector = np.arange(network.parameters.size)
+    for name, (offset, (m, n)) in layout.items():
+        assert np.array_equal(named[name], vector[offset : offset + m * n].reshape(m, n))
+    before = network.predict(np.ones((1, 2, 2)))
+    named["W_r_l1"][...] = 0
+    assert not network.parameters[layout["W_r_l1"][0] :][:6].any()
+    assert np.array_equal(network.predict(np.ones((1, 2, 2))), network.b_y.T) and not np.array_equal(
+        before, network.b_y.T
+    )
+    plain = LSTMNetwork(2, 3, 4)
+    assert plain.named_parameters()["W_f"] is plain.lstm_cell.W_f
+    assert LSTM(2, 3).lstm_cell.named_parameters().keys() == parameter_layout(2, 3).keys()
+
+
+@as_parametrize("options", OPTIONS)
+def test_only_a_plain_layer_has_a_cell(options):
+    for model in (LSTM(2, 3, **options), LSTMNetwork(2, 3, 4, **options)):
+        with pytest.raises(AttributeError, match=r"no attribute 'lstm_cell': .* no plain layer"):
+            model.lstm_cell  # noqa: B018
+        with pytest.raises(AttributeError, match=r"^LSTM\w* has no attribute 'W_q'$"):
+            model.W_q  # noqa: B018
+
+
+INITIAL = {"bare": {}, "full": FULL, "coupled": {"coupled_gates": True, "use_bias": False, "num_layers": 2}}
+
+
+def own_initial(options, init, rng, I=2, H=3, O=4):
+    """Return the flat vector in the documented order of draws."""
+    o = reference.Options(**options)
+    R = o.proj_size or H
+    F = 2 * R if o.bidirectional == "concat" else R
+    gates, k = ("iCo" if o.coupled_gates else "ifCo"), 1 / np.sqrt(H)
+
+    def glorot(rows, columns):
+        a = np.sqrt(6 / (rows + columns))
+        return rng.uniform(-a, a, (rows, columns))
+
+    def orthogonal(rows, columns):
+        Q, triangle = np.linalg.qr(rng.standard_normal((rows, columns)))
+        return Q * np.sign(np.diag(triangle))
+
+    vector = []
+    for layer in range(o.num_layers):
+        for _ in range(2 if o.bidirectional else 1):
+            width, G = F if layer else I, len(gates)
+            if init == "pytorch":
+                W = rng.uniform(-k, k, (G * H, R + width))
+                b = rng.uniform(-k, k, G * H) + rng.uniform(-k, k, G * H) if o.use_bias else 0
+            else:
+                b = np.repeat([float(gate == "f") for gate in gates], H)
+                if init == "keras":
+                    x = glorot(G * H, width)
+                    W = np.hstack((orthogonal(G * H, R), x))
+                else:
+                    x_h = [(glorot(H, width), orthogonal(H, R)) for _ in gates]
+                    W = np.vstack([np.hstack(pair[::-1]) for pair in x_h])
+            vector += [W] + ([b] if o.use_bias else []) + ([np.zeros((G - 1) * H)] if o.peephole else [])
+            if o.layer_norm:
+                vector += [np.ones(2 * G * H + H), np.zeros(H)]
+            if o.proj_size:
+                vector.append(rng.uniform(-k, k, (R, H)) if init == "pytorch" else glorot(R, H))
+            if o.learn_initial_state:
+                vector.append(np.zeros(R + H))
+    k = 1 / np.sqrt(F)
+    vector += [rng.uniform(-k, k, (O, F)), rng.uniform(-k, k, O)] if init == "pytorch" else [glorot(O, F), np.zeros(O)]
+    return np.concatenate([np.ravel(part) for part in vector])
+
+
+@as_parametrize("options", INITIAL)
+@pytest.mark.parametrize("init", ["glorot", "keras", "pytorch"])
+def test_initial_weights(init, options):
+    expected = own_initial(options, init, np.random.default_rng(23))
+    network = LSTMNetwork(2, 3, 4, dtype="float64", init=init, seed=23, **options)
+    assert np.array_equal(network.parameters, expected)
+    single = LSTM(2, 3, init=init, seed=23, **options).parameters
+    assert np.array_equal(single, expected[: single.size].astype("float32"))
+
+
+def test_forget_bias():
+    for init in ("glorot", "keras"):
+        network = LSTMNetwork(2, 3, 4, init=init, forget_bias=-2.5, num_layers=2)
+        assert np.all(network.b_f == -2.5) and np.all(network.b_f_l1 == -2.5) and not network.b_i.any()
+    LSTM(2, 3, coupled_gates=True, forget_bias=3), LSTM(2, 3, use_bias=False, forget_bias=3)
+    assert not LSTM(2, 3, init="reference", forget_bias=3).b_f.any()
+    assert np.all(LSTM(2, 3, forget_bias=3).lstm_cell.b_f == 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@as_parametrize("options", ALONE)
+def test_options_keep_the_dtype(options, dtype):
+    network = LSTMNetwork(2, 3, 4, dtype=dtype, seed=0, **options)
+    layer = LSTM(2, 3, dtype=dtype, seed=0, **options)
+    X = np.random.default_rng(24).standard_normal((3, 5, 2))
+    H, last, tape = layer.forward(X, lengths=LENGTHS, dropout_seed=1, return_tape=True)
+    steps = [array for run in tape.runs for step in run.steps for array in step[4:]]
+    results = [H, *last, *layer.backward(tape, H, *last), *steps]
+    for target in ("last", "steps", "mean", "max"):
+        y = network.predict(X, target=target)
+        results += [y, network.gradient(X, 0 * y, target=target)[1]]
+    assert {array.dtype for array in results} == {np.dtype(dtype)}
+
+
+def test_models_can_be_copied():
+    network = LSTMNetwork(2, 3, 4, seed=0)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        twin.lstm_cell.W_f[...] = 0
+        assert not twin.W_f.any() and network.W_f.all()
+        assert twin.options == network.options and not np.array_equal(twin.parameters, network.parameters)
+
+
+def test_everything_together():
+    """All that goes together, at once, along random directions."""
+    options = FULL | {"cell_clip": 0.7, "dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": (0.2, 0.1)}
+    options |= {"weight_dropout": 0.2, "gate_activation": "hard_sigmoid", "cell_activation": "relu"}
+    test_option_pair_gradients(options, "lengths")
+    test_option_pair_gradients(options | {"num_layers": 3, "coupled_gates": True}, "mask")
 
 
 # --- tapes, inputs and dtypes ---

@@ -158,7 +158,8 @@ static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input
 {
     PANEL(x_panel, PANEL_COLUMNS);
     real hx_panels[2][(PANEL_COLUMNS + SQUARE) * V] __attribute__((aligned(VECTOR_BYTES)));
-    const ptrdiff_t chunk = input_dim < CHUNK_COLUMNS ? CHUNK_COLUMNS / input_dim : 1; /* steps */
+    const int adjoin = x_step == input_dim || x_step == -input_dim;
+    const ptrdiff_t chunk = adjoin && input_dim < CHUNK_COLUMNS ? CHUNK_COLUMNS / input_dim : 1; /* steps */
     ptrdiff_t at[V];
     NAME(place_rows)(rows, ld_h, at);
     NAME(rows_to_panel)(hidden_dim, h_prev, at, hx_panels[0]);

@@ -122,13 +122,13 @@ INLINE vec NAME(activation_slope)(int activation, vec y)
     return activation == ACTIVATION_RELU ? WHERE(y > K(0), K(1)) : K(1);
 }
 
-/* The gates from the first n pre-activations of i, f, g, o; n a constant. */
-INLINE void NAME(activate_some)(const cell_options *options, int n, vec *z)
+/* i, f, g from their pre-activations. */
+INLINE void NAME(activate_ifg)(const cell_options *options, vec *z)
 {
     if (!options->hard && options->activation == ACTIVATION_TANH)
-        NAME(activate_gates)(n, z);
+        NAME(activate_gates)(3, z);
     else
-        EACH(n) z[l] = l == 2 ? NAME(activation)(options->activation, z[l]) : NAME(gate)(options->hard, z[l]);
+        EACH(3) z[l] = l == 2 ? NAME(activation)(options->activation, z[l]) : NAME(gate)(options->hard, z[l]);
 }
 
 INLINE vec NAME(clipped)(const cell_options *options, vec c)
@@ -144,36 +144,42 @@ INLINE vec NAME(scaled)(ptrdiff_t units, vec xhat, const real *gain, const real 
 
 INLINE vec NAME(mix)(vec p, vec a, vec b) { return FMA(p, a, (K(1) - p) * b); }
 
-/* `units` units from the one that every pointer points at; m gets c with layer norm. */
-INLINE void NAME(cell_step_units)(const cell_options *options, ptrdiff_t units, ptrdiff_t hidden_dim, real *z,
-                                  const real *peepholes, const real *C_prev, const real *zone, real *C, real *m)
+/* i, [f,] g and C of `units` units from the one that every pointer points at; c out. Apart from their outputs, for the
+   processor sees too few operations ahead to overlap chains as long as both. */
+INLINE void NAME(cell_step_states)(const cell_options *options, ptrdiff_t units, ptrdiff_t hidden_dim, real *z,
+                                   const real *peepholes, const real *C_prev, const real *zone, real *C, real *c)
 {
     const int coupled = options->gates == 3;
-    const ptrdiff_t o = (options->gates - 1) * hidden_dim, g = o - hidden_dim, f = coupled ? 0 : hidden_dim;
+    const ptrdiff_t at_g = (options->gates - 2) * hidden_dim, at_f = coupled ? 0 : hidden_dim;
     const vec before = NAME(load_n)(C_prev, units);
-    vec gate[4] = {NAME(load_n)(z, units), NAME(load_n)(z + f, units), NAME(load_n)(z + g, units),
-                   NAME(load_n)(z + o, units)};
+    vec gate[3] = {NAME(load_n)(z, units), NAME(load_n)(z + at_f, units), NAME(load_n)(z + at_g, units)};
     if (peepholes) {
         gate[0] = FMA(NAME(load_n)(peepholes, units), before, gate[0]);
-        gate[1] = FMA(NAME(load_n)(peepholes + f, units), before, gate[1]);
-        NAME(activate_some)(options, 3, gate);
-    } else
-        NAME(activate_some)(options, 4, gate);
-    if (coupled)
-        gate[1] = K(1) - gate[0];
-    const vec c = NAME(clipped)(options, FMA(gate[1], before, gate[0] * gate[2]));
-    if (peepholes)
-        gate[3] = NAME(gate)(options->hard, FMA(NAME(load_n)(peepholes + g, units), c, gate[3]));
+        gate[1] = FMA(NAME(load_n)(peepholes + at_f, units), before, gate[1]);
+    }
+    NAME(activate_ifg)(options, gate);
+    const vec f = coupled ? K(1) - gate[0] : gate[1];
+    const vec c_t = NAME(clipped)(options, FMA(f, before, gate[0] * gate[2]));
     NAME(store_n)(z, gate[0], units);
     if (!coupled)
-        NAME(store_n)(z + f, gate[1], units);
-    NAME(store_n)(z + g, gate[2], units);
-    NAME(store_n)(z + o, gate[3], units);
+        NAME(store_n)(z + at_f, f, units);
+    NAME(store_n)(z + at_g, gate[2], units);
     if (zone || options->zoneout != 0)
-        NAME(store_n)(C, NAME(mix)(zone ? NAME(load_n)(zone, units) : K(options->zoneout), before, c), units);
+        NAME(store_n)(C, NAME(mix)(zone ? NAME(load_n)(zone, units) : K(options->zoneout), before, c_t), units);
     else
-        NAME(store_n)(C, c, units);
-    NAME(store_n)(m, options->gain_C ? c : gate[3] * NAME(activation)(options->activation, c), units);
+        NAME(store_n)(C, c_t, units);
+    NAME(store_n)(c, c_t, units);
+}
+
+/* m (in: c) and o (in: z_o). */
+INLINE void NAME(cell_step_outputs)(const cell_options *options, ptrdiff_t units, const real *p_o, const real *gain,
+                                    const real *shift, NAME(moments) of, real *o, real *m)
+{
+    const vec c = NAME(load_n)(m, units), z_o = NAME(load_n)(o, units);
+    const vec normed = gain ? NAME(scaled)(units, NAME(normalized)(c, of), gain, shift) : c;
+    const vec o_t = NAME(gate)(options->hard, p_o ? FMA(NAME(load_n)(p_o, units), c, z_o) : z_o);
+    NAME(store_n)(o, o_t, units);
+    NAME(store_n)(m, o_t * NAME(activation)(options->activation, normed), units);
 }
 
 static void NAME(cell_step)(const cell_options *options, ptrdiff_t hidden_dim, real *z, const real *C_prev,
@@ -181,18 +187,17 @@ static void NAME(cell_step)(const cell_options *options, ptrdiff_t hidden_dim, r
 {
     const cell_options own = *options; /* which no store changes */
     const real *peepholes = own.peepholes, *gain = own.gain_C, *shift = own.shift_C;
+    const real *p_o = peepholes ? peepholes + (own.gates - 2) * hidden_dim : NULL;
+    real *o = z + (own.gates - 1) * hidden_dim;
 #define BODY(u, n)                                                                                                     \
-    NAME(cell_step_units)(&own, n, hidden_dim, z + u, peepholes ? peepholes + u : NULL, C_prev + u,                 \
-                          zone ? zone + u : NULL, C + u, m + u)
+    NAME(cell_step_states)(&own, n, hidden_dim, z + u, peepholes ? peepholes + u : NULL, C_prev + u,                   \
+                           zone ? zone + u : NULL, C + u, m + u)
     EACH_VECTOR(hidden_dim, BODY);
 #undef BODY
-    if (!gain)
-        return;
-    const real *o = z + (options->gates - 1) * hidden_dim;
-    const NAME(moments) of = NAME(moments_of)(hidden_dim, m);
+    const NAME(moments) of = gain ? NAME(moments_of)(hidden_dim, m) : (NAME(moments)){0, 1};
 #define BODY(u, n)                                                                                                     \
-    NAME(store_n)(m + u, NAME(load_n)(o + u, n) * NAME(activation)(options->activation,                                \
-        NAME(scaled)(n, NAME(normalized)(NAME(load_n)(m + u, n), of), gain + u, shift + u)), n)
+    NAME(cell_step_outputs)(&own, n, p_o ? p_o + u : NULL, gain ? gain + u : NULL, gain ? shift + u : NULL, of, o + u, \
+                            m + u)
     EACH_VECTOR(hidden_dim, BODY);
 #undef BODY
 }
