@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -11,10 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from lstm_ext import _epoch, _kernels, losses, optimizers
 from lstm_ext._heads import Head
-from lstm_ext._stack import Stack, stack_bytes
-from lstm_ext.checks import Array, Data, as_array, as_choice, as_labels, as_shape, check_length
+from lstm_ext._stack import Stack
+from lstm_ext.checks import Array, Data, as_array, as_choice, as_labels, as_shape, as_size, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
-from lstm_ext.options import Architecture
+from lstm_ext.options import Architecture, Options
 from lstm_ext.optimizers import Optimizer
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
@@ -119,8 +120,7 @@ class Plan:
             optimizer.check(parameters)
 
         self.isa, self.threads = _kernels.current(), thread_count(num_threads)
-        drops = max(options.dropout, options.recurrent_dropout, options.weight_dropout, *options.zoneout) > 0
-        self.dropout_seed = dropout_seed if drops else None
+        self.dropout_seed = dropout_seed if draws_masks(options) else None
         steps = min(longest, tbptt or longest)
         common: dict[str, Any] = {
             "keep": not forward_only,
@@ -130,11 +130,11 @@ class Plan:
         sizes = (self.isa, architecture, dtype, steps, self.batch_size)
         window = checkpoint_every or 0
         if memory_budget is not None:
-            window = _window(memory_budget, steps, lambda window: stack_bytes(*sizes, **common, window=window))
+            window = _window(memory_budget, steps, lambda window: Stack(*sizes, **common, window=window, measure=True).bytes)
         self.stack = Stack(*sizes, **common, window=window)
         self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
-        self.sums = np.empty(-(-parameters.size // _epoch.SUM_BLOCK))
+        self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
         carried = self.batch_size if tbptt is not None else 0
         cells = len(architecture.cells) if carried else 0
         self.carried_h = np.empty((cells, carried, architecture.state_dim), dtype)
@@ -171,6 +171,11 @@ class Plan:
     def batch_of(self, step: int) -> int:
         """Return which batch a pass belongs to; after the last pass, how many there are."""
         return int(self.starts[step]) // self.batch_size if step < self.passes else self.batches
+
+    def name_of(self, step: int) -> str:
+        """Return what an error calls a pass."""
+        chunk = "" if self.tbptt is None else f", from step {self.since[step]} on"
+        return f"batch {self.batch_of(step) + 1} of {self.batches}{chunk}"
 
     def _read_targets(self, Y: Any, *, backwards: bool) -> tuple[Any, Array, Array]:
         """Return Y for a loss in Python, target rows for the mean squared error, labels for the cross-entropy."""
@@ -377,6 +382,27 @@ class _Chunk(NamedTuple):
         assert self.lengths is not None
         ends = np.cumsum(self.lengths)
         return np.arange(ends[-1]) + np.repeat(first - ends + self.lengths, self.lengths)
+
+
+def as_memory(checkpoint_every: Any, memory_budget: Any) -> dict[str, int | None]:
+    """Return the arguments of `Plan` that bound the memory of its passes; a budget may be given as "256MB"."""
+    if checkpoint_every is not None and memory_budget is not None:
+        raise ValueError("checkpoint_every and memory_budget are both given; expected one of them")
+    if checkpoint_every is not None:
+        return {"checkpoint_every": as_size("checkpoint_every", checkpoint_every)}
+    if not isinstance(memory_budget, str):
+        return {"memory_budget": None if memory_budget is None else as_size("memory_budget", memory_budget)}
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?)(i?)B\s*", memory_budget, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"memory_budget is {memory_budget!r}; expected bytes, or a number and a unit, as '256MB'")
+    number, prefix, binary = found.groups()
+    unit = (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
+    return {"memory_budget": as_size("memory_budget", int(float(number) * unit))}
+
+
+def draws_masks(options: Options) -> bool:
+    """Return whether training drops anything."""
+    return max(options.dropout, options.recurrent_dropout, options.weight_dropout, *options.zoneout) > 0
 
 
 def _check_tbptt(tbptt: int | None, target: str, architecture: Architecture) -> None:

@@ -28,6 +28,7 @@ cdef enum:
     LOSS_ROWS = 256  # losses are summed in blocks of so many rows, and the blocks in order
 
 FORWARD, LOSS, BACKWARD, UPDATE = _FORWARD, _LOSS, _BACKWARD, _UPDATE
+NORM_BLOCK = SUM_BLOCK  # a norm is summed in blocks of so many elements
 
 
 cdef struct Chunk:
