@@ -275,8 +275,9 @@ class Plan:
         return result
 
     def mean_loss(self) -> float:
-        """Return the mean of the passes' losses, each weighted by its outputs."""
-        return math.fsum((self.losses * self.counts).tolist()) / self.counts.sum()
+        """Return the mean of the passes' losses, each weighted by its outputs, or whole sequences of one length."""
+        weights = self.counts / (self.sequences.longest if self.every_step and self.sequences.same_length else 1)
+        return math.fsum((self.losses * weights).tolist()) / float(weights.sum())
 
     def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:
         step, finite = _epoch.run(self, step, last_step, phases, seconds)

@@ -323,9 +323,364 @@ def test_sequences_of_different_lengths():
                 value, gradient = expected.gradient(x[None], y[None], target=target)
                 expected.parameters = expected.parameters - 0.1 * gradient
                 losses.append(value)
-        assert relative_error(history.loss, np.reshape(losses, (2, 4)).mean(1)) <= 1e-12
+        weights = [len(x) for x in X] if target == "steps" else None
+        assert relative_error(history.loss, np.average(np.reshape(losses, (2, 4)), 1, weights)) <= 1e-12
         for model in (compiled, python):
             assert relative_error(model.parameters, expected.parameters) <= 1e-12
+
+
+# --- options, and batches of several lengths ---
+
+OPTIONS = {
+    "plain": {},
+    "two ways": {"bidirectional": "concat"},
+    "sum of two ways": {"bidirectional": "sum", "num_layers": 2, "dropout": 0.3},
+    "deep": {"num_layers": 3, "dropout": 0.5, "zoneout": (0.2, 0.1)},
+    "backwards": {"go_backwards": True, "num_layers": 2, "learn_initial_state": True},
+    "projection": {"proj_size": 4, "peephole": True, "recurrent_dropout": 0.4},
+    "norm": {"layer_norm": True, "coupled_gates": True, "bidirectional": "concat", "weight_dropout": 0.3},
+    "clip": {"cell_clip": 0.3, "use_bias": False, "cell_activation": "relu", "gate_activation": "hard_sigmoid"},
+}
+HEADS = ("last", "steps", "mean", "max")
+LENGTHS = np.array([6, 1, 4, 6, 2, 5, 3])
+
+
+def pair(output_dim=2, seed=0, **options):
+    """Return a network and the oracle's of the same weights."""
+    ours = LSTMNetwork(3, 7, output_dim, dtype="float64", seed=seed, **options)
+    ours.parameters += 0.1 * np.random.default_rng(seed).standard_normal(ours.parameters.shape)
+    theirs = reference.LSTMNetwork(3, 7, output_dim, dtype="float64", **options)
+    theirs.parameters = ours.parameters
+    return ours, theirs
+
+
+def ragged(target, output_dim=2, loss="mse", seed=0):
+    """Return padded data whose padding is not to be looked at, and the lengths."""
+    X, Y = data(7, 6, 3, output_dim, loss, "steps" if target == "steps" else "last", seed)
+    padding = np.arange(6) >= LENGTHS[:, None]
+    X[padding] = np.nan
+    if target == "steps":
+        Y[padding] = -1 if loss == "cross_entropy" else np.nan
+    return X, Y, LENGTHS
+
+
+def unpadded(array):
+    return [row[:length] for row, length in zip(array, LENGTHS, strict=True)]
+
+
+def padded(X, Y):
+    """For the oracle, which looks at padding."""
+    return np.nan_to_num(X), np.nan_to_num(Y)
+
+
+def gaps():
+    mask = np.random.default_rng(3).random((7, 6)) < 0.6
+    mask[np.arange(7), np.arange(7) % 6] = True
+    return mask
+
+
+@pytest.mark.parametrize("output_dim", [2, None])
+@pytest.mark.parametrize("target", HEADS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gradients_of_all_options_agree_with_the_oracle(isa, name, target, output_dim):
+    ours, theirs = pair(output_dim, **OPTIONS[name])
+    X, Y, lengths = ragged(target, output_dim or ours.architecture.features)
+    full = padded(X, Y)
+    for how in ({}, {"lengths": lengths}, {"mask": gaps()}):
+        given = (X, Y) if "lengths" in how else full
+        for seed in (None, 5, 2**63 + 1):
+            value, gradient = ours.gradient(*given, target=target, dropout_seed=seed, **how)
+            expected = theirs.gradient(*full, target=target, dropout_seed=seed, **how)
+            assert relative_error(value, expected[0]) <= 1e-12
+            assert relative_error(gradient, expected[1]) <= 1e-12
+        expected = theirs.predict(full[0], target=target, **how)
+        assert relative_error(ours.predict(given[0], target=target, **how), expected) <= 1e-12
+
+
+@pytest.mark.parametrize("target", HEADS)
+def test_float32_gradients_of_ragged_batches_agree_with_the_oracle(isa, target):
+    ours, theirs = pair(num_layers=2, bidirectional="concat", dropout=0.3)
+    single = LSTMNetwork(3, 7, 2, num_layers=2, bidirectional="concat", dropout=0.3)
+    single.parameters = ours.parameters.astype("f4")
+    theirs.parameters = single.parameters
+    X, Y, lengths = ragged(target)
+    how = {"target": target, "lengths": lengths, "dropout_seed": 1}
+    value, gradient = single.gradient(X.astype("f4"), Y.astype("f4"), **how)
+    expected = theirs.gradient(*padded(X.astype("f4"), Y.astype("f4")), **how)
+    assert relative_error(value, expected[0]) <= 5e-6
+    assert relative_error(gradient, expected[1]) <= 2e-5
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy", python_mse])
+@pytest.mark.parametrize("target", HEADS)
+def test_forms_of_ragged_data_are_equal(target, loss):
+    """A list, lengths and a mask; Y padded or a list; whatever the padding holds."""
+    X, Y, lengths = ragged(target, loss=loss if isinstance(loss, str) else "mse")
+    if loss is python_mse:
+
+        def loss(outputs, targets):
+            if not isinstance(outputs, list):
+                return python_mse(outputs, targets)
+            errors = [y - t for y, t in zip(outputs, targets, strict=True)]
+            size = sum(error.size for error in errors)
+            return sum(np.sum(error**2) for error in errors) / size, [2 * error / size for error in errors]
+
+    model, _ = pair(num_layers=2)
+    mask, common = np.arange(6) < lengths[:, None], {"target": target, "loss": loss}
+    targets = unpadded(Y) if target == "steps" else Y
+    value, gradient = model.gradient(unpadded(X), targets, **common)
+    for given, how in ((Y, {"lengths": lengths}), (targets, {"lengths": lengths}), (Y, {"mask": mask})):
+        again = model.gradient(X, given, **how, **common)
+        assert again[0] == value
+        assert np.array_equal(again[1], gradient)
+    if not callable(loss):
+        return
+    compiled = model.gradient(X, Y, target=target, lengths=lengths)
+    assert relative_error(value, compiled[0]) <= 1e-12
+    assert relative_error(gradient, compiled[1]) <= 1e-12
+
+
+def test_predictions_of_ragged_data():
+    model, _ = pair()
+    X, _, lengths = ragged("steps")
+    alone = [model.predict(x[None], target="steps")[0] for x in unpadded(X)]
+    steps = model.predict(X, target="steps", lengths=lengths)
+    for y, row, listed in zip(alone, steps, model.predict(unpadded(X), target="steps"), strict=True):
+        assert np.array_equal(row[: len(y)], y)
+        assert not row[len(y) :].any()
+        assert np.array_equal(listed, y)
+    last = model.predict(X, lengths=lengths)
+    assert np.array_equal(last, [y[-1] for y in alone])
+    many = 100 * unpadded(X)  # several batches
+    assert np.array_equal(model.predict(many), np.tile(last, (100, 1)))
+
+
+@pytest.mark.parametrize("target", HEADS)
+@pytest.mark.parametrize("name", ["plain", "sum of two ways", "deep"])
+def test_training_on_ragged_batches_agrees_with_the_oracle(isa, name, target):
+    """Shuffled, with masks of dropout of every update."""
+    ours, theirs = pair(**OPTIONS[name])
+    start = ours.parameters.copy()
+    X, Y, lengths = ragged(target)
+    full, seed = padded(X, Y), 2**40 + 3
+    how = {"target": target, "batch_size": 3, "epochs": 2, "seed": seed, "clip_norm": 0.5}
+    history = train(ours, X, Y, lengths=lengths, optimizer=SGD(0.3), **how, **QUIET)
+    rng, update = np.random.default_rng(seed), 0
+    for epoch in range(2):
+        order, losses, weights = rng.permutation(7), [], []
+        for begin in range(0, 7, 3):
+            part = order[begin : begin + 3]
+            masks = {"dropout_seed": seed, "update": update}
+            value, gradient = theirs.gradient(
+                full[0][part], full[1][part], target=target, lengths=lengths[part], **masks
+            )
+            gradient *= min(1, 0.5 / np.linalg.norm(gradient))
+            theirs.parameters = theirs.parameters - 0.3 * gradient
+            losses.append(value)
+            weights.append(lengths[part].sum() if target == "steps" else len(part))
+            update += 1
+        assert relative_error(history.loss[epoch], np.average(losses, weights=weights)) <= 1e-12
+    assert relative_error(ours.parameters - start, theirs.parameters - start) <= 1e-11
+
+
+def test_a_python_loss_sees_ragged_batches_as_they_were_drawn():
+    seen = []
+
+    def loss(outputs, targets):
+        seen.extend(zip([y.copy() for y in outputs], targets, strict=True))
+        for y in outputs:
+            y[...] = 7
+        return 0.0, [np.zeros_like(y) for y in outputs]
+
+    model, _ = pair()
+    X, Y, _ = ragged("steps")
+    how = {"target": "steps", "loss": loss, "batch_size": 4, "epochs": 1, "seed": 2}
+    train(model, unpadded(X), unpadded(Y), **how, **QUIET)
+    order = np.random.default_rng(2).permutation(7)
+    expected = model.predict(unpadded(X), target="steps")
+    assert len(seen) == 7
+    for n, (outputs, targets) in zip(order, seen, strict=True):
+        assert np.array_equal(outputs, expected[n])
+        assert np.array_equal(targets, unpadded(Y)[n])
+
+
+@pytest.mark.parametrize("gradient", [[np.zeros((1, 2))], 7 * [np.zeros((1, 2))], None])
+def test_a_gradient_of_another_form_is_refused(gradient):
+    model, _ = pair()
+    X, Y, lengths = ragged("steps")
+    with pytest.raises((TypeError, ValueError), match="the loss's gradient"):
+        model.gradient(X, Y, target="steps", lengths=lengths, loss=lambda outputs, targets: (0.0, gradient))
+
+
+@pytest.mark.parametrize("name", ["plain", "sum of two ways", "deep"])
+@pytest.mark.parametrize("target", HEADS)
+def test_no_update_no_change_of_the_loss(name, target):
+    """What an epoch reports is then the mean over all that has a target, whatever the batches."""
+    X, Y, lengths = ragged(target)
+    options = {**OPTIONS[name], "dropout": 0.0, "zoneout": 0.0}
+    expected = pair(**options)[0].gradient(X, Y, target=target, lengths=lengths)[0]
+    chunks = [{}] if name == "sum of two ways" or target in ("mean", "max") else [{}, {"tbptt": 2}, {"tbptt": 1}]
+    for how in chunks:
+        for batch_size in (1, 3, 7):
+            model = pair(**options)[0]
+            common = {"target": target, "lengths": lengths, "optimizer": SGD(0.0), "batch_size": batch_size}
+            history = train(model, X, Y, epochs=1, seed=0, **common, **how, **QUIET)
+            assert relative_error(history.loss, [expected]) <= 1e-12
+
+
+# --- truncated backpropagation ---
+
+
+def train_in_chunks(model, X, Y, lengths, k, rate, epochs, batch_size, target):
+    """Train the oracle's network by SGD, in chunks of k steps; return the losses of all chunks and their weights."""
+    F = model.W_y.shape[1]
+    layer = reference.LSTM(3, 7, dtype="float64")
+    count = layer.parameters.size
+    found = []
+    for _ in range(epochs):
+        for begin in range(0, len(X), batch_size):
+            part = np.arange(begin, min(begin + batch_size, len(X)))
+            h, C = np.zeros((len(X), F)), np.zeros((len(X), F))
+            for since in range(0, lengths[part].max(), k):
+                alive = part[lengths[part] > since]
+                rest = lengths[alive] - since
+                ends = np.minimum(rest, k)
+                layer.parameters = model.parameters[:count]
+                x = X[alive, since : since + k]
+                H, (h[alive], C[alive]), tape = layer.forward(
+                    x, h[alive], C[alive], lengths=np.minimum(ends, x.shape[1]), return_tape=True
+                )
+                rows = np.arange(x.shape[1]) < ends[:, None]
+                if target == "last":
+                    rows &= np.arange(since, since + x.shape[1]) == lengths[alive][:, None] - 1
+                if not rows.any():
+                    continue
+                goal = Y[alive, since : since + k][rows] if target == "steps" else Y[alive][rest <= k]
+                error = H[rows] @ model.W_y.T + model.b_y.T - goal
+                dy = 2 * error / error.size
+                dH = np.zeros_like(H)
+                dH[rows] = dy @ model.W_y
+                gradient = [layer.backward(tape, dH).parameters, (dy.T @ H[rows]).ravel(), dy.sum(axis=0)]
+                found.append((np.mean(error**2), rows.sum()))
+                model.parameters = model.parameters - rate * np.concatenate(gradient)
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_truncated_backpropagation_agrees_with_the_oracle(target, k, batch_size):
+    ours, theirs = pair()
+    start = ours.parameters.copy()
+    X, Y, lengths = ragged(target)
+    how = {"target": target, "batch_size": batch_size, "epochs": 2, "shuffle": False}
+    history = train(ours, X, Y, lengths=lengths, tbptt=k, optimizer=SGD(0.2), **how, **QUIET)
+    found = train_in_chunks(theirs, *padded(X, Y), lengths, k, 0.2, 2, batch_size, target)
+    assert relative_error(ours.parameters - start, theirs.parameters - start) <= 1e-11
+    losses, weights = np.transpose(found).reshape(2, 2, -1)
+    assert relative_error(history.loss, np.average(losses, 1, weights)) <= 1e-12
+
+
+@pytest.mark.parametrize("loss", ["mse", python_mse])
+@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_a_python_loss_sees_chunks(target, k, loss):
+    """Sequences of one length, so that python_mse takes what it gets."""
+    X, Y = data(5, 5, 3, 2, target=target)
+    models = pair()[0], pair()[0]
+    how = {"target": target, "tbptt": k, "batch_size": 3, "epochs": 2, "seed": 0, **QUIET}
+    for model, part in zip(models, (loss, "mse"), strict=True):
+        train(model, X, Y, loss=part, optimizer=PythonSGD() if part is python_mse else SGD(0.3), **how)
+    assert relative_error(models[0].parameters, models[1].parameters) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["plain", "deep", "projection"])
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_one_chunk_has_the_bits_of_none(name, target):
+    X, Y, lengths = ragged(target)
+    results = []
+    for k in (None, 6, 100):
+        model = pair(**OPTIONS[name])[0]
+        how = {"target": target, "lengths": lengths, "batch_size": 3, "epochs": 2, "seed": 1}
+        history = train(model, X, Y, tbptt=k, **how, **QUIET)
+        results.append((model.parameters.tobytes(), history.loss))
+    assert results[0] == results[1] == results[2]
+
+
+# --- memory, threads, order ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("target", HEADS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_checkpoints_keep_the_bits(name, target, dtype):
+    model = LSTMNetwork(3, 7, 2, dtype=dtype, seed=0, **OPTIONS[name])
+    X, Y, lengths = ragged(target)
+    for how in ({"lengths": lengths}, {"mask": gaps()}):
+        given = (X, Y) if "lengths" in how else padded(X, Y)
+        how = {**how, "target": target, "dropout_seed": 3}
+        value, gradient = model.gradient(*given, **how)
+        for k in (1, 2, 4, 6, 9):
+            again = model.gradient(*given, checkpoint_every=k, **how)
+            assert again[0] == value
+            assert np.array_equal(again[1], gradient)
+
+
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_a_memory_budget_keeps_the_bits(target):
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((2, 300, 3)), rng.standard_normal((2, 300, 2) if target == "steps" else (2, 2))
+    model = LSTMNetwork(3, 16, 2, seed=0)
+    value, gradient = model.gradient(X, Y, target=target)
+    with pytest.raises(ValueError, match=r"memory_budget is 1000 bytes; expected at least (\d+)") as caught:
+        model.gradient(X, Y, target=target, memory_budget="1kB")
+    least = int(re.search(r"at least (\d+)", str(caught.value))[1])
+    with pytest.raises(ValueError, match="memory_budget"):
+        model.gradient(X, Y, target=target, memory_budget=least - 1)
+    for budget in (least, 2 * least, "10MB", "0.5GiB"):
+        found = model.gradient(X, Y, target=target, memory_budget=budget)
+        assert found[0] == value
+        assert np.array_equal(found[1], gradient)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_ragged_training_has_the_same_bits_for_any_number_of_threads(name):
+    rng = np.random.default_rng(0)
+    X = [rng.standard_normal((T, 3)) for T in rng.integers(5, 40, 50)]
+    Y = [rng.standard_normal((len(x), 2)) for x in X]
+    results = []
+    for threads in (1, 2, 3, 4):
+        model = LSTMNetwork(3, 34, 2, seed=0, **OPTIONS[name])
+        how = {"target": "steps", "batch_size": 25, "epochs": 1, "seed": 1, "num_threads": threads}
+        history = train(model, X, Y, **how, **QUIET)
+        results.append((model.parameters.tobytes(), history.loss))
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("target", HEADS)
+def test_rows_may_come_in_any_order(target):
+    """Sequences of different lengths are summed in the order of their lengths."""
+    lengths = np.array([3, 1, 6, 2, 5, 4])
+    X, Y = data(6, 6, 3, 2, target="steps" if target == "steps" else "last")
+    model = pair(bidirectional="concat")[0]
+    order = np.argsort(-lengths)
+    value, gradient = model.gradient(X, Y, target=target, lengths=lengths)
+    again = model.gradient(X[order], Y[order], target=target, lengths=lengths[order])
+    assert again[0] == value
+    assert np.array_equal(again[1], gradient)
+
+
+@pytest.mark.parametrize("name", ["two ways", "deep", "norm"])
+def test_ragged_bits_are_those_of_every_set(name, assert_same_on_every_fma_isa):
+    def results():
+        for target in HEADS:
+            X, Y, lengths = ragged(target)
+            model = LSTMNetwork(3, 7, 2, seed=0, **OPTIONS[name])
+            yield model.predict(X, target=target, lengths=lengths)
+            train(model, X, Y, target=target, lengths=lengths, batch_size=3, epochs=2, seed=1, **QUIET)
+            yield model.parameters
+
+    assert_same_on_every_fma_isa(results)
 
 
 # --- bits ---
@@ -796,12 +1151,6 @@ BAD_TRAINING = {
     "Inf in Y": ((X, with_value(Y, (3, 2), -np.inf)), {}, ValueError, r"Y\[3, 2\] is -inf"),
     "complex X": ((X + 0j, Y), {}, TypeError, "X has dtype complex128; expected real numbers"),
     "strings": ((X, Y.astype(str)), {}, TypeError, "Y has dtype <U32; expected real numbers"),
-    "ragged batch": (
-        ([X[0], X[0, :2]], Y[:2]),
-        {"batch_size": 2},
-        ValueError,
-        "X holds sequences of 2 to 3 steps; expected one length in a batch",
-    ),
     "ragged Y": (
         ([X[0], X[0, :2]], [np.ones((3, 4)), np.ones((3, 4))]),
         {"batch_size": 1, **STEPS},
@@ -813,6 +1162,34 @@ BAD_TRAINING = {
         {"batch_size": 1, **STEPS},
         ValueError,
         "Y has length 1; expected 2",
+    ),
+    "zero length": ((X, Y), {"lengths": [3, 0, 1, 1, 1]}, ValueError, r"lengths\[1\] is 0; expected from 1 to 3"),
+    "negative length": ((X, Y), {"lengths": [3, 1, 1, 1, -1]}, ValueError, r"lengths\[4\] is -1"),
+    "long length": ((X, Y), {"lengths": [3, 1, 1, 4, 1]}, ValueError, r"lengths\[3\] is 4; expected from 1 to 3"),
+    "float lengths": ((X, Y), {"lengths": np.ones(5)}, TypeError, "lengths has dtype float64; expected integers"),
+    "few lengths": ((X, Y), {"lengths": [1, 1]}, ValueError, r"lengths has shape \(2,\); expected \(5,\)"),
+    "lengths of a list": ((list(X), Y), {"lengths": [1] * 5}, ValueError, "lengths is given with a list"),
+    "int mask": ((X, Y), {"mask": np.ones((5, 3), int)}, TypeError, "mask has dtype int64; expected bool"),
+    "mask of another shape": ((X, Y), {"mask": np.ones((5, 2), bool)}, ValueError, "mask has shape"),
+    "empty mask": ((X, Y), {"mask": np.arange(5)[:, None] + [0, 0, 0] > 0}, ValueError, r"mask\[0\] is False everywhere"),
+    "lengths and mask": (
+        (X, Y),
+        {"mask": np.ones((5, 3), bool), "lengths": [1] * 5},
+        ValueError,
+        "lengths and mask are both given",
+    ),
+    "zero tbptt": ((X, Y), {"tbptt": 0}, ValueError, "tbptt is 0; expected at least 1"),
+    "float tbptt": ((X, Y), {"tbptt": 2.0}, TypeError, "tbptt is 2.0; expected an integer"),
+    "tbptt of means": ((X, Y), {"tbptt": 2, "target": "mean"}, ValueError, "tbptt is 2 and target is 'mean'"),
+    "zero checkpoint": ((X, Y), {"checkpoint_every": 0}, ValueError, "checkpoint_every is 0"),
+    "budget": ((X, Y), {"memory_budget": "much"}, ValueError, "memory_budget is 'much'; expected bytes"),
+    "zero budget": ((X, Y), {"memory_budget": "0MB"}, ValueError, "memory_budget is 0; expected at least 1"),
+    "small budget": ((X, Y), {"memory_budget": 10}, ValueError, "memory_budget is 10 bytes; expected at least"),
+    "budget and checkpoints": (
+        (X, Y),
+        {"memory_budget": 10, "checkpoint_every": 1},
+        ValueError,
+        "checkpoint_every and memory_budget are both given",
     ),
     "label too large": ((X, CLASSES + 1), ENTROPY, ValueError, r"Y\[3\] is 4; expected a class"),
     "label negative": ((X, CLASSES - 1), ENTROPY, ValueError, r"Y\[0\] is -1; expected a class"),
@@ -873,6 +1250,15 @@ def test_bad_arguments_of_train_are_named(name, capsys):
         train(MODEL, *arguments, **{"optimizer": USED, **how})
     assert snapshot() == before
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": "concat"}, {"go_backwards": True}])
+def test_chunks_are_of_networks_that_run_forwards(options):
+    model = LSTMNetwork(2, 3, 4, seed=0, **options)
+    before = model.parameters.copy()
+    with pytest.raises(ValueError, match=f"tbptt is 2 and the network has {next(iter(options))}"):
+        train(model, X, Y, tbptt=2, **QUIET)
+    assert np.array_equal(model.parameters, before)
 
 
 def test_training_takes_a_network_only():

@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport TILE_VECTORS, kernels, real, table_at
+from lstm_ext._kernels cimport TILE_VECTORS, kernels, lanes, real, table_at
 from lstm_ext._passes cimport Rows
 from lstm_ext._products cimport (
     OUTER_ROWS, cut, live_rows, multiply, pack_panels, panels_size, parts, weight_gradient,
@@ -47,7 +47,7 @@ cdef class Head:
     keep : bool
         Whether a backward pass follows.
 
-    The attributes `outputs` and `doutputs` (most rows, O) are arrays, `bytes` is what all arrays take.
+    The attributes `outputs` and `doutputs`, dL/d outputs, (most rows, O) are arrays, `bytes` is what all arrays take.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ cdef class Head:
         cdef Py_ssize_t V = head.table.f32.lanes if itemsize == sizeof(float) else head.table.f64.lanes
         cdef Py_ssize_t rows = batch * steps if head.target == TARGET_STEPS else batch
         self.outputs = self.array(rows * O, dtype)[:rows * O].reshape(rows, O)
-        self.doutputs = self.array(rows * O if keep else O, dtype)[:rows * O if keep else O].reshape(-1, O)
+        self.doutputs = self.array(rows * O, dtype)[:rows * O].reshape(rows, O)
         head.outputs, head.doutputs = address(self.outputs), address(self.doutputs)
         if head.is_linear:
             head.packed = address(self.array(panels_size(F, O, V), dtype))
@@ -298,7 +298,7 @@ def apply(int isa, int threads, const real[:, ::1] features, const real[::1] par
     cdef Py_ssize_t n = features.shape[0], F = features.shape[1], O = outputs.shape[1]
     cdef Py_ssize_t at_b = parameters.shape[0] - O, at_W = at_b - O * F
     cdef const kernels *table = table_at(isa)
-    packed = aligned_empty((panels_size(F, O, table.f32.lanes),), np.asarray(outputs).dtype)
+    packed = aligned_empty((panels_size(F, O, lanes(table, &parameters[0])),), np.asarray(outputs).dtype)
     cdef real[::1] panels = packed
     cdef Call call
     threads = recruit(threads, <double> n * F * O)
