@@ -210,7 +210,9 @@ class Carried:
     def spread(self, H: Array, initial: Array | None) -> Array:
         """Return (N, T, F) of H (rows, D R); before the first live step it is `initial` (D, N, R), or zeros."""
         parts = []
-        for d, (half, (row, known)) in enumerate(zip(np.split(H, len(self.sources), axis=1), self.sources, strict=True)):
+        for d, (half, (row, known)) in enumerate(
+            zip(np.split(H, len(self.sources), axis=1), self.sources, strict=True)
+        ):
             part = half[np.where(known, row, 0)]
             n, t = np.nonzero(~known)
             part[n, t] = 0 if initial is None else initial[d, n]

@@ -130,7 +130,9 @@ class Plan:
         sizes = (self.isa, architecture, dtype, steps, self.batch_size)
         window = checkpoint_every or 0
         if memory_budget is not None:
-            window = _window(memory_budget, steps, lambda window: Stack(*sizes, **common, window=window, measure=True).bytes)
+            window = _window(
+                memory_budget, steps, lambda window: Stack(*sizes, **common, window=window, measure=True).bytes
+            )
         self.stack = Stack(*sizes, **common, window=window)
         self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)

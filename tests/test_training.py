@@ -1171,7 +1171,12 @@ BAD_TRAINING = {
     "lengths of a list": ((list(X), Y), {"lengths": [1] * 5}, ValueError, "lengths is given with a list"),
     "int mask": ((X, Y), {"mask": np.ones((5, 3), int)}, TypeError, "mask has dtype int64; expected bool"),
     "mask of another shape": ((X, Y), {"mask": np.ones((5, 2), bool)}, ValueError, "mask has shape"),
-    "empty mask": ((X, Y), {"mask": np.arange(5)[:, None] + [0, 0, 0] > 0}, ValueError, r"mask\[0\] is False everywhere"),
+    "empty mask": (
+        (X, Y),
+        {"mask": np.arange(5)[:, None] + [0, 0, 0] > 0},
+        ValueError,
+        r"mask\[0\] is False everywhere",
+    ),
     "lengths and mask": (
         (X, Y),
         {"mask": np.ones((5, 3), bool), "lengths": [1] * 5},
