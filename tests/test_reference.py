@@ -725,8 +725,8 @@ def layer_problem(options, seed, rows, given=True):
     return lstm, lstm.backward(tape, *weights), loss, arguments
 
 
-@pytest.mark.parametrize("rows", list(ROWS))
-@as_parametrize("options", ALONE)
+@pytest.mark.parametrize("rows", ["lengths", "mask"])
+@as_parametrize("options", {"none": {}} | OPTIONS)
 def test_option_alone_gradients(options, rows):
     """Every single derivative."""
     _, gradients, loss, arguments = layer_problem(options, 12, rows)
@@ -759,7 +759,7 @@ def test_option_pair_gradients(options, rows):
             assert abs(np.sum(gradient * direction) - expected) <= TOLERANCE * max(scale, 1e-3), (name, part)
 
 
-@as_parametrize("more", {"none": {}} | OPTIONS)
+@pytest.mark.parametrize("more", [{}, *map(OPTIONS.get, ("layers", "concat", "projection", "zoneout"))])
 def test_learned_states(more):
     """Used where no states are given: their gradient is that of the rows' states together."""
     options = {"learn_initial_state": True, **more}
@@ -903,12 +903,11 @@ def test_predict(options, rows, target, outputs):
     assert_close(network.predict(X, target=target, **ROWS[rows]), expected, "y", 1e-14)
 
 
-@pytest.mark.parametrize("outputs", [None, 4])
+@pytest.mark.parametrize(("loss", "outputs"), [("mse", None), ("mse", 4), ("cross_entropy", 4)])
 @pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
-@pytest.mark.parametrize("rows", list(ROWS))
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("rows", ["lengths", "mask"])
 @as_parametrize("options", HEADS)
-def test_head_gradients(options, loss, rows, target, outputs):
+def test_head_gradients(options, rows, target, loss, outputs):
     rng = np.random.default_rng([21, len(target)])
     network = randomised(LSTMNetwork(2, 3, outputs, dtype="float64", **options), rng)
     twin = LSTMNetwork(2, 3, outputs, dtype="complex128", **options)
@@ -933,7 +932,7 @@ def test_head_gradients(options, loss, rows, target, outputs):
 
     value, gradient = network.gradient(X, Y, loss=loss, **how)
     assert value == pytest.approx(criterion(network.parameters).real, rel=1e-13, abs=1e-15)
-    for direction in rng.standard_normal((3, gradient.size)):
+    for direction in rng.standard_normal((2, gradient.size)):
         expected = criterion(network.parameters + 1j * STEP * direction).imag / STEP
         scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
         assert abs(gradient @ direction - expected) <= TOLERANCE * scale
@@ -1139,7 +1138,6 @@ def test_everything_together():
     """All that goes together, at once, along random directions."""
     options = FULL | {"cell_clip": 0.7, "dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": (0.2, 0.1)}
     options |= {"weight_dropout": 0.2, "gate_activation": "hard_sigmoid", "cell_activation": "relu"}
-    test_option_pair_gradients(options, "lengths")
     test_option_pair_gradients(options | {"num_layers": 3, "coupled_gates": True}, "mask")
 
 

@@ -159,6 +159,11 @@ class _Order(NamedTuple):
         way = slice(None, None, -1 if reverse else 1)
         return cls([np.flatnonzero(row)[way] for row in live], np.cumsum(live[:, way], axis=1)[:, way])
 
+    @property
+    def steps(self) -> int:
+        """Of the row that has most."""
+        return max(map(len, self.time))
+
     def at(self, s: int) -> tuple[Array, Array]:
         """Return the rows that have a step s, and their times."""
         rows = [n for n, time in enumerate(self.time) if s < len(time)]
@@ -177,7 +182,7 @@ class _Run(NamedTuple):
 def _run(w: Weights, architecture: Architecture, X: Array, order: _Order, h0: Array, C0: Array, masks: Masks) -> _Run:
     """Run one cell from the states h0 (N, R), C0 (N, H)."""
     run = _Run(order, [], [h0.T], [C0.T])
-    for s in range(max(map(len, order.time))):
+    for s in range(order.steps):
         rows, times = order.at(s)
         h, C = run.h[s].copy(), run.C[s].copy()
         step = forward_step(w, architecture, X[rows, times].T, h[:, rows], C[:, rows], masks.at(s, rows))
@@ -321,8 +326,9 @@ class LSTM(Parametrised):
                 w = weights[cell]
                 h = _initial(h0s, cell, N, architecture.state_dim, w.h_0, self.dtype)
                 C = _initial(C0s, cell, N, self.hidden_dim, w.C_0, self.dtype)
-                masks = Masks(architecture, self.dtype, key, cell, N)
-                tape.runs.append(_run(w, architecture, inputs, orders[cell - layer * D], h, C, masks))
+                order = orders[cell - layer * D]
+                masks = Masks.draw(architecture, self.dtype, key, cell, order.steps, N)
+                tape.runs.append(_run(w, architecture, inputs, order, h, C, masks))
             outputs = _merge([_outputs(run) for run in tape.runs[layer * D :]], options.bidirectional)
         final = [run.h[-1].T for run in tape.runs], [run.C[-1].T for run in tape.runs]
         h_T, C_T = (np.stack(states) if len(states) > 1 else states[0].copy() for states in final)
