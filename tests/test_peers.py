@@ -6,9 +6,10 @@ from itertools import product
 import numpy as np
 import pytest
 
+import lstm_ext
 from lstm_ext import reference
 
-MODULES = {"reference": reference}
+MODULES = {"compiled": lstm_ext, "reference": reference}
 I, H = 3, 5
 LENGTHS = [2, 6, 1, 4]  # in no order; N of them, T = 6
 
