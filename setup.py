@@ -61,6 +61,7 @@ setup(
             extension("_products", [RUNTIME]),
             extension("_passes", []),
             extension("_stack", []),
+            extension("_heads", []),
             extension("_inference", []),
             extension("_epoch", []),
         ],

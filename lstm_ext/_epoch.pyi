@@ -8,6 +8,7 @@ FORWARD: int
 LOSS: int
 BACKWARD: int
 UPDATE: int
+NORM_BLOCK: int
 
 def update_parameters(
     isa: int, threads: int, settings: Array, powers: Array, moments: Array, parameters: Array, gradient: Array

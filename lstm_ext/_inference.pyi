@@ -13,8 +13,7 @@ def infer(
     batch_size: int,
     sizes: tuple[int, ...],
     parameters: Array,
-    rows: Any,
-    offsets: Array | None,
+    X: Any,
     every_step: bool,
 ) -> Array | None: ...
 

@@ -10,8 +10,11 @@ from lstm_ext.checks import Array
 Loss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
 """A loss in Python: ``loss(outputs, targets) -> (value, gradient)``.
 
-`outputs` is (B, output_dim) for the last step or (B, T, output_dim) for every step, `targets` what Y holds for these
-sequences; `value` is the mean over the batch, `gradient` its derivative with respect to `outputs`, of the same shape.
+`outputs` is (B, output_dim), or for every step (B, T, output_dim); a list of arrays (T_n, output_dim) where the
+sequences of the batch have different lengths. `targets` is what Y holds for these sequences, in the same order; `value`
+is the mean over the batch, `gradient` its derivative with respect to `outputs`, of the same form.
+
+With a `tbptt` of `train`, the batch is a chunk: the sequences that end in it, or the steps of it.
 """
 
 

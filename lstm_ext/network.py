@@ -8,13 +8,14 @@ returns on request, so threads can share a network.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from lstm_ext import _inference, _kernels, layers
+from lstm_ext import _heads, _inference, _kernels, layers
 from lstm_ext.checks import (
     Array,
     Data,
@@ -36,7 +37,7 @@ from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture
 from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
 from lstm_ext.persistence import read_model, write_model
-from lstm_ext.plan import TARGETS, Plan
+from lstm_ext.plan import TARGETS, Plan, as_memory
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 
@@ -690,47 +691,87 @@ class LSTMNetwork(_Layers):
             If X has another shape or does not hold finite real numbers.
         """
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
-        outputs: Array = self._infer(X[None], None, num_threads, every_step=True)
+        outputs: Array = self.predict(X[None], target="steps", num_threads=num_threads)
         return list(outputs.reshape(len(X), -1, 1))
 
-    def predict(self, X: Data, *, target: str = "last", num_threads: int | None = None) -> Any:
-        """Run over N sequences from zero states.
+    def predict(
+        self,
+        X: Data,
+        *,
+        target: str = "last",
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Run over N sequences from zero states, or the learned ones.
 
         Parameters
         ----------
         X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
             The sequences.
-        target : {"last", "steps"}
-            Which outputs to return.
+        target : {"last", "steps", "mean", "max"}
+            What the outputs are of, as for `train`.
+        lengths : array_like of int (N,), optional
+            How many steps of each sequence of a padded X are live.
+        mask : array_like of bool (N, T), optional
+            Which steps of X are live; the others are skipped.
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 
         Returns
         -------
         ndarray (N, output_dim) or (N, T, output_dim)
-            The last or every step's outputs; for ``"steps"`` and sequences of different lengths, a list of arrays
-            (T_n, output_dim).
+            The outputs. For ``"steps"``, those past a sequence's end are zeros, and those of masked steps repeat what
+            their direction gave before; for a list of sequences of different lengths, a list of arrays
+            (T_n, output_dim). Without a head, output_dim is the width of the top layer's outputs.
 
         Raises
         ------
         TypeError, ValueError
-            If X has another shape or does not hold finite real numbers.
+            If an argument is not as above, or X does not hold finite real numbers.
         """
         every_step = as_choice("target", target, TARGETS) == "steps"
-        outputs = self._infer(X, None, num_threads, every_step=every_step)
-        if outputs is not None:
-            return outputs
-        sequences = Sequences(X, self.input_dim, self.dtype)
-        outputs = self._infer(sequences.rows, sequences.offsets, num_threads, every_step=every_step)
-        if not every_step:
-            return outputs
-        if sequences.same_length:
-            return outputs.reshape(len(sequences), -1, self.output_dim)
-        return np.split(outputs, sequences.offsets[1:-1])
+        quick = self._architecture.is_plain and self.output_dim is not None and target in ("last", "steps")
+        if quick and lengths is None and mask is None:
+            outputs = self._infer(X, num_threads, every_step=every_step)
+            if outputs is not None:
+                return outputs
+        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask)
+        if quick and sequences.same_length and sequences.longest == sequences.steps:
+            rows = sequences.rows.reshape(len(sequences), -1, self.input_dim)
+            return self._infer(rows, num_threads, every_step=every_step)
+        if every_step and sequences.live is not None:
+            return self._masked_outputs(X, mask, thread_count(num_threads))
+        plan = Plan(
+            self._parameters,
+            self._architecture,
+            sequences,
+            None,
+            target=target,
+            loss=None,
+            optimizer=None,
+            batch_size=_INFERENCE_ROWS,
+            forward_only=True,
+            num_threads=num_threads,
+        )
+        outputs = plan.predict()
+        return sequences.scatter(outputs) if every_step else outputs
 
-    def _infer(self, X: Any, offsets: Array | None, num_threads: int | None, *, every_step: bool) -> Any:
+    def _infer(self, X: Any, num_threads: int | None, *, every_step: bool) -> Any:
         isa, threads = _kernels.current(), thread_count(num_threads)
-        return _inference.infer(isa, threads, _INFERENCE_ROWS, self._sizes, self._parameters, X, offsets, every_step)
+        return _inference.infer(isa, threads, _INFERENCE_ROWS, self._sizes, self._parameters, X, every_step)
+
+    def _masked_outputs(self, X: Data, mask: ArrayLike | None, threads: int) -> Array:
+        """Return the outputs of every step (N, T, output_dim), those of masked steps repeated."""
+        layers = replace(self._architecture, output_dim=None)
+        layer = LSTM._from_parameters(self._parameters[: parameter_count(layers)], layers)
+        features: Array = layer.forward(X, mask=mask, num_threads=threads)[0]
+        if self.output_dim is None:
+            return features
+        N, T, width = features.shape
+        outputs = np.empty((N * T, self.output_dim), self.dtype)
+        _heads.apply(_kernels.current(), threads, features.reshape(N * T, width), self._parameters, outputs)
+        return outputs.reshape(N, T, -1)
 
     def gradient(
         self,
@@ -739,6 +780,11 @@ class LSTMNetwork(_Layers):
         *,
         loss: str | MSE | CrossEntropy | Loss = "mse",
         target: str = "last",
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        dropout_seed: int | None = None,
+        checkpoint_every: int | None = None,
+        memory_budget: int | str | None = None,
         num_threads: int | None = None,
     ) -> tuple[float, Array]:
         """Return the loss of the whole of X as one batch, and its gradient.
@@ -747,8 +793,10 @@ class LSTMNetwork(_Layers):
         ----------
         X, Y : array_like or list of arrays
             As for `train`.
-        loss, target, num_threads : optional
+        loss, target, lengths, mask, checkpoint_every, memory_budget, num_threads : optional
             As for `train`.
+        dropout_seed : int, optional
+            Of what is dropped, below 2**64; None: nothing is, as in `predict`.
 
         Returns
         -------
@@ -766,13 +814,17 @@ class LSTMNetwork(_Layers):
         """
         plan = Plan(
             self._parameters,
-            self._sizes,
+            self._architecture,
             X,
             Y,
             target=target,
             loss=as_loss(loss),
             optimizer=None,
             batch_size=None,
+            lengths=lengths,
+            mask=mask,
+            dropout_seed=as_seed("dropout_seed", dropout_seed),
+            **as_memory(checkpoint_every, memory_budget),
             num_threads=num_threads,
         )
         plan.gradients(0)
@@ -798,6 +850,8 @@ class LSTMNetwork(_Layers):
         TypeError, ValueError
             If an argument is not an integer of at least 1.
         """
+        if not self._architecture.is_plain or self.output_dim is None:
+            raise ValueError(f"{self!r} cannot be run step by step; expected a network without options and with a head")
         batch, threads = as_size("batch", batch), thread_count(num_threads)
         check_allocatable("a work array", batch, 2 * (self.input_dim + self.hidden_dim) + self.hidden_dim)
         return State(_kernels.current(), threads, self._sizes, batch, self._parameters)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from lstm_ext import _epoch, _kernels, losses, optimizers
-from lstm_ext.checks import Array, Data, as_choice, as_labels, as_shape, check_length
+from lstm_ext._heads import Head
+from lstm_ext._stack import Stack
+from lstm_ext.checks import Array, Data, as_array, as_choice, as_labels, as_shape, as_size, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
+from lstm_ext.options import Architecture, Options
 from lstm_ext.optimizers import Optimizer
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
-from lstm_ext.workspace import Activations, BackwardScratch, HeadScratch, Shape, StateGradients
 
-TARGETS = ("last", "steps")
+TARGETS = ("last", "steps", "mean", "max")
+Index: TypeAlias = NDArray[np.intp]
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
 _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 
@@ -29,7 +34,7 @@ class NonFiniteError(ArithmeticError):
     message : str
         What is not finite, and where.
     step : int
-        The batch of the epoch, from 0; kept as an attribute.
+        The pass of the epoch, from 0, usually a batch; kept as an attribute.
     """
 
     def __init__(self, message: str, step: int = 0) -> None:
@@ -40,26 +45,37 @@ class NonFiniteError(ArithmeticError):
 class Plan:
     """One network's parameters, one data set, one loss and one optimizer, ready for the compiled loop.
 
-    The attributes are what `_epoch.run` reads. Making a plan checks every argument and changes none of them.
+    The attributes are what `_epoch.run` reads. Making a plan checks every argument and changes none of them. A pass
+    runs one batch, or with `tbptt` a chunk of the steps of one.
 
     Parameters
     ----------
     parameters : ndarray
         The network's flat vector; updates change it in place.
-    sizes : tuple of int
-        input_dim, hidden_dim, output_dim.
+    architecture : Architecture
+        The network's.
     X, Y
-        The data, as `train` takes them; X also as `Sequences` of the network's dtype.
-    target : {"last", "steps"}
-        Whether Y belongs to the last step of each sequence or to every step.
+        The data, as `train` takes them; X also as `Sequences` of the network's dtype. Y None without a loss.
+    target : {"last", "steps", "mean", "max"}
+        What of each sequence the outputs are of.
     loss, optimizer
-        Objects; optimizer None for a plan that never updates.
+        Objects; loss None for a plan that only predicts, optimizer None for one that never updates.
     batch_size : int, optional
         All sequences by default.
+    lengths, mask : optional
+        As for `Sequences`.
     clip_norm : float
         Infinity for none.
     forward_only : bool
-        Whether only losses are wanted, as for validation.
+        Whether only outputs or losses are wanted, as for validation.
+    dropout_seed : int, optional
+        Of the masks of dropout; None: nothing is dropped.
+    tbptt : int, optional
+        The most steps of a pass; all by default.
+    checkpoint_every : int, optional
+        How many steps' activations are kept at a time; all by default.
+    memory_budget : int, optional
+        How many bytes the stack's arrays may take; not together with `checkpoint_every`.
     num_threads : int, optional
         The most threads to use.
     """
@@ -67,116 +83,200 @@ class Plan:
     def __init__(
         self,
         parameters: Array,
-        sizes: tuple[int, ...],
+        architecture: Architecture,
         X: Data | Sequences,
-        Y: Data,
+        Y: Any,
         *,
         target: str,
-        loss: MSE | CrossEntropy | Loss,
+        loss: MSE | CrossEntropy | Loss | None,
         optimizer: Optimizer | None,
         batch_size: int | None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         clip_norm: float = np.inf,
         forward_only: bool = False,
+        dropout_seed: int | None = None,
+        tbptt: int | None = None,
+        checkpoint_every: int | None = None,
+        memory_budget: int | None = None,
         num_threads: int | None = None,
     ) -> None:
-        input_dim, hidden_dim, output_dim = sizes
-        dtype = parameters.dtype
+        dtype, options = parameters.dtype, architecture.options
         self.every_step = as_choice("target", target, TARGETS) == "steps"
-        self.sequences = X if isinstance(X, Sequences) else Sequences(X, input_dim, dtype)
-        batch_size = min(batch_size or len(self.sequences), len(self.sequences))
-        if not self.sequences.same_length and batch_size > 1:
-            lengths = self.sequences.lengths()
-            raise ValueError(
-                f"X holds sequences of {lengths.min()} to {lengths.max()} steps; expected one length in a batch "
-                f"(batch_size is {batch_size})"
-            )
-        self.parameters, self.batch_size, self.clip_norm = parameters, batch_size, clip_norm
+        _check_tbptt(tbptt, target, architecture)
+        if isinstance(X, Sequences):
+            self.sequences = X
+        else:
+            self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask)
+        N, longest = len(self.sequences), self.sequences.longest
+        self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
+        self.tbptt, self.output_dim = tbptt, architecture.output_dim or architecture.features
         self.loss, self.optimizer = loss, optimizer
-        self.python_loss = None if losses.is_compiled(loss) else cast(Loss, loss)
+        self.python_loss = None if loss is None or losses.is_compiled(loss) else cast(Loss, loss)
         self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
         self.rows, self.offsets = self.sequences.rows, self.sequences.offsets
-        self.Y, self.targets, self.labels = self._read_targets(Y, output_dim)
+        self.Y, self.targets, self.labels = self._read_targets(Y, backwards=options.go_backwards)
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
 
         self.isa, self.threads = _kernels.current(), thread_count(num_threads)
-        shape = Shape(self.sequences.longest, batch_size, input_dim, hidden_dim, output_dim, dtype, self.isa)
-        self.activations = Activations(shape, keep="hidden" if forward_only else "all")
-        self.head = HeadScratch(shape, every_step=self.every_step)
-        self.scratch = self.state_gradients = None
-        self.gradient = np.empty(0, dtype)
-        if not forward_only:
-            self.scratch = BackwardScratch(shape, want_dX=False)
-            self.state_gradients = StateGradients(shape, every_step=self.every_step)
-            self.gradient = np.zeros_like(parameters)
-        self.first = np.empty(batch_size, np.intp)
-        self.order = np.arange(len(self.sequences), dtype=np.intp)
-        self.batches = -(-len(self.sequences) // batch_size)  # the last may be smaller
-        self.losses, self.norms = np.zeros(self.batches), np.zeros(self.batches)
+        self.dropout_seed = dropout_seed if draws_masks(options) else None
+        steps = min(longest, tbptt or longest)
+        common: dict[str, Any] = {
+            "keep": not forward_only,
+            "want_outputs": target != "last",
+            "draws": self.dropout_seed is not None,
+        }
+        sizes = (self.isa, architecture, dtype, steps, self.batch_size)
+        window = checkpoint_every or 0
+        if memory_budget is not None:
+            window = _window(memory_budget, steps, lambda window: Stack(*sizes, **common, window=window, measure=True).bytes)
+        self.stack = Stack(*sizes, **common, window=window)
+        self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
+        self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
+        self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
+        carried = self.batch_size if tbptt is not None else 0
+        cells = len(architecture.cells) if carried else 0
+        self.carried_h = np.empty((cells, carried, architecture.state_dim), dtype)
+        self.carried_C = np.empty((cells, carried, architecture.hidden_dim), dtype)
+        self.first, self.lengths = np.empty(self.batch_size, np.intp), np.empty(self.batch_size, np.intp)
+        self.live = np.empty(steps, np.intp)
+        self.updates = np.zeros(1, np.uint64)  # made so far
+        self.batches = -(-N // self.batch_size)  # the last may be smaller
+        self.order = np.arange(N, dtype=np.intp)
 
-    def _read_targets(self, Y: Any, output_dim: int) -> tuple[Any, Array, Array]:
+    @property
+    def order(self) -> Index:
+        """The sequences in the order of their batches."""
+        return self._order
+
+    @order.setter
+    def order(self, order: Index) -> None:
+        N, size, k = len(order), self.batch_size, self.tbptt
+        self._order = self.members = order
+        self.places = np.empty(0, np.intp)  # of members in their batches, as drawn; none if they are where they were
+        starts, self.since = np.arange(0, N, size, dtype=np.intp), np.zeros(self.batches, np.intp)
+        lengths = self.sequences.lengths()
+        if not self.sequences.same_length and size > 1:
+            sort = np.lexsort((-lengths[order], np.arange(N) // size))
+            self.members, self.places = order[sort], sort % size
+        if k is not None:
+            chunks = -(-lengths[self.members[starts]] // k)
+            self.since = k * (np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)).astype(np.intp)
+            starts = np.repeat(starts, chunks)
+        self.starts = starts  # of each pass, where its batch begins in the order; `since`: and which step it begins at
+        self.passes = len(starts)
+        self.losses, self.counts, self.norms = np.zeros((3, self.passes))
+
+    def batch_of(self, step: int) -> int:
+        """Return which batch a pass belongs to; after the last pass, how many there are."""
+        return int(self.starts[step]) // self.batch_size if step < self.passes else self.batches
+
+    def name_of(self, step: int) -> str:
+        """Return what an error calls a pass."""
+        chunk = "" if self.tbptt is None else f", from step {self.since[step]} on"
+        return f"batch {self.batch_of(step) + 1} of {self.batches}{chunk}"
+
+    def _read_targets(self, Y: Any, *, backwards: bool) -> tuple[Any, Array, Array]:
         """Return Y for a loss in Python, target rows for the mean squared error, labels for the cross-entropy."""
-        N, dtype = len(self.sequences), self.parameters.dtype
-        no_targets, no_labels = np.empty((0, output_dim), dtype), np.empty(0, np.intp)
+        N, dtype, width = len(self.sequences), self.parameters.dtype, self.output_dim
+        no_targets, no_labels = np.empty((0, width), dtype), np.empty(0, np.intp)
+        if self.loss is None:
+            return None, no_targets, no_labels
+        places = self._places(backwards) if self.every_step else None
         if not losses.is_compiled(self.loss):
             check_length("Y", Y, N)
-            return np.asarray(Y) if hasattr(Y, "__array__") else Y, no_targets, no_labels
+            Y = np.asarray(Y) if hasattr(Y, "__array__") else Y
+            if places is not None and isinstance(Y, np.ndarray) and Y.shape[:2] == places.shape:
+                Y = [y[live] for y, live in zip(Y, places, strict=True)]
+            return Y, no_targets, no_labels
         if self.loss.takes_labels:
-            labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, output_dim), Y)
+            labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, width), Y, places)
             return None, no_targets, labels
-        targets = self._target_rows(lambda name, y, shape: as_shape(name, y, dtype, (*shape, output_dim)), Y)
+        targets = self._target_rows(lambda name, y, shape: as_shape(name, y, dtype, (*shape, width)), Y, places)
         return None, targets, no_labels
 
-    def _target_rows(self, read: Callable[[str, Any, tuple[int, ...]], Array], Y: Any) -> Array:
-        """Return one row for each sequence, or for each step of it."""
-        N = len(self.sequences)
+    def _places(self, backwards: bool) -> NDArray[np.bool_] | None:
+        """Return which of the (N, T) outputs of a padded X there are; None if all are."""
+        sequences = self.sequences
+        if sequences.is_list or len(sequences.rows) == len(sequences) * sequences.steps:
+            return None
+        places = sequences.places()
+        return places[:, ::-1] if backwards and sequences.live is not None else places
+
+    def _target_rows(
+        self, read: Callable[[str, Any, tuple[int, ...]], Array], Y: Any, places: NDArray[np.bool_] | None
+    ) -> Array:
+        """Return one row for each sequence, or for each live step of it."""
+        N, sequences = len(self.sequences), self.sequences
         if not self.every_step:
             return read("Y", Y, (N,))
-        if self.sequences.same_length:
-            rows = read("Y", Y, (N, self.sequences.longest))
+        if places is not None and not isinstance(Y, (list, tuple)):
+            source = as_array("Y", Y)
+            if source.shape[:2] == places.shape:  # padding may hold anything
+                source = np.where(places.reshape(places.shape + (1,) * (source.ndim - 2)), source, source.dtype.type(0))
+            return read("Y", source, places.shape)[places]
+        if places is None and sequences.same_length:
+            rows = read("Y", Y, (N, sequences.longest))
             return rows.reshape(-1, *rows.shape[2:])
         check_length("Y", Y, N)
-        lengths = self.sequences.lengths()
+        lengths = sequences.lengths()
         return np.concatenate([read(f"Y[{n}]", Y[n], (int(lengths[n]),)) for n in range(N)])
 
     def run(self, step: int) -> int:
-        """Train on the batches from `step` on, for about 50 ms; return the next step.
+        """Train on the passes from `step` on, for about 50 ms; return the next one.
 
         Raises
         ------
         NonFiniteError
-            With the reason and the step, if a loss or a gradient is not finite.
+            With the reason and the pass, if a loss or a gradient is not finite.
         """
         if self.python_loss is None and self.python_optimizer is None:
-            return self._phases(step, self.batches, _EVERY_PHASE, _SECONDS)
+            return self._phases(step, self.passes, _EVERY_PHASE, _SECONDS)
         self.gradients(step)
         if self.python_optimizer is None:
             return self._phases(step, step + 1, _epoch.UPDATE)
+        if self.counts[step] == 0:
+            return step + 1
         if self.norms[step] > self.clip_norm:
             self.gradient *= self.clip_norm / self.norms[step]
         if cast(Any, self.python_optimizer).update(self.parameters, self.gradient) is not None:
             raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
+        self.updates += np.uint64(1)
         return step + 1
 
     def gradients(self, step: int) -> None:
-        """Compute the loss and the gradient of one batch."""
+        """Compute the loss and the gradient of one pass."""
         self.forward(step)
         self._phases(step, step + 1, _epoch.BACKWARD)
 
     def forward(self, step: int) -> None:
-        """Compute the loss of one batch, and its gradient with respect to the outputs."""
+        """Compute the loss of one pass, and its gradient with respect to the outputs."""
         if self.python_loss is None:
             self._phases(step, step + 1, _epoch.FORWARD | _epoch.LOSS)
         else:
             self._phases(step, step + 1, _epoch.FORWARD)
-            self._run_python_loss(step, self.python_loss)
+            if self.counts[step] > 0:
+                self._run_python_loss(step, self.python_loss)
+
+    def predict(self) -> Array:
+        """Return the outputs in the order of X: (N, output_dim), or for "steps" (sum of the lengths, output_dim)."""
+        N = len(self.sequences)
+        if not self.sequences.same_length:  # neighbours in a batch are of almost one length
+            self.order = np.argsort(-self.sequences.lengths(), kind="stable")
+        result = np.empty((len(self.rows) if self.every_step else N, self.output_dim), self.parameters.dtype)
+        for step in range(self.passes):
+            self._phases(step, step + 1, _epoch.FORWARD)
+            chunk = self._chunk(step)
+            rows = chunk.members
+            if self.every_step:
+                rows = chunk.rows_of(self.offsets[chunk.members])
+            result[rows] = self.head.outputs[chunk.outputs]
+        return result
 
     def mean_loss(self) -> float:
-        """Return the mean of the batches' losses, each weighted by its sequences."""
-        N, size = len(self.sequences), self.batch_size
-        sums = (self.losses * size).tolist()
-        sums[-1] = float(self.losses[-1]) * (N - size * (self.batches - 1))
-        return math.fsum(sums) / N
+        """Return the mean of the passes' losses, each weighted by its outputs."""
+        return math.fsum((self.losses * self.counts).tolist()) / self.counts.sum()
 
     def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:
         step, finite = _epoch.run(self, step, last_step, phases, seconds)
@@ -186,10 +286,8 @@ class Plan:
         return step
 
     def _run_python_loss(self, step: int, loss: Loss) -> None:
-        members = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        outputs, doutputs = (self._slots(array, members) for array in (self.head.ws_outputs, self.head.ws_doutputs))
-        targets = self.Y[members] if isinstance(self.Y, np.ndarray) else [self.Y[n] for n in members]
-        result = loss(outputs.copy(), targets)
+        chunk = self._chunk(step)
+        result = loss(chunk.split(self.head.outputs[chunk.outputs]), self._chunk_targets(chunk, int(self.since[step])))
         try:
             value, gradient = result
             self.losses[step] = value
@@ -197,14 +295,143 @@ class Plan:
             raise TypeError(f"loss returned {result!r}; expected (value, gradient)") from None
         if not np.isfinite(value):
             raise NonFiniteError(f"the loss is {value}", step)
-        gradient = np.asarray(gradient)
-        if gradient.shape == doutputs.shape and not np.isfinite(gradient).all():
-            raise NonFiniteError("the loss's gradient is not finite", step)
-        doutputs[...] = as_shape("the loss's gradient", gradient, self.parameters.dtype, doutputs.shape)
+        self.head.doutputs[chunk.outputs] = self._read_gradient(gradient, chunk, step)
 
-    def _slots(self, array: Array, members: Array) -> Array:
-        """Return the outputs' slots in use as a view (B, output_dim) or (B, T, output_dim)."""
-        output_dim = array.shape[2]
-        steps = int(self.sequences.lengths()[members[0]]) if self.every_step else 1
-        used = array.reshape(-1, output_dim)[: steps * len(members)].reshape(steps, len(members), output_dim)
-        return used[::-1].transpose(1, 0, 2) if self.every_step else used[0]
+    def _read_gradient(self, gradient: Any, chunk: _Chunk, step: int) -> Array:
+        """Return rows of the gradient that a loss returned."""
+        name, dtype = "the loss's gradient", self.parameters.dtype
+        if not chunk.is_ragged:
+            parts, shapes = [np.asarray(gradient)], [chunk.shape(self.output_dim)]
+        else:
+            check_length(name, gradient, len(chunk.members))
+            parts = [np.asarray(part) for part in gradient]
+            shapes = [(int(length), self.output_dim) for length in chunk.lengths]
+        for part, shape in zip(parts, shapes, strict=True):
+            if part.shape == shape and not np.isfinite(part).all():
+                raise NonFiniteError(f"{name} is not finite", step)
+        return np.concatenate(
+            [
+                as_shape(name, part, dtype, shape).reshape(-1, self.output_dim)
+                for part, shape in zip(parts, shapes, strict=True)
+            ]
+        )
+
+    def _chunk(self, step: int) -> _Chunk:
+        """Return what the outputs of a pass belong to, sequences in the order in which they were drawn."""
+        start, since = self.starts[step], self.since[step]
+        members = self.members[start : start + self.batch_size]
+        lengths = self.sequences.lengths()[members] - since
+        alive = lengths > 0
+        if self.tbptt is not None:
+            if not self.every_step:
+                alive &= lengths <= self.tbptt
+            lengths = np.minimum(lengths, self.tbptt)
+        drawn = np.flatnonzero(alive)
+        if len(self.places) > 0:
+            drawn = drawn[np.argsort(self.places[start + drawn])]
+        members, lengths = members[drawn], lengths[drawn]
+        if not self.every_step:
+            return _Chunk(members, None, drawn - np.flatnonzero(alive)[0])
+        live = np.arange(lengths.max())[:, None] < np.sort(lengths)[::-1]
+        counts = live.sum(axis=1)
+        slots = counts[::-1].cumsum()[::-1] - counts  # where the outputs of each step begin
+        return _Chunk(members, lengths, (slots[None] + drawn[:, None])[np.arange(len(live)) < lengths[:, None]])
+
+    def _chunk_targets(self, chunk: _Chunk, since: int) -> Any:
+        """Return what Y holds for a pass; with `tbptt` and a target for every step, for its steps."""
+        if self.tbptt is None or chunk.lengths is None:
+            return self.Y[chunk.members] if isinstance(self.Y, np.ndarray) else [self.Y[n] for n in chunk.members]
+        if isinstance(self.Y, np.ndarray) and not chunk.is_ragged:
+            return self.Y[chunk.members, since : since + int(chunk.lengths[0])]
+        return [self.Y[n][since : since + T] for n, T in zip(chunk.members, chunk.lengths.tolist(), strict=True)]
+
+
+class _Chunk(NamedTuple):
+    """Whose the outputs of one pass are.
+
+    Attributes
+    ----------
+    members : ndarray of int
+        The sequences, in the order in which they were drawn.
+    lengths : ndarray of int, or None
+        How many outputs each has; None: one.
+    outputs : ndarray of int
+        Their rows, sequence after sequence.
+    """
+
+    members: Index
+    lengths: Index | None
+    outputs: Index
+
+    @property
+    def is_ragged(self) -> bool:
+        return self.lengths is not None and bool((self.lengths != self.lengths[0]).any())
+
+    def shape(self, width: int) -> tuple[int, ...]:
+        steps = () if self.lengths is None else (int(self.lengths[0]),)
+        return (len(self.members), *steps, width)
+
+    def split(self, rows: Array) -> Any:
+        """Return rows as a loss sees them: (B, width), (B, T, width), or for several lengths a list."""
+        if not self.is_ragged:
+            return rows.reshape(self.shape(rows.shape[1]))
+        return np.split(rows, np.cumsum(self.lengths)[:-1])
+
+    def rows_of(self, first: Index) -> Index:
+        """Return the rows of sequences that begin at `first` (B), sequence after sequence."""
+        assert self.lengths is not None
+        ends = np.cumsum(self.lengths)
+        return np.arange(ends[-1]) + np.repeat(first - ends + self.lengths, self.lengths)
+
+
+def as_memory(checkpoint_every: Any, memory_budget: Any) -> dict[str, int | None]:
+    """Return the arguments of `Plan` that bound the memory of its passes; a budget may be given as "256MB"."""
+    if checkpoint_every is not None and memory_budget is not None:
+        raise ValueError("checkpoint_every and memory_budget are both given; expected one of them")
+    if checkpoint_every is not None:
+        return {"checkpoint_every": as_size("checkpoint_every", checkpoint_every)}
+    if not isinstance(memory_budget, str):
+        return {"memory_budget": None if memory_budget is None else as_size("memory_budget", memory_budget)}
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?)(i?)B\s*", memory_budget, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"memory_budget is {memory_budget!r}; expected bytes, or a number and a unit, as '256MB'")
+    number, prefix, binary = found.groups()
+    unit = (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
+    return {"memory_budget": as_size("memory_budget", int(float(number) * unit))}
+
+
+def draws_masks(options: Options) -> bool:
+    """Return whether training drops anything."""
+    return max(options.dropout, options.recurrent_dropout, options.weight_dropout, *options.zoneout) > 0
+
+
+def _check_tbptt(tbptt: int | None, target: str, architecture: Architecture) -> None:
+    """Raise unless sequences can be cut into chunks."""
+    if tbptt is None:
+        return
+    options = architecture.options
+    for name, value in (("bidirectional", options.bidirectional), ("go_backwards", options.go_backwards)):
+        if value:
+            raise ValueError(f"tbptt is {tbptt} and the network has {name}={value!r}; expected one that runs forwards")
+    if target not in ("last", "steps"):
+        raise ValueError(f"tbptt is {tbptt} and target is {target!r}; expected 'last' or 'steps'")
+
+
+def _window(budget: int, steps: int, size: Callable[[int], int]) -> int:
+    """Return the most steps whose activations can be kept at a time within a budget of bytes; 0: all."""
+    if size(0) <= budget:
+        return 0
+    low = root = math.isqrt(steps - 1) + 1
+    if size(root) > budget:  # fewer steps may still take less: states begin every window, but they are small
+        least = min(range(1, root + 1), key=size)
+        if size(least) > budget:
+            raise ValueError(
+                f"memory_budget is {budget} bytes; expected at least {size(least)}: a pass needs as many for batches of "
+                "this size and sequences of this length"
+            )
+        return max(window for window in range(least, root) if size(window) <= budget)
+    high = steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= budget else (low, middle)
+    return low

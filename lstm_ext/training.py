@@ -15,11 +15,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lstm_ext import _kernels
-from lstm_ext.checks import Array, Data, as_column, as_number, as_shape, as_size, check_length, make_generator
+from lstm_ext.checks import (
+    Array,
+    Data,
+    as_column,
+    as_number,
+    as_seed,
+    as_shape,
+    as_size,
+    check_length,
+    make_generator,
+)
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
-from lstm_ext.plan import NonFiniteError, Plan
+from lstm_ext.plan import NonFiniteError, Plan, as_memory, draws_masks
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 
@@ -31,7 +41,8 @@ class History:
     Attributes
     ----------
     loss : list of float
-        The mean loss over the epoch's sequences, each before its own update.
+        The mean over all outputs of the epoch that have a target, each before its own update: over the sequences, or
+        for ``target="steps"`` over all their steps.
     validation_loss : list of float
         The mean loss over the validation data after the epoch; empty without them.
     seconds : list of float
@@ -57,17 +68,22 @@ def train(
     optimizer: str | Optimizer = "adam",
     batch_size: int = 32,
     epochs: int = 10,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    tbptt: int | None = None,
     clip_norm: float | None = None,
     validation_data: tuple[Any, Any] | None = None,
     shuffle: bool = True,
     seed: int | None = None,
     verbose: bool = True,
     callbacks: Iterable[Callback] = (),
+    checkpoint_every: int | None = None,
+    memory_budget: int | str | None = None,
     num_threads: int | None = None,
 ) -> History:
     """Train a network in place.
 
-    Every batch starts from zero states. The same seed gives the same bits. Ctrl-C leaves the network as it was after
+    Every sequence starts from zero states, or the learned ones. The same seed gives the same bits. Ctrl-C leaves the network as it was after
     the last whole update.
 
     Parameters
@@ -75,30 +91,46 @@ def train(
     network : LSTMNetwork
         Its parameters are changed in place.
     X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
-        Sequences of different lengths need ``batch_size=1``.
+        The sequences; work is done for their live steps alone.
     Y : array_like
-        For ``target="last"`` (N, output_dim), for ``"steps"`` (N, T, output_dim) or a list of arrays (T_n, output_dim);
-        for the cross-entropy integer classes (N,), or (N, T).
-    target : {"last", "steps"}
-        Which outputs Y is for.
+        A target for each sequence (N, output_dim); for ``target="steps"`` (N, T, output_dim), where padding may hold
+        anything, or a list of arrays (T_n, output_dim). For the cross-entropy integer classes (N,), or (N, T). Without
+        a head, output_dim is the width of the top layer's outputs.
+    target : {"last", "steps", "mean", "max"}
+        What the outputs are of: the last states; every live step; the mean or the largest value of each of the top
+        layer's outputs over the live steps.
     loss : {"mse", "cross_entropy"}, or a callable
         A callable is as `lstm_ext.losses.Loss` describes.
     optimizer : {"adam", "sgd"}, or an object
         A name stands for the optimizer's defaults.
     batch_size, epochs : int
         The last batch of an epoch may be smaller.
+    lengths : array_like of int (N,), optional
+        How many steps of each sequence of a padded X are live.
+    mask : array_like of bool (N, T), optional
+        Which steps of X are live; the others are skipped.
+    tbptt : int, optional
+        Truncated backpropagation through time: every batch is run in chunks of so many steps, with an update after
+        each. The states are carried over, the gradients are not. For ``target="last"``, where no sequence of a batch
+        ends in a chunk, there is no update. For networks that run forwards, and "last" or "steps".
     clip_norm : float, optional
         Scale a gradient down to this norm where it is longer.
     validation_data : tuple (X, Y), optional
-        The loss is computed on them after every epoch.
+        The loss is computed on them after every epoch, X being an array without padding or a list.
     shuffle : bool
         Whether to draw a new order of the sequences for each epoch.
     seed : int, optional
-        Of the shuffling.
+        Of the shuffling and of what is dropped; if the network drops anything, below 2**64.
     verbose : bool
         Show a progress bar where there is a terminal and tqdm is installed.
     callbacks : iterable of callable
         Each is called as ``callback(network, history)`` after every epoch; True stops training.
+    checkpoint_every : int, optional
+        Keep the activations of so many steps at a time, for long sequences: the backward pass computes them again. The
+        results are the same to the bit.
+    memory_budget : int or str, optional
+        Bytes, or a number with a unit, as "256MB" or "1.5GiB", for the passes' arrays: the largest `checkpoint_every`
+        that fits is chosen.
     num_threads : int, optional
         The most threads to use (`set_num_threads`); the results are the same to the bit for any number.
 
@@ -127,11 +159,20 @@ def train(
         "batch_size": as_size("batch_size", batch_size),
         "num_threads": num_threads,
     }
+    if draws_masks(network.options):
+        dropout_seed = as_seed("seed", seed) if seed is not None else int(rng.integers(2**64, dtype=np.uint64))
+    else:
+        dropout_seed = None
     plan = Plan(
         network.parameters,
-        network.sizes,
+        network.architecture,
         X,
         Y,
+        lengths=lengths,
+        mask=mask,
+        dropout_seed=dropout_seed,
+        tbptt=None if tbptt is None else as_size("tbptt", tbptt),
+        **as_memory(checkpoint_every, memory_budget),
         optimizer=as_optimizer(optimizer),
         clip_norm=math.inf if clip_norm is None else as_number("clip_norm", clip_norm, low=0),
         **common,
@@ -205,7 +246,7 @@ def train_lstm(
     network = LSTMNetwork(*sizes, dtype="float64", init="reference")  # drawn when nothing can be wrong any more
     plan = Plan(
         network.parameters,
-        sizes,
+        network.architecture,
         sequences,
         targets,
         target="last",
@@ -231,16 +272,16 @@ def _article_targets(Y: Any, N: int, output_dim: int) -> Array:
 
 def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
     step = 0
-    while step < plan.batches:
+    while step < plan.passes:
         try:
             after = plan.run(step)
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"{error} in epoch {epoch + 1} of {epochs}, batch {error.step + 1} of {plan.batches}; training stopped "
-                "before that update: a smaller learning rate or a clip_norm may help",
+                f"{error} in epoch {epoch + 1} of {epochs}, {plan.name_of(error.step)}; training stopped before that "
+                "update: a smaller learning rate or a clip_norm may help",
                 error.step,
             ) from None
-        advance(after - step)
+        advance(plan.batch_of(after) - plan.batch_of(step))
         step = after
     if not _kernels.is_finite(plan.parameters):
         raise NonFiniteError(
@@ -272,14 +313,14 @@ def _validation_plan(network: LSTMNetwork, data: tuple[Any, Any], common: dict[s
     except (TypeError, ValueError):
         raise TypeError("validation_data is not a pair; expected (X, Y)") from None
     try:
-        return Plan(network.parameters, network.sizes, X, Y, optimizer=None, forward_only=True, **common)
+        return Plan(network.parameters, network.architecture, X, Y, optimizer=None, forward_only=True, **common)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation_data: {error}") from None
 
 
 def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:
     try:
-        for step in range(plan.batches):
+        for step in range(plan.passes):
             plan.forward(step)
     except NonFiniteError as error:
         raise NonFiniteError(f"validation_data: {error} after epoch {epoch + 1} of {epochs}", error.step) from None

@@ -1,19 +1,21 @@
 """The training loop: gather a batch, forward, loss, backward, clip, update; many batches in one call, without the GIL.
 
-`run` takes a plan (plan.py) and a range of steps. Its phases can be asked for one by one, so that a loss or an
-optimizer written in Python goes between them; the loop is the same.
-
-Outputs are stored with time descending: slot s of (slots, B, O) belongs to h_{T - s}. The last step alone is then just
-one slot, and the rows stand in the order in which weight gradients are summed.
+`run` takes a plan (plan.py) and a range of passes: batches, or with truncated backpropagation chunks of their steps.
+Its phases can be asked for one by one, so that a loss or an optimizer written in Python goes between them; the loop is
+the same.
 """
 from libc.math cimport isfinite, sqrt
-from libc.string cimport memset
+from libc.stdint cimport uint64_t
 
+from lstm_ext._heads cimport TARGET_LAST, TARGET_STEPS, Head, Readout, head_backward, head_forward
 from lstm_ext._kernels cimport (
-    SUM_BLOCK, adam, cross_entropy, kernels, real, sgd, squared_error, sum_of_squares, table_at,
+    SUM_BLOCK, adam, cross_entropy, kernels, philox_key, real, sgd, squared_error, sum_of_squares, table_at,
 )
-from lstm_ext._passes cimport sequence_backward, sequence_forward, shared_work
-from lstm_ext._products cimport multiply, pack_cell, pack_panels, tiles, weight_gradient
+from lstm_ext._passes cimport Rows
+from lstm_ext._products cimport live_rows, tiles
+from lstm_ext._stack cimport (
+    Batch, Layers, Stack, States, layers_backward, layers_forward, pack_layers, stack_work,
+)
 from lstm_ext._threads cimport (
     Call, Timer, begin, check_signals, elapsed, end, recruit, share, start_timer, team_task,
 )
@@ -26,71 +28,77 @@ cdef enum:
     LOSS_ROWS = 256  # losses are summed in blocks of so many rows, and the blocks in order
 
 FORWARD, LOSS, BACKWARD, UPDATE = _FORWARD, _LOSS, _BACKWARD, _UPDATE
+NORM_BLOCK = SUM_BLOCK  # a norm is summed in blocks of so many elements
 
 
-cdef int head_forward(
-    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t slots, Py_ssize_t batch, Py_ssize_t hidden_dim,
-    const real *W_y, const real *b_y, const real[:, :, ::1] hx, real[::1] packed, real[:, :, ::1] outputs,
-) except -1 nogil:
-    """outputs = b_y + W_y h of every slot; outputs (>= slots, >= B, O) with the rows of the slots in use packed."""
-    cdef Py_ssize_t output_dim = outputs.shape[2], s
-    pack_panels(call, table, hidden_dim, output_dim, W_y, 1, hidden_dim, &packed[0])
-    for s in range(slots):
-        multiply(
-            call, table, batch, output_dim, hidden_dim, &hx[steps - s, 0, 0], hx.shape[2], &packed[0], b_y, 0,
-            &outputs[0, 0, 0] + s * batch * output_dim, output_dim,
-        )
-    return 0
+cdef struct Chunk:
+    # What one pass runs: steps of some sequences, the longest first.
+    Batch batch
+    Py_ssize_t *first  # (size): the row that each begins at
+    Py_ssize_t *lengths  # (size) and (steps): what batch.lengths and batch.live are where they are not NULL
+    Py_ssize_t *live
+    Py_ssize_t rows, ended  # in all; the first sequence that ends within the chunk
 
 
-cdef int head_backward(
-    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t slots, Py_ssize_t batch, bint every_step,
-    const real *W_y, const real[:, :, ::1] doutputs, real[::1] packed, real[:, ::1] dh, real[:, :, ::1] dH,
-) except -1 nogil:
-    """doutputs W_y: to dH (>= B, >= T, H) of every step, with dh zero; or to dh (>= B, H) of the last."""
-    cdef Py_ssize_t hidden_dim = dh.shape[1], output_dim = doutputs.shape[2], ld = hidden_dim, s
-    cdef real *to = &dh[0, 0]
-    pack_panels(call, table, output_dim, hidden_dim, W_y, hidden_dim, 1, &packed[0])
-    if every_step:
-        memset(to, 0, batch * hidden_dim * sizeof(real))
-        ld = dH.shape[1] * hidden_dim
-    for s in range(slots):
-        if every_step:
-            to = &dH[0, steps - 1 - s, 0]
-        multiply(
-            call, table, batch, hidden_dim, output_dim, &doutputs[0, 0, 0] + s * batch * output_dim, output_dim,
-            &packed[0], <const real *> NULL, 0, to, ld,
-        )
-    return 0
+cdef void take_chunk(
+    Chunk *chunk, const Py_ssize_t *offsets, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t since,
+    Py_ssize_t most,
+) noexcept nogil:
+    """The steps from `since` on, at most so many, of the members of a batch that have them.
+
+    members  sequences, the longest first
+    """
+    cdef Batch *batch = &chunk.batch
+    cdef Py_ssize_t b = 0, t, n, length
+    chunk.rows = chunk.ended = 0
+    while b < count:
+        n = members[b]
+        length = offsets[n + 1] - offsets[n] - since
+        if length <= 0:
+            break
+        if length > most:
+            length = most
+            chunk.ended = b + 1
+        chunk.first[b], chunk.lengths[b] = offsets[n] + since, length
+        chunk.rows += length
+        b += 1
+    batch.size, batch.steps, batch.lengths, batch.live = b, chunk.lengths[0], NULL, NULL
+    if chunk.lengths[b - 1] == batch.steps:
+        return
+    batch.lengths, batch.live = chunk.lengths, chunk.live
+    for t in range(batch.steps):
+        while chunk.lengths[b - 1] <= t:
+            b -= 1
+        chunk.live[t] = b
 
 
 cdef double batch_loss(
-    Call *call, const kernels *table, Py_ssize_t steps, Py_ssize_t slots, bint every_step, const Py_ssize_t[::1] first,
-    const Py_ssize_t[::1] members, const real[:, ::1] targets, const Py_ssize_t[::1] labels,
-    const real[:, :, ::1] outputs, real[:, :, ::1] doutputs,
+    Call *call, const Readout *head, const Chunk *chunk, const Py_ssize_t *members, const real *targets,
+    const Py_ssize_t *labels,
 ) except? -1 nogil:
-    """The mean loss of a batch: squared error against `targets`, or cross-entropy if there are `labels`.
+    """The mean loss of the outputs, and its gradient by them: squared error, or cross-entropy if there are `labels`.
 
-    outputs (>= slots, >= B, O) with the rows of the slots in use packed: row s * B + b;  doutputs likewise, out.
+    targets, labels  (n, O) or (n): for every step a row, as for X, or one for every sequence
     """
-    cdef Py_ssize_t batch = first.shape[0], output_dim = outputs.shape[2], s, b, row
-    cdef bint classes = labels.shape[0] > 0
-    cdef double total = 0, block = 0, count = <double> slots * batch
-    cdef const real *y = &outputs[0, 0, 0]
-    cdef real *dy = &doutputs[0, 0, 0]
-    if not classes:
-        count *= output_dim
-    for s in range(slots):
-        check_signals(call, 16. * batch * output_dim)  # an exponential is worth some multiply-adds
-        for b in range(batch):
-            row = first[b] + steps - 1 - s if every_step else members[b]
-            if classes:
-                block += cross_entropy(table, output_dim, y, labels[row], 1 / count, dy)
+    cdef Py_ssize_t O = head.output_dim, t = head.slots, b, row, n = 0
+    cdef double total = 0, block = 0, count = <double> head.rows
+    cdef const real *y = <const real *> head.outputs
+    cdef real *dy = <real *> head.doutputs
+    if labels == NULL:
+        count *= O
+    while t > 0:
+        t -= 1
+        check_signals(call, 16. * head.x.batch * O)  # an exponential is worth some multiply-adds
+        for b in range(head.begin, head.begin + live_rows(head.x.live, head.x.batch, t)):
+            row = chunk.first[b] + t if head.target == TARGET_STEPS else members[b]
+            if labels != NULL:
+                block += cross_entropy(head.table, O, y, labels[row], 1 / count, dy)
             else:
-                block += squared_error(table, output_dim, y, &targets[row, 0], 2 / count, dy)
-            y += output_dim
-            dy += output_dim
-            if (s * batch + b + 1) % LOSS_ROWS == 0:
+                block += squared_error(head.table, O, y, targets + row * O, 2 / count, dy)
+            y += O
+            dy += O
+            n += 1
+            if n % LOSS_ROWS == 0:
                 total += block
                 block = 0
     return (total + block) / count
@@ -201,109 +209,105 @@ def update_parameters(
         end(&call)
 
 
+cdef States no_states() noexcept nogil:
+    cdef States states
+    states.h, states.C, states.rows = NULL, NULL, 0
+    return states
+
+
 def _run(
     const real[:, ::1] rows, plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds,
 ):
     cdef real[::1] parameters = plan.parameters, gradient = plan.gradient
     cdef const real[:, ::1] targets = plan.targets
-    cdef const Py_ssize_t[::1] labels = plan.labels, offsets = plan.offsets, order = plan.order
-    cdef Py_ssize_t[::1] first = plan.first
-    cdef double[::1] losses = plan.losses, norms = plan.norms
-    cdef bint every_step = plan.every_step
-    cdef double clip_norm = plan.clip_norm
+    cdef const Py_ssize_t[::1] labels = plan.labels, offsets = plan.offsets, members = plan.members
+    cdef const Py_ssize_t[::1] places = plan.places, starts = plan.starts, since = plan.since
+    cdef Py_ssize_t[::1] first = plan.first, lengths = plan.lengths, live = plan.live
+    cdef double[::1] losses = plan.losses, counts = plan.counts, norms = plan.norms
+    cdef uint64_t[::1] updates = plan.updates
+    cdef real[:, :, ::1] carried_h = plan.carried_h, carried_C = plan.carried_C
+    cdef double clip_norm = plan.clip_norm, scale
     optimizer = plan.optimizer
-    cdef bint updates = phases & _UPDATE
-    cdef const double[::1] settings = optimizer.settings if updates else None
-    cdef double[::1] powers = optimizer.powers if updates else None
-    cdef real[:, ::1] moments = optimizer.state(plan.parameters) if updates else None
+    cdef bint learns = phases & _UPDATE, draws = plan.dropout_seed is not None
+    cdef const double[::1] settings = optimizer.settings if learns else None
+    cdef double[::1] powers = optimizer.powers if learns else None
+    cdef real[:, ::1] moments = optimizer.state(plan.parameters) if learns else None
+    cdef double[::1] sums = plan.sums
 
-    if updates:
+    if learns:
         check_state(parameters.shape[0], settings, powers, moments)
 
-    activations, head = plan.activations, plan.head
-    cdef real[:, :, ::1] hx = activations.ws_hx, C = activations.ws_C, gates = activations.ws_gates
-    cdef real[:, :, ::1] outputs = head.ws_outputs, doutputs = head.ws_doutputs, no_array = hx[:0]
-    cdef real[::1] packed = activations.scratch_packed, packed_y = head.scratch_packed, no_panels = packed[:0]
-    cdef real[::1] packed_y_backward = head.scratch_packed_backward
-
-    cdef bint backward = phases & _BACKWARD
-    scratch, states = plan.scratch, plan.state_gradients
-    cdef real[:, :, ::1] dH = states.scratch_dH if backward else None
-    cdef real[:, ::1] dh = states.scratch_dh if backward else None, dC = states.scratch_dC if backward else None
-    cdef real[:, ::1] dz = scratch.scratch_dz if backward else None
-    cdef real[::1] packed_h = scratch.scratch_packed_h if backward else None
-    cdef real[::1] panels = scratch.scratch_panels if backward else None
-    cdef double[::1] sums = scratch.scratch_sums if backward else None
-
-    cdef Py_ssize_t N = order.shape[0], batch_size = first.shape[0]
-    cdef Py_ssize_t input_dim = rows.shape[1], hidden_dim = C.shape[2], output_dim = outputs.shape[2]
-    cdef Py_ssize_t K = hidden_dim + input_dim, start, batch, steps, slots, b
-    cdef real *W = &parameters[0]
-    cdef real *b_gates = W + 4 * hidden_dim * K
-    cdef real *W_y = b_gates + 4 * hidden_dim
-    cdef real *b_y = W_y + output_dim * hidden_dim
-    cdef real *dW = &gradient[0]
-    cdef real *db = dW + 4 * hidden_dim * K
-    cdef real *dW_y = db + 4 * hidden_dim
-    cdef real *db_y = dW_y + output_dim * hidden_dim
-    cdef double cell_work = 4. * hidden_dim * K, head_work = <double> output_dim * hidden_dim, scale
-    cdef const kernels *table = table_at(plan.isa)
-    cdef int threads = recruit(
-        plan.threads, shared_work(plan.sequences.longest, batch_size, input_dim, hidden_dim, backward),
-    )
+    cdef Stack stack = plan.stack
+    cdef Head top = plan.head
+    cdef Layers *s = &stack.at
+    cdef Readout *head = &top.at
+    cdef const real *weights = &parameters[0]
+    cdef const real *all_targets = &targets[0, 0] if targets.shape[0] > 0 else NULL
+    cdef const Py_ssize_t *all_labels = &labels[0] if labels.shape[0] > 0 else NULL
+    cdef const real *dfinal
+    cdef Py_ssize_t N = members.shape[0], batch_size = first.shape[0], start
+    cdef uint64_t seed = plan.dropout_seed if draws else 0
+    cdef States none = no_states(), initial, carried = none
+    cdef Rows x, dH, nowhere
+    cdef Chunk chunk
+    cdef Batch *batch = &chunk.batch
+    cdef double head_work = <double> head.output_dim * head.features
     cdef Call call
     cdef Timer timer
     cdef bint finite = True
+
+    nowhere.data, nowhere.first, nowhere.width, nowhere.step, nowhere.apart = NULL, NULL, 0, 0, 0
+    x.data, x.first, x.width, x.step, x.apart = <void *> &rows[0, 0], &first[0], rows.shape[1], 1, 0
+    chunk.first, chunk.lengths, chunk.live = &first[0], &lengths[0], &live[0]
+    batch.at, batch.masks.place = NULL, NULL
+    if carried_h.shape[0] > 0:
+        carried.h, carried.C, carried.rows = &carried_h[0, 0, 0], &carried_C[0, 0, 0], batch_size
+    batch.size, batch.steps = batch_size, s.steps
+    cdef int threads = recruit(plan.threads, stack_work(s, batch, phases & _BACKWARD))
 
     with nogil:
         begin(&call, threads)
         start_timer(&timer, seconds)
         try:
             while step < last_step:
-                start = step * batch_size
-                batch = min(batch_size, N - start)
-                for b in range(batch):
-                    first[b] = offsets[order[start + b]]
-                steps = offsets[order[start] + 1] - first[0]
-                slots = steps if every_step else 1
+                start = starts[step]
+                take_chunk(&chunk, &offsets[0], &members[start], min(batch_size, N - start), since[step], s.steps)
+                if draws:
+                    philox_key(seed, updates[0], batch.masks.key)
+                    batch.masks.since = since[step]
+                    if places.shape[0] > 0:
+                        batch.masks.place = &places[start]
+                initial = carried if since[step] > 0 else none
                 if phases & _FORWARD:
-                    memset(&C[0, 0, 0], 0, batch * hidden_dim * sizeof(real))
-                    for b in range(batch):
-                        memset(&hx[0, b, 0], 0, hidden_dim * sizeof(real))
-                    pack_cell(&call, table, input_dim, hidden_dim, W, b_gates, &packed[0])
-                    sequence_forward(&call, table, steps, rows, first[:batch], packed, hx, C, gates, no_array)
-                    head_forward(&call, table, steps, slots, batch, hidden_dim, W_y, b_y, hx, packed_y, outputs)
-                if phases & _LOSS:
-                    losses[step] = batch_loss(
-                        &call, table, steps, slots, every_step, first[:batch], order[start:start + batch], targets,
-                        labels, outputs, doutputs,
-                    )
+                    pack_layers(&call, s, weights, batch, False, False)
+                    layers_forward(&call, s, weights, batch, &x, &initial, &nowhere, &carried)
+                    losses[step] = counts[step] = norms[step] = 0
+                    if head.target != TARGET_LAST or chunk.ended < batch.size:
+                        head_forward(
+                            &call, head, s, batch, chunk.ended if head.target == TARGET_LAST else 0, weights,
+                        )
+                        counts[step] = head.rows
+                if phases & _LOSS and counts[step] > 0:
+                    losses[step] = batch_loss(&call, head, &chunk, &members[start], all_targets, all_labels)
                     if not isfinite(losses[step]):
                         finite = False
                         break
-                if phases & _BACKWARD:
-                    weight_gradient(
-                        &call, table, slots * batch, batch, output_dim, &doutputs[0, 0, 0], output_dim, hidden_dim, hx,
-                        steps, False, dW_y, db_y, &panels[0],
+                if phases & _BACKWARD and counts[step] > 0:
+                    head_backward(&call, head, s, batch, weights, &dH, &dfinal, &gradient[0])
+                    pack_layers(&call, s, weights, batch, True, False)
+                    layers_backward(
+                        &call, s, weights, batch, since[step] > 0, &dH, dfinal, &none, &none, &nowhere, &gradient[0],
                     )
-                    head_backward(
-                        &call, table, steps, slots, batch, every_step, W_y, doutputs, packed_y_backward, dh, dH,
-                    )
-                    memset(&dC[0, 0], 0, batch * hidden_dim * sizeof(real))
-                    pack_panels(&call, table, 4 * hidden_dim, hidden_dim, W, K, 1, &packed_h[0])
-                    sequence_backward(
-                        &call, table, steps, batch, input_dim, hx, C, gates, packed_h, no_panels, dH, False, dh, dC,
-                        no_array, dW, db, dz, panels,
-                    )
-                    norms[step] = norm(&call, table, gradient, sums)
+                    norms[step] = norm(&call, head.table, gradient, sums)
                     if not isfinite(norms[step]):
                         finite = False
                         break
-                if phases & _UPDATE:
+                if phases & _UPDATE and counts[step] > 0:
                     scale = clip_norm / norms[step] if norms[step] > clip_norm else 1
-                    update(&call, table, parameters, gradient, scale, settings, powers, moments)
+                    update(&call, head.table, parameters, gradient, scale, settings, powers, moments)
+                    updates[0] += 1
                 step += 1
-                if elapsed(&timer, 5000 + 3 * batch * (steps * cell_work + slots * head_work)):
+                if elapsed(&timer, 5000 + 3 * (chunk.rows * <double> s.parameter_count + counts[step - 1] * head_work)):
                     break
         finally:
             end(&call)
@@ -318,9 +322,9 @@ def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds)
     plan : Plan
         The arrays and settings (plan.py); parameters, optimizer state, losses and norms change in place.
     step, last_step : int
-        The range of batches of ``plan.order``.
+        The range of passes: entries of ``plan.starts``.
     phases : int
-        A sum of FORWARD, LOSS, BACKWARD, UPDATE. BACKWARD alone takes the loss's gradient from ``doutputs``.
+        A sum of FORWARD, LOSS, BACKWARD, UPDATE. BACKWARD alone takes the loss's gradient from ``head.doutputs``.
     seconds : float
         When to come back, for progress, callbacks and signals.
 

@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 from numpy import empty, ndarray, zeros
 
 from lstm_ext._kernels cimport TILE_VECTORS, all_finite, kernels, real, table_at
-from lstm_ext._passes cimport Forward, emit_outputs, lanes_rows, run_forward, shared_work
+from lstm_ext._passes cimport Cell, Forward, emit_outputs, lanes_rows, run_forward, shared_work
 from lstm_ext._products cimport pack_cell, pack_panels, panels_size, tiles
 from lstm_ext._threads cimport Call, begin, end, recruit
 
@@ -67,59 +67,51 @@ cdef Forward forward_of(
 ) noexcept nogil:
     """What is the same for every batch that a network runs; packed from `pack_network`."""
     cdef Forward f
-    f.table, f.input_dim, f.hidden_dim, f.output_dim = table, at.input_dim, at.hidden_dim, at.output_dim
-    f.hx, f.slots, f.slot, f.ld = hx, 2, at.batch * at.ld, at.ld
-    f.C, f.C_slots, f.C_slot = C, 1, 0
-    f.packed, f.packed_y, f.b_y = packed, packed + at.head, packed + at.b_y
-    f.first, f.gates, f.H, f.Y, f.by_lanes = NULL, NULL, NULL, NULL, 0
+    cdef Cell *cell = &f.cell
+    memset(&f, 0, sizeof(f))
+    cell.table, cell.input_dim, cell.gates = table, at.input_dim, 4
+    cell.hidden_dim = cell.state_dim = at.hidden_dim
+    cell.hx = cell.h = hx
+    cell.slots, cell.slot, cell.ld, cell.h_slot, cell.ld_h = 2, at.batch * at.ld, at.ld, at.batch * at.ld, at.ld
+    cell.C, cell.C_slots = C, 1
+    cell.x.width, cell.x.step = at.input_dim, 1
+    f.packed, f.packed_y, f.b_y, f.output_dim = packed, packed + at.head, packed + at.b_y, at.output_dim
     return f
 
 
-cdef inline Py_ssize_t start_of(const Py_ssize_t *offsets, Py_ssize_t length, Py_ssize_t n) noexcept nogil:
-    """Where sequence n begins: by the table of offsets, or by the length that all have."""
-    return offsets[n] if offsets != NULL else n * length
-
-
 cdef int run_sequences(
-    Call *call, const kernels *table, const Inference *at, const real *packed, real *hx, Py_ssize_t first,
-    Py_ssize_t last, const real *rows, const Py_ssize_t *offsets, Py_ssize_t length, bint every_step, real *Y,
+    Call *call, const kernels *table, const Inference *at, const real *packed, real *hx, Py_ssize_t N,
+    Py_ssize_t steps, const real *X, bint every_step, real *Y,
 ) except -1 nogil:
-    """Run sequences `first` to `last - 1` from zero states. Neighbours of one length run side by side.
+    """Run N sequences (steps, I) from zero states.
 
     packed  from `pack_network`
     hx      scratch for the states, from at.hx to at.size
-    rows    (sum T, I); sequence n begins at start_of(offsets, length, n)
-    Y       (sum T, O) if every_step, else (N, O); out
+    Y       (N, steps, O) if every_step, else (N, O); out
     """
     cdef Forward f = forward_of(table, at, packed, hx, hx + at.C - at.hx)
-    cdef Py_ssize_t n = first, start, b
+    cdef Cell *cell = &f.cell
+    cdef Py_ssize_t n = 0, b, apart = steps * at.output_dim if every_step else at.output_dim
     cdef real *y
-    while n < last:
-        start = start_of(offsets, length, n)
-        f.steps, f.batch = start_of(offsets, length, n + 1) - start, 1
-        for b in range(1, min(at.batch, last - n)):
-            if start_of(offsets, length, n + b + 1) != start + (b + 1) * f.steps:
-                break
-            f.batch += 1
-        f.rows = rows + start * at.input_dim
-        f.by_lanes = lanes_rows(table, f.batch, at.input_dim, at.hidden_dim, False, packed)
-        y = Y + (start if every_step else n) * at.output_dim
-        f.Y = y if every_step else NULL
-        memset(f.C, 0, f.batch * at.hidden_dim * sizeof(real))
-        for b in range(f.batch):
+    cell.steps = cell.stop = cell.x.apart = steps
+    while n < N:
+        cell.batch = min(at.batch, N - n)
+        cell.x.data = <void *> (X + n * steps * at.input_dim)
+        cell.by_lanes = lanes_rows(table, cell.batch, at.input_dim, at.hidden_dim, False, packed)
+        f.Y = Y + n * apart if every_step else NULL
+        memset(cell.C, 0, cell.batch * at.hidden_dim * sizeof(real))
+        for b in range(cell.batch):
             memset(hx + b * at.ld, 0, at.hidden_dim * sizeof(real))
         run_forward(call, &f, packed)
-        if every_step:
-            emit_outputs(call, &f, f.steps - 1, 0, f.batch, y + (f.steps - 1) * at.output_dim, f.steps * at.output_dim)
-        else:
-            emit_outputs(call, &f, f.steps - 1, 0, f.batch, y, at.output_dim)
-        n += f.batch
+        y = Y + n * apart + (apart - at.output_dim)
+        emit_outputs(call, &f, steps - 1, 0, cell.batch, y, apart)
+        n += cell.batch
     return 0
 
 
 cdef int run_network(
     int threads, const kernels *table, const Inference *at, const real *parameters, real *scratch, Py_ssize_t N,
-    const real *rows, const Py_ssize_t *offsets, Py_ssize_t length, bint every_step, real *Y,
+    Py_ssize_t steps, const real *X, bint every_step, real *Y,
 ) except -1 nogil:
     """Pack the weights and run N sequences; arguments as for `run_sequences`."""
     cdef Call call
@@ -127,60 +119,50 @@ cdef int run_network(
     try:
         pack_network(&call, table, at, parameters, scratch)
         run_sequences(
-            &call, table, at, <const real *> scratch, scratch + at.hx, 0, N, rows, offsets, length, every_step, Y,
+            &call, table, at, <const real *> scratch, scratch + at.hx, N, steps, X, every_step, Y,
         )
     finally:
         end(&call)
     return 0
 
 
-def infer(
-    int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, rows, const Py_ssize_t[::1] offsets,
-    bint every_step,
-):
-    """Run N sequences from zero states and return their outputs; None if `rows` cannot be taken as it is.
+def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, X, bint every_step):
+    """Run N sequences from zero states and return their outputs; None if X cannot be taken as it is.
 
     batch_size  the most sequences that run side by side
-    parameters  the flat vector of a network of `sizes`
-    rows        (N, T, I), or (sum T, I) with `offsets`: sequence n is rows[offsets[n]:offsets[n + 1]]; a finite
-                C-contiguous array of the parameters' dtype
-    returned    (N, O); or of every step (N, T, O), or (sum T, O) with `offsets`
+    parameters  the flat vector of a plain network of `sizes`
+    X           (N, T, I): a finite C-contiguous array of the parameters' dtype
+    returned    (N, O), or of every step (N, T, O)
     """
-    cdef Py_buffer weights, X
+    cdef Py_buffer weights, view
     cdef Py_ssize_t shape[3]
-    cdef bint ragged = offsets is not None, finite
-    cdef int ndim = 2 if ragged else 3
+    cdef bint finite
     cdef Inference at
     get_buffer(parameters, &weights)
-    if not get_array(rows, &X, weights.itemsize, ndim, shape):
+    if not get_array(X, &view, weights.itemsize, 3, shape):
         return None
     with nogil:
-        finite = all_finite(&X)
-    cdef Py_ssize_t N = offsets.shape[0] - 1 if ragged else shape[0], length = 0 if ragged else shape[1]
-    cdef const Py_ssize_t *starts = &offsets[0] if ragged else NULL
+        finite = all_finite(&view)
+    cdef Py_ssize_t N = shape[0], steps = shape[1]
     lay_out(isa, sizes, min(N, batch_size), weights.itemsize, &at)
-    if shape[ndim - 1] != at.input_dim or X.len == 0 or not finite:
+    if shape[2] != at.input_dim or view.len == 0 or not finite:
         return None
-    Y = empty((*rows.shape[:ndim - 1], at.output_dim) if every_step else (N, at.output_dim), parameters.dtype)
+    Y = empty((*X.shape[:2 if every_step else 1], at.output_dim), parameters.dtype)
     scratch = empty(at.size, parameters.dtype)
     cdef const kernels *table = table_at(isa)
     cdef void *y = first_byte(Y)
     cdef void *work = first_line(first_byte(scratch))
-    cdef Py_ssize_t runs = 1, n  # of neighbours that have one length
-    for n in range(1, N):
-        runs += ragged and starts[n + 1] - starts[n] != starts[n] - starts[n - 1]
-    cdef Py_ssize_t rows_in_all = X.len // (X.itemsize * at.input_dim)
-    threads = recruit(threads, shared_work(rows_in_all * runs // N, N // runs, at.input_dim, at.hidden_dim, False))
+    threads = recruit(threads, shared_work(steps, N, at.input_dim, at.hidden_dim, False))
     with nogil:
         if weights.itemsize == sizeof(float):
             run_network[float](
-                threads, table, &at, <const float *> weights.buf, <float *> work, N, <const float *> X.buf, starts,
-                length, every_step, <float *> y,
+                threads, table, &at, <const float *> weights.buf, <float *> work, N, steps, <const float *> view.buf,
+                every_step, <float *> y,
             )
         else:
             run_network[double](
-                threads, table, &at, <const double *> weights.buf, <double *> work, N, <const double *> X.buf, starts,
-                length, every_step, <double *> y,
+                threads, table, &at, <const double *> weights.buf, <double *> work, N, steps,
+                <const double *> view.buf, every_step, <double *> y,
             )
     return Y
 
@@ -191,14 +173,17 @@ cdef int advance_streams(
     """A step of B streams, an even or an odd one; x (B, I), y (B, O) out."""
     cdef Forward f = forward_of(table, at, <const real *> packed, packed + at.hx, packed + at.C)
     cdef Call call
-    f.rows, f.steps, f.batch = x, 1, at.batch
+    cdef Cell *cell = &f.cell
+    cell.x.data, cell.x.apart, cell.batch = <void *> x, 1, at.batch
+    cell.steps = cell.stop = 1
     if odd:
-        f.hx, f.slot = <real *> f.hx + f.slot, -f.slot
+        cell.hx = cell.h = <real *> cell.hx + cell.slot
+        cell.slot = cell.h_slot = -cell.slot
     begin(&call, threads)
     call.watches = False  # a step that is begun is ended
     try:
         run_forward(&call, &f, x)
-        emit_outputs(&call, &f, 0, 0, f.batch, y, at.output_dim)
+        emit_outputs(&call, &f, 0, 0, at.batch, y, at.output_dim)
     finally:
         end(&call)
     return 0

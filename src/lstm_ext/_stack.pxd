@@ -60,6 +60,7 @@ cdef struct Layers:
 cdef class Stack:
     cdef Layers at
     cdef list arrays
+    cdef bint measures
     cdef readonly Py_ssize_t bytes
     cdef Py_ssize_t place(self, Direction *d, Py_ssize_t n, Py_ssize_t at, options) except -1
     cdef int allocate(self, Direction *d, Py_ssize_t n, dtype, options, bint draws, bint want_dX) except -1

@@ -68,6 +68,8 @@ cdef class Stack:
         Whether masks may be drawn.
     window : int
         How many steps' activations are kept at a time; 0: all.
+    measure : bool
+        Whether only to find what the arrays would take; nothing can be run then.
 
     The attribute `bytes` is what the arrays take.
     """
@@ -78,11 +80,11 @@ cdef class Stack:
 
     def __init__(
         self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, *, bint keep, bint want_dX=False,
-        bint want_outputs=False, bint draws=False, Py_ssize_t window=0,
+        bint want_outputs=False, bint draws=False, Py_ssize_t window=0, bint measure=False,
     ):
         cdef Layers *s = &self.at
         options = architecture.options
-        self.arrays, self.bytes = [], 0
+        self.arrays, self.bytes, self.measures = [], 0, measure
         s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
         s.count = s.layers * s.directions
         s.input_dim, s.hidden_dim, s.state_dim = architecture.input_dim, architecture.hidden_dim, architecture.state_dim
@@ -248,9 +250,12 @@ cdef class Stack:
     cdef void *array(self, Py_ssize_t size, dtype) except NULL:
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
         cdef Py_buffer view
-        array = aligned_empty((size + TILE_VECTORS * 64 // dtype.itemsize,), dtype)
+        size += TILE_VECTORS * 64 // <Py_ssize_t> dtype.itemsize
+        self.bytes += size * <Py_ssize_t> dtype.itemsize
+        if self.measures:
+            return <void *> self
+        array = aligned_empty((size,), dtype)
         self.arrays.append(array)
-        self.bytes += array.nbytes
         PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
         PyBuffer_Release(&view)
         return view.buf

@@ -1,0 +1,29 @@
+from typing import Any
+
+import numpy as np
+
+from lstm_ext.checks import Array
+from lstm_ext.options import Architecture
+
+__pyx_capi__: dict[str, Any]  # Cython's
+__test__: dict[str, Any]
+TARGETS: dict[str, int]
+
+class Head:
+    outputs: Array
+    doutputs: Array
+    bytes: int
+    def __init__(
+        self,
+        isa: int,
+        architecture: Architecture,
+        dtype: np.dtype[Any],
+        steps: int,
+        batch: int,
+        target: str,
+        parameter_count: int,
+        *,
+        keep: bool,
+    ) -> None: ...
+
+def apply(isa: int, threads: int, features: Array, parameters: Array, outputs: Array) -> None: ...

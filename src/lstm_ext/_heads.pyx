@@ -1,0 +1,314 @@
+"""Heads: from the outputs of the top layer to features, and from features to the network's outputs; and back.
+
+Design
+------
+- Features are rows: of every step, where the top layer left its outputs; the last states; or what is pooled over the
+  steps of a sequence. They stand in slots (`Slots`), of which all but "steps" have one.
+- Outputs are packed in the order in which weight gradients are summed: steps from the last to the first, the sequences
+  that have the step ascending.
+- Without a linear layer the outputs are the features themselves.
+
+Notation as in _stack.pyx, and O outputs.
+"""
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+from lstm_ext._kernels cimport TILE_VECTORS, kernels, real, table_at
+from lstm_ext._passes cimport Rows
+from lstm_ext._products cimport (
+    OUTER_ROWS, cut, live_rows, multiply, pack_panels, panels_size, parts, weight_gradient,
+)
+from lstm_ext._stack cimport Batch, Layers, layer_outputs
+from lstm_ext._threads cimport Call, begin as begin_call, end as end_call, recruit, share, team_task
+
+from lstm_ext.workspace import aligned_empty
+
+TARGETS = {"last": TARGET_LAST, "steps": TARGET_STEPS, "mean": TARGET_MEAN, "max": TARGET_MAX}
+
+
+@cython.auto_pickle(False)
+cdef class Head:
+    """What is between an architecture's top layer and its outputs, and the arrays that its passes need.
+
+    Parameters
+    ----------
+    isa : int
+        What the arrays are packed for (`_kernels.current`).
+    architecture : Architecture
+    dtype : numpy.dtype
+    steps, batch : int
+        The most of a batch.
+    target : {"last", "steps", "mean", "max"}
+    parameter_count : int
+        The length of the flat vector, of which the head's weights are the end.
+    keep : bool
+        Whether a backward pass follows.
+
+    The attributes `outputs` and `doutputs` (most rows, O) are arrays, `bytes` is what all arrays take.
+    """
+
+    def __init__(
+        self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, target, Py_ssize_t parameter_count, *,
+        bint keep,
+    ):
+        cdef Readout *head = &self.at
+        self.arrays, self.bytes = [], 0
+        head.table, head.target = table_at(isa), TARGETS[target]
+        head.features, head.is_linear = architecture.features, architecture.output_dim is not None
+        head.output_dim = architecture.output_dim if head.is_linear else head.features
+        head.at_b = parameter_count - head.output_dim
+        head.at_W = head.at_b - head.output_dim * head.features
+        cdef Py_ssize_t F = head.features, O = head.output_dim, itemsize = dtype.itemsize
+        cdef Py_ssize_t V = head.table.f32.lanes if itemsize == sizeof(float) else head.table.f64.lanes
+        cdef Py_ssize_t rows = batch * steps if head.target == TARGET_STEPS else batch
+        self.outputs = self.array(rows * O, dtype)[:rows * O].reshape(rows, O)
+        self.doutputs = self.array(rows * O if keep else O, dtype)[:rows * O if keep else O].reshape(-1, O)
+        head.outputs, head.doutputs = address(self.outputs), address(self.doutputs)
+        if head.is_linear:
+            head.packed = address(self.array(panels_size(F, O, V), dtype))
+        if head.target != TARGET_STEPS:
+            head.pooled = address(self.array(batch * F, dtype))
+            if keep:
+                head.dpooled = address(self.array(batch * F, dtype))
+        if head.target == TARGET_MEAN:
+            head.sums = <double *> address(self.array(batch * F, np.dtype(np.float64)))
+        elif head.target == TARGET_MAX:
+            head.winners = <Py_ssize_t *> address(self.array(batch * F, np.dtype(np.intp)))
+        if keep and head.is_linear:
+            head.packed_backward = address(self.array(panels_size(O, F, V), dtype))
+            head.panels = address(self.array(panels_size(OUTER_ROWS, F, V), dtype))
+
+    cdef object array(self, Py_ssize_t size, dtype):
+        """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
+        array = aligned_empty((size + TILE_VECTORS * 64 // <Py_ssize_t> dtype.itemsize,), dtype)
+        self.arrays.append(array)
+        self.bytes += array.nbytes
+        return array
+
+
+cdef void *address(array) except NULL:
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+    PyBuffer_Release(&view)
+    return view.buf
+
+
+cdef struct Pooling:
+    # Sequences, and rows of the top layer, in parts.
+    const Readout *head
+    const Layers *s
+    const Batch *batch
+    Py_ssize_t parts
+    Rows rows
+
+
+cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogil:
+    return batch.lengths[b] if batch.lengths != NULL else batch.steps
+
+
+cdef inline real *top_row(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
+    return <real *> rows.data + (t * rows.step + b) * rows.width
+
+
+cdef void pool_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    """The mean, summed in double, or the maximum of some sequences' steps."""
+    cdef const Readout *head = p.head
+    cdef Py_ssize_t F = head.features, size = p.batch.size, b, t, u
+    cdef const real *h
+    cdef real *to
+    cdef double *sums
+    cdef Py_ssize_t *winners
+    for b in range(cut(size, p.parts, index), cut(size, p.parts, index + 1)):
+        to = <real *> head.pooled + b * F
+        if head.target == TARGET_MEAN:
+            sums = head.sums + b * F
+            memset(sums, 0, F * sizeof(double))
+            for t in range(length_of(p.batch, b)):
+                h = top_row(&p.rows, b, t, tag)
+                for u in range(F):
+                    sums[u] += h[u]
+            for u in range(F):
+                to[u] = <real> (sums[u] / length_of(p.batch, b))
+            continue
+        winners = head.winners + b * F
+        memset(winners, 0, F * sizeof(Py_ssize_t))
+        memcpy(to, top_row(&p.rows, b, 0, tag), F * sizeof(real))
+        for t in range(1, length_of(p.batch, b)):
+            h = top_row(&p.rows, b, t, tag)
+            for u in range(F):
+                if h[u] > to[u]:
+                    to[u], winners[u] = h[u], t
+
+
+cdef void spread_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcept nogil:
+    """The gradients of some sequences' steps, of that of what was pooled."""
+    cdef const Readout *head = p.head
+    cdef Py_ssize_t F = head.features, size = p.batch.size, b, t, u
+    cdef const real *dfeatures
+    cdef real *dh
+    cdef real length
+    for b in range(cut(size, p.parts, index), cut(size, p.parts, index + 1)):
+        dfeatures, length = <const real *> head.dpooled + b * F, <real> length_of(p.batch, b)
+        for t in range(length_of(p.batch, b)):
+            dh = top_row(&p.rows, b, t, tag)
+            for u in range(F):
+                if head.target == TARGET_MEAN:
+                    dh[u] = dfeatures[u] / length
+                else:
+                    dh[u] = dfeatures[u] if head.winners[b * F + u] == t else 0
+
+
+cdef int share_pooling(
+    Call *call, team_task task, const Readout *head, const Layers *s, const Batch *batch, const Rows *rows,
+) except -1 nogil:
+    cdef Pooling p
+    cdef double work = <double> batch.size * batch.steps * head.features
+    p.head, p.s, p.batch, p.rows, p.parts = head, s, batch, rows[0], parts(call, batch.size, 1, 1, work)
+    return share(call, task, &p, p.parts, work)
+
+
+cdef void gather_last(
+    const Readout *head, const Layers *s, Py_ssize_t begin, Py_ssize_t end, const real *tag,
+) noexcept nogil:
+    """The last states of the top layer's cells, merged."""
+    cdef Py_ssize_t R = s.state_dim, F = head.features, b, u
+    cdef const real *forward = <const real *> s.cells[s.count - 2].h_T
+    cdef const real *reverse = <const real *> s.cells[s.count - 1].h_T
+    cdef real *to
+    for b in range(begin, end):
+        to = <real *> head.pooled + b * F
+        memcpy(to, forward + b * R, R * sizeof(real))
+        if not s.sums:
+            memcpy(to + R, reverse + b * R, R * sizeof(real))
+            continue
+        for u in range(R):
+            to[u] += reverse[b * R + u]
+
+
+cdef int find_features(
+    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t begin, const real *tag,
+) except -1 nogil:
+    """Set where the features are, having gathered or pooled them where they are no rows of the stack."""
+    cdef Rows rows
+    cdef Slots *x = &head.x
+    cdef Py_ssize_t t
+    head.begin, head.slots, head.rows = begin, 1, batch.size - begin
+    x.origin, x.live, x.batch, x.ld, x.slot = 0, NULL, batch.size - begin, head.features, 0
+    x.data = <real *> head.pooled + begin * head.features
+    if head.target == TARGET_LAST:
+        if s.directions == 2:
+            gather_last(head, s, begin, batch.size, tag)
+        else:
+            x.data = <const real *> s.cells[s.count - 1].h_T + begin * head.features
+        return 0
+    rows = layer_outputs(s, s.layers - 1, tag)
+    if head.target != TARGET_STEPS:
+        return share_pooling(call, <team_task> pool_part[real], head, s, batch, &rows)
+    head.slots, x.data, x.ld, x.slot, x.live = batch.steps, rows.data, rows.width, rows.step * rows.width, batch.live
+    head.rows = 0
+    for t in range(batch.steps):
+        head.rows += live_rows(x.live, x.batch, t)
+    return 0
+
+
+cdef void copy_rows(
+    Py_ssize_t rows, Py_ssize_t width, const real *x, Py_ssize_t ld_x, real *y, Py_ssize_t ld_y,
+) noexcept nogil:
+    cdef Py_ssize_t b
+    for b in range(rows):
+        memcpy(y + b * ld_y, x + b * ld_x, width * sizeof(real))
+
+
+cdef int head_forward(
+    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t begin, const real *parameters,
+) except -1 nogil:
+    """outputs = b_y + W_y x of the features of a batch that layers_forward has run, from its sequence `begin` on.
+
+    `begin` is 0 but for the last states.
+    """
+    cdef Py_ssize_t F = head.features, O = head.output_dim, t = 0, rows
+    cdef real *y = <real *> head.outputs
+    cdef const real *x
+    find_features(call, head, s, batch, begin, parameters)
+    if head.is_linear:
+        pack_panels(call, head.table, F, O, parameters + head.at_W, 1, F, <real *> head.packed)
+    t = head.slots
+    while t > 0:
+        t -= 1
+        x, rows = <const real *> head.x.data + t * head.x.slot, live_rows(head.x.live, head.x.batch, t)
+        if head.is_linear:
+            multiply(
+                call, head.table, rows, O, F, x, head.x.ld, <const real *> head.packed, parameters + head.at_b, 0, y, O,
+            )
+        else:
+            copy_rows(rows, O, x, head.x.ld, y, O)
+        y += rows * O
+    return 0
+
+
+cdef int head_backward(
+    Call *call, const Readout *head, const Layers *s, const Batch *batch, const real *parameters, Rows *dH,
+    const real **dfinal, real *gradient,
+) except -1 nogil:
+    """dL/dW_y, dL/db_y, and the gradient of the features, after head_forward and with dL/d outputs in `doutputs`.
+
+    dH        out: the gradients of the top layer's outputs, in its place for them; data NULL: none
+    dfinal    out: (B, F) those of the last states, or NULL
+    gradient  the flat vector, in which the head's part is written
+    """
+    cdef Py_ssize_t F = head.features, O = head.output_dim, t = head.slots, slot = s.batch * F, rows
+    cdef const real *dy = <const real *> head.doutputs
+    cdef real *to = <real *> head.dpooled + head.begin * F
+    dH.first, dH.data, dH.width, dH.step, dH.apart = NULL, NULL, F, s.batch, 1
+    if head.target != TARGET_LAST:
+        dH.data = s.dmerged[s.layers - 1]
+    if head.target == TARGET_STEPS:
+        to = <real *> dH.data
+    if head.is_linear:
+        weight_gradient(
+            call, head.table, head.rows, O, dy, O, F, &head.x, head.slots - 1, False, gradient + head.at_W, F,
+            gradient + head.at_b, <real *> head.panels,
+        )
+        pack_panels(call, head.table, O, F, parameters + head.at_W, F, 1, <real *> head.packed_backward)
+    while t > 0:
+        t -= 1
+        rows = live_rows(head.x.live, head.x.batch, t)
+        if head.is_linear:
+            multiply(
+                call, head.table, rows, F, O, dy, O, <const real *> head.packed_backward, <const real *> NULL, 0,
+                to + t * slot, F,
+            )
+        else:
+            copy_rows(rows, F, dy, F, to + t * slot, F)
+        dy += rows * O
+    dfinal[0] = NULL
+    if head.target == TARGET_LAST:
+        memset(head.dpooled, 0, head.begin * F * sizeof(real))
+        dfinal[0] = <const real *> head.dpooled
+    elif head.target != TARGET_STEPS:
+        share_pooling(call, <team_task> spread_part[real], head, s, batch, dH)
+    return 0
+
+
+def apply(int isa, int threads, const real[:, ::1] features, const real[::1] parameters, real[:, ::1] outputs):
+    """outputs (n, O) = b_y + W_y x of rows of features (n, F), W_y and b_y being the end of the flat vector."""
+    cdef Py_ssize_t n = features.shape[0], F = features.shape[1], O = outputs.shape[1]
+    cdef Py_ssize_t at_b = parameters.shape[0] - O, at_W = at_b - O * F
+    cdef const kernels *table = table_at(isa)
+    packed = aligned_empty((panels_size(F, O, table.f32.lanes),), np.asarray(outputs).dtype)
+    cdef real[::1] panels = packed
+    cdef Call call
+    threads = recruit(threads, <double> n * F * O)
+    with nogil:
+        begin_call(&call, threads)
+        try:
+            pack_panels(&call, table, F, O, &parameters[at_W], 1, F, &panels[0])
+            multiply(
+                &call, table, n, O, F, &features[0, 0], F, <const real *> &panels[0], &parameters[at_b], 0,
+                &outputs[0, 0], O,
+            )
+        finally:
+            end_call(&call)
