@@ -90,8 +90,9 @@ class _Parametrised:
         hidden_dim, output_dim, features = architecture.hidden_dim, architecture.output_dim, architecture.features
         check_allocatable("W", architecture.gates, hidden_dim, architecture.state_dim + architecture.input_dim)
         check_allocatable("W_y", output_dim or 0, features)
-        check_allocatable("the parameter vector", parameter_count(architecture))
-        self._use(architecture, np.zeros(parameter_count(architecture), native))
+        count = parameter_count(architecture)
+        check_allocatable("the parameter vector", count)
+        self._use(architecture, np.zeros(count, native))
         initialize(self._views, architecture, init, seed)
 
     def _use(self, architecture: Architecture, vector: Array) -> None:

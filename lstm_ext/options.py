@@ -262,22 +262,22 @@ class Architecture:
         head = () if self.output_dim is None else (self.output_dim,)
         return (self.input_dim, self.hidden_dim, *head)
 
-    @cached_property
+    @property
     def gates(self) -> int:
         """The number of gates with weights, G."""
         return 3 if self.options.coupled_gates else 4
 
-    @cached_property
+    @property
     def state_dim(self) -> int:
         """The width of a cell's h_t, R."""
         return self.options.proj_size or self.hidden_dim
 
-    @cached_property
+    @property
     def directions(self) -> int:
         """The number of cells of a layer, D."""
         return 1 if self.options.bidirectional is None else 2
 
-    @cached_property
+    @property
     def features(self) -> int:
         """The width of a layer's outputs, F."""
         return self.state_dim * (2 if self.options.bidirectional == "concat" else 1)

@@ -82,7 +82,7 @@ def verify() -> list[Verification]:
 
 
 def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> reference.LSTMNetwork:
-    """Return the oracle's network with the weights of a compiled one.
+    """Return the oracle's network with the weights and the options of a compiled one.
 
     Parameters
     ----------
@@ -105,13 +105,14 @@ def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> refer
 
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
-    oracle = reference.LSTMNetwork(*network.sizes, dtype=dtype, seed=0)
+    sizes = network.input_dim, network.hidden_dim, network.output_dim
+    oracle = reference.LSTMNetwork(*sizes, dtype=dtype, seed=0, **network.options.changed())
     oracle.parameters = network.parameters
     return oracle
 
 
 def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
-    """Return a compiled network with the weights and the dtype of the oracle's.
+    """Return a compiled network with the weights, the options and the dtype of the oracle's.
 
     Parameters
     ----------
@@ -132,7 +133,8 @@ def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
 
     if not isinstance(oracle, reference.LSTMNetwork):
         raise TypeError(f"oracle is {oracle!r}; expected a reference.LSTMNetwork")
-    network = LSTMNetwork(oracle.input_dim, oracle.hidden_dim, oracle.output_dim, dtype=oracle.dtype, seed=0)
+    sizes = oracle.input_dim, oracle.hidden_dim, oracle.output_dim
+    network = LSTMNetwork(*sizes, dtype=oracle.dtype, seed=0, **vars(oracle.options))
     network.parameters = oracle.parameters
     return network
 

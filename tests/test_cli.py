@@ -308,7 +308,13 @@ def test_info(river, capsys):
 def test_info_of_a_network_alone(folder, capsys):
     lstm_ext.LSTMNetwork(1, 4, 2).save("model", details={"note": "mine"})
     assert "note: mine" in printed(capsys, "info", "model").out
-    assert as_json(capsys, "info", "model")["details"] == {"note": "mine"}
+    report = as_json(capsys, "info", "model")
+    assert (report["details"], report["options"]) == ({"note": "mine"}, {})
+    lstm_ext.LSTMNetwork(1, 4, None, num_layers=2, zoneout=0.5).save("model")
+    report = as_json(capsys, "info", "model")
+    assert report["architecture"] == {"input_dim": 1, "hidden_dim": 4, "output_dim": None}
+    assert report["options"] == {"num_layers": 2, "zoneout": [0.5, 0.5]}
+    assert "LSTM 1" in printed(capsys, "info", "model").out
 
 
 # --- help

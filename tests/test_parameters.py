@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lstm_ext import LSTM, LSTMCell, LSTMNetwork, Options, parameter_layout
+from lstm_ext import LSTM, LSTMCell, LSTMNetwork, Options, from_reference, parameter_layout, reference, to_reference
 from lstm_ext.options import Architecture
 from lstm_ext.parameters import parameter_count
 
@@ -22,11 +22,43 @@ OPTIONS = [
     {"num_layers": 3, "bidirectional": "concat", "proj_size": 3, "peephole": True, "layer_norm": True}
     | {"learn_initial_state": True},
 ]
+NETWORKS = (LSTMNetwork, reference.LSTMNetwork)
 LAYERED = [options for options in OPTIONS if options]
 
 
 def shapes(*sizes, **options):
     return {name: shape for name, (_, shape) in parameter_layout(*sizes, **options).items()}
+
+
+# --- the oracle's ---
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("sizes", [(1, 5, None), (7, 5, 1), (7, 13, 6)])
+def test_the_layout_is_the_oracles(sizes, options):
+    expected = reference.parameter_layout(*sizes, **options)
+    assert list(parameter_layout(*sizes, **options).items()) == list(expected.items())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("init", ["glorot", "keras", "pytorch"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_initial_weights_are_the_oracles(dtype, init, options):
+    ours, oracle = (kind(3, 5, 2, init=init, seed=9, dtype=dtype, forget_bias=0.1, **options) for kind in NETWORKS)
+    assert ours.parameters.tobytes() == oracle.parameters.tobytes()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("output_dim", [None, 2])
+def test_the_oracle_and_back(output_dim, options):
+    network = LSTMNetwork(3, 5, output_dim, seed=9, zoneout=(0.25, 0.5), forget_bias=3, **options)
+    oracle = to_reference(network)
+    assert vars(oracle.options) == vars(network.options)
+    assert np.array_equal(oracle.parameters, network.parameters)
+    twin = from_reference(oracle)
+    assert twin.architecture == network.architecture
+    assert (twin.dtype, to_reference(network, dtype="float32").dtype) == ("float64", "float32")
+    assert np.array_equal(twin.parameters, network.parameters)
 
 
 # --- layout ---

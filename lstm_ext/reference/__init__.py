@@ -12,6 +12,7 @@ Same classes and signatures as the compiled package, written to be read, not to 
 
 - One step and its way back are `forward_step` and `backward_step`; a cell runs over its sequences in `_run` and
   `_run_back`; `LSTM` puts layers and directions together, `LSTMNetwork` the head.
+  (Options and parameters are in parameters.py, the step and its masks in cell.py, the rest is here.)
 - Inside, a step's batch is a matrix of columns (dim, N); with N = 1 the equations are the article's.
 - Derivatives are written in terms of the outputs.
 - Everything is analytic (no abs, no conjugation; what selects looks at real parts), so dtype
@@ -82,6 +83,7 @@ __all__ = [
 
 TARGETS = ("last", "steps", "mean", "max")
 
+
 # --- batches of sequences: which steps there are, and in which order a cell takes them ---
 
 
@@ -108,36 +110,38 @@ class _Batch(NamedTuple):
 
 def _batch(X: Any, lengths: ArrayLike | None, mask: ArrayLike | None, input_dim: int, dtype: np.dtype[Any]) -> _Batch:
     """Check and copy the sequences of a batch."""
-    if lengths is not None and mask is not None:
-        raise ValueError("lengths must be None with a mask")
     if isinstance(X, list | tuple):
-        if lengths is not None or mask is not None:
-            raise ValueError(f"{'mask' if lengths is None else 'lengths'} must be None for a list of sequences")
+        for name, value in (("lengths", lengths), ("mask", mask)):
+            if value is not None:
+                raise ValueError(f"{name} must be None for a list of sequences")
         sequences = [as_array(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(X)]
         if not sequences:
             raise ValueError("X must hold at least one sequence, got 0")
-        lengths = [len(x) for x in sequences]
-        X = _pad(sequences)
+        X, lengths = _pad(sequences), [len(x) for x in sequences]
     else:
         X = as_array("X", X, dtype, ("N", "T", input_dim))
-    N, T, _ = X.shape
     if mask is not None:
-        live = np.array(mask)
-        if live.dtype != bool:
-            raise TypeError(f"mask must hold bools, got dtype {live.dtype}")
-        if live.shape != (N, T):
-            raise ValueError(f"mask must have shape {(N, T)}, got {live.shape}")
-        if not live.any(axis=1).all():
-            raise ValueError(f"mask must have a live step in every row, got none in row {live.any(axis=1).argmin()}")
-        return _Batch(X, live, np.ones((N, T), bool))
-    if lengths is None:
-        lengths = np.full(N, T)
-    ends = as_array("lengths", lengths, np.dtype(np.int64), (N,))
+        if lengths is not None:
+            raise ValueError("lengths must be None with a mask")
+        return _Batch(X, _live(mask, X.shape[:2]), np.ones(X.shape[:2], bool))
+    N, T, _ = X.shape
+    ends = as_array("lengths", np.full(N, T) if lengths is None else lengths, np.dtype(np.int64), (N,))
     if ends.min() < 1 or ends.max() > T:
         raise ValueError(f"lengths must be 1 to {T}, got {ends.min()} to {ends.max()}")
     live = np.arange(T) < ends[:, None]
-    X[~live] = 0
     return _Batch(X, live, live)
+
+
+def _live(mask: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Check and copy a mask."""
+    live = np.array(mask)
+    if live.dtype != bool:
+        raise TypeError(f"mask must hold bools, got dtype {live.dtype}")
+    if live.shape != shape:
+        raise ValueError(f"mask must have shape {shape}, got {live.shape}")
+    if not live.any(axis=1).all():
+        raise ValueError(f"mask must have a live step in every row, got none in row {live.any(axis=1).argmin()}")
+    return live
 
 
 def _pad(sequences: list[Array]) -> Array:
@@ -159,6 +163,11 @@ class _Order(NamedTuple):
         way = slice(None, None, -1 if reverse else 1)
         return cls([np.flatnonzero(row)[way] for row in live], np.cumsum(live[:, way], axis=1)[:, way])
 
+    @property
+    def steps(self) -> int:
+        """Of the row that has most."""
+        return max(map(len, self.time))
+
     def at(self, s: int) -> tuple[Array, Array]:
         """Return the rows that have a step s, and their times."""
         rows = [n for n, time in enumerate(self.time) if s < len(time)]
@@ -177,7 +186,7 @@ class _Run(NamedTuple):
 def _run(w: Weights, architecture: Architecture, X: Array, order: _Order, h0: Array, C0: Array, masks: Masks) -> _Run:
     """Run one cell from the states h0 (N, R), C0 (N, H)."""
     run = _Run(order, [], [h0.T], [C0.T])
-    for s in range(max(map(len, order.time))):
+    for s in range(order.steps):
         rows, times = order.at(s)
         h, C = run.h[s].copy(), run.C[s].copy()
         step = forward_step(w, architecture, X[rows, times].T, h[:, rows], C[:, rows], masks.at(s, rows))
@@ -321,12 +330,13 @@ class LSTM(Parametrised):
                 w = weights[cell]
                 h = _initial(h0s, cell, N, architecture.state_dim, w.h_0, self.dtype)
                 C = _initial(C0s, cell, N, self.hidden_dim, w.C_0, self.dtype)
-                masks = Masks(architecture, self.dtype, key, cell, N)
-                tape.runs.append(_run(w, architecture, inputs, orders[cell - layer * D], h, C, masks))
+                order = orders[cell - layer * D]
+                masks = Masks.draw(architecture, self.dtype, key, cell, order.steps, N)
+                tape.runs.append(_run(w, architecture, inputs, order, h, C, masks))
             outputs = _merge([_outputs(run) for run in tape.runs[layer * D :]], options.bidirectional)
         final = [run.h[-1].T for run in tape.runs], [run.C[-1].T for run in tape.runs]
         h_T, C_T = (np.stack(states) if len(states) > 1 else states[0].copy() for states in final)
-        return outputs * batch.inside[:, :, None], (h_T, C_T), tape
+        return np.where(batch.inside[:, :, None], outputs, 0), (h_T, C_T), tape
 
     def backward(
         self,
@@ -481,7 +491,7 @@ class LSTMNetwork(Parametrised):
         batch = _batch(X, lengths, mask, self.input_dim, self.dtype)
         H, (h_T, _), tape = self._lstm._forward(batch, None, None, None)
         y = self._head(self._features(target, H, h_T, tape.batch.live))
-        return y * batch.inside[:, :, None] if target == "steps" else y
+        return np.where(batch.inside[:, :, None], y, 0) if target == "steps" else y
 
     def gradient(
         self,

@@ -117,7 +117,7 @@ def philox(counter: Iterable[ArrayLike], key: Iterable[int]) -> Array:
     ndarray
         The words, uint64 below 2**32: (4, ...) for counters of shape (...).
     """
-    c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in np.broadcast_arrays(*counter))
+    c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
     k0, k1 = (int(word) for word in key)
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     for _ in range(10):
@@ -156,41 +156,41 @@ class Key(NamedTuple):
         return np.where(self.dropped(p, *place), 0, 1 / (1 - p)).astype(dtype)
 
 
-class StepMasks(NamedTuple):
-    """What a step multiplies by; None: nothing."""
+class Masks(NamedTuple):
+    """What a cell multiplies by, over a batch or (`at`) in one step; None: nothing."""
 
     h: Any = None  # recurrent_dropout, (R, N)
     W: Any = None  # weight_dropout, (gates * H, R)
-    zone_h: Any = None  # zoneout, (R, N), or its expectation
-    zone_C: Any = None
+    zone_h: Any = None  # zoneout, (S, R, N), in one step (R, N); or a number, its expectation
+    zone_C: Any = None  # likewise, of H
 
+    @classmethod
+    def draw(
+        cls, architecture: Architecture, dtype: np.dtype[Any], key: Key | None, cell: int, steps: int, rows: int
+    ) -> Masks:
+        """Return those of cell number `cell`, for so many steps and rows; without a key, for inference."""
+        options, R, H = architecture.options, architecture.state_dim, architecture.hidden_dim
+        zone_h: Any = options.zoneout[0] or None
+        zone_C: Any = options.zoneout[1] or None
+        if key is None:
+            return cls(None, None, zone_h, zone_C)
+        h, W, n, s = None, None, np.arange(rows), np.arange(steps)[:, None, None]
+        if options.recurrent_dropout:
+            h = key.mask(dtype, options.recurrent_dropout, 1, cell, np.arange(R)[:, None], n, 0)
+        if zone_h:
+            zone_h = key.dropped(zone_h, 2, cell, np.arange(R)[:, None], n, s).astype(dtype)
+        if zone_C:
+            zone_C = key.dropped(zone_C, 3, cell, np.arange(H)[:, None], n, s).astype(dtype)
+        if options.weight_dropout:
+            row = np.arange(len(architecture.gates) * H)[:, None]
+            W = key.mask(dtype, options.weight_dropout, 4, cell, np.arange(R), row, 0)
+        return cls(h, W, zone_h, zone_C)
 
-class Masks:
-    """The masks of one cell (its number `cell`) over a batch; without a key, for inference."""
-
-    def __init__(self, architecture: Architecture, dtype: np.dtype[Any], key: Key | None, cell: int, rows: int) -> None:
-        options = architecture.options
-        self.zoneout, self.dtype, self.key, self.cell = options.zoneout, dtype, key, cell
-        self.dims = architecture.state_dim, architecture.hidden_dim
-        self.h = self.W = None
-        j = np.arange(architecture.state_dim)
-        if key and options.recurrent_dropout:
-            self.h = key.mask(dtype, options.recurrent_dropout, 1, cell, j[:, None], np.arange(rows), 0)
-        if key and options.weight_dropout:
-            n = np.arange(len(architecture.gates) * architecture.hidden_dim)[:, None]
-            self.W = key.mask(dtype, options.weight_dropout, 4, cell, j, n, 0)
-
-    def at(self, s: int, rows: Array) -> StepMasks:
+    def at(self, s: int, rows: Array) -> Masks:
         """Return those of the cell's step `s`, for some of the rows."""
         h = None if self.h is None else self.h[:, rows]
-        return StepMasks(h, self.W, self._zone(0, s, rows), self._zone(1, s, rows))
-
-    def _zone(self, state: int, s: int, rows: Array) -> Any:
-        p = self.zoneout[state]
-        if not p or self.key is None:
-            return p or None
-        j = np.arange(self.dims[state])[:, None]
-        return self.key.dropped(p, 2 + state, self.cell, j, rows, s).astype(self.dtype)
+        zones = (zone[s][:, rows] if isinstance(zone, np.ndarray) else zone for zone in (self.zone_h, self.zone_C))
+        return Masks(h, self.W, *zones)
 
 
 # --- one step of one cell ---
@@ -202,7 +202,7 @@ class Step(NamedTuple):
     x: Array
     h_prev: Array
     C_prev: Array
-    masks: StepMasks
+    masks: Masks
     z_x: Array  # W_x x_t
     z_h: Array  # W_h h_{t-1}
     i: Array
@@ -216,9 +216,7 @@ class Step(NamedTuple):
     C: Array
 
 
-def forward_step(
-    w: Weights, architecture: Architecture, x: Array, h_prev: Array, C_prev: Array, masks: StepMasks
-) -> Step:
+def forward_step(w: Weights, architecture: Architecture, x: Array, h_prev: Array, C_prev: Array, masks: Masks) -> Step:
     """One step of a cell."""
     options, R = architecture.options, architecture.state_dim
     gate, _ = ACTIVATIONS[options.gate_activation]
@@ -301,7 +299,7 @@ def row_sums(columns: Array) -> Array:
 
 
 def _by_gate(stacked: Array, gates: tuple[str, ...]) -> dict[str, Array]:
-    return dict(zip(gates, np.split(stacked, len(gates)), strict=True))
+    return dict(zip(gates, stacked.reshape(len(gates), -1, stacked.shape[1]), strict=True))
 
 
 def _zoned(zone: Any, old: Array, new: Array) -> Array:
@@ -382,7 +380,7 @@ class LSTMCell(Parametrised):
 
     def _step(self, x: Array, h_prev: Array, C_prev: Array) -> Step:
         (w,) = cell_weights(self.parameters, self._architecture)
-        return forward_step(w, self._architecture, x, h_prev, C_prev, StepMasks())
+        return forward_step(w, self._architecture, x, h_prev, C_prev, Masks())
 
     def _columns(self, x_t: ArrayLike, **states: ArrayLike) -> list[Array]:
         shapes = (self.input_dim, 1), (self.input_dim,)

@@ -1,0 +1,213 @@
+"""LSTMs of other packages, where they are installed: PyTorch's layer and the ONNX operator's own test cases."""
+
+import warnings
+from itertools import product
+
+import numpy as np
+import pytest
+
+import lstm_ext
+from lstm_ext import reference
+
+MODULES = {"compiled": lstm_ext, "reference": reference}
+I, H = 3, 5
+LENGTHS = [2, 6, 1, 4]  # in no order; N of them, T = 6
+
+
+@pytest.fixture(params=list(MODULES))
+def module(request):
+    """Return a module with the classes under test."""
+    return MODULES[request.param]
+
+
+def assert_close(actual, expected, what, tolerance=1e-12):
+    assert actual.shape == expected.shape, what
+    scale = np.linalg.norm(expected)
+    error = np.linalg.norm(actual - expected) / (scale if scale > 0 else 1.0)
+    assert error <= tolerance, f"{what}: relative error {error}"
+
+
+# --- PyTorch ---
+
+
+def torch_cells(layer):
+    """Yield the suffixes of a torch.nn.LSTM's cells, theirs and ours."""
+    for number, direction in product(range(layer.num_layers), ("", "_reverse")[: 1 + layer.bidirectional]):
+        yield f"_l{number}{direction}", (f"_l{number}" if number else "") + direction
+
+
+def from_torch(layer, value):
+    """Return by our names what `value` (of a parameter: itself, its gradient) says of PyTorch's parameters.
+
+    PyTorch stacks the gates i, f, C, o and has two biases, whose sum is ours and whose gradients are equal.
+    """
+    named = {name: value(parameter) for name, parameter in layer.named_parameters()}
+    ours = {}
+    for theirs, suffix in torch_cells(layer):
+        W = np.hstack((named[f"weight_hh{theirs}"], named[f"weight_ih{theirs}"]))
+        for gate, rows in zip("ifCo", np.split(W, 4), strict=True):
+            ours[f"W_{gate}{suffix}"] = rows
+        if layer.bias:
+            biases = np.stack((named[f"bias_ih{theirs}"], named[f"bias_hh{theirs}"]))
+            for gate, rows in zip("ifCo", np.split(biases, 4, axis=1), strict=True):
+                ours[f"b_{gate}{suffix}"] = rows
+        if layer.proj_size:
+            ours[f"W_r{suffix}"] = named[f"weight_hr{theirs}"]
+    return ours
+
+
+def our_layer(module, layer):
+    """Return a layer with the weights of a torch.nn.LSTM."""
+    ours = module.LSTM(
+        layer.input_size,
+        layer.hidden_size,
+        dtype="float64",
+        num_layers=layer.num_layers,
+        bidirectional="concat" if layer.bidirectional else None,
+        proj_size=layer.proj_size or None,
+        use_bias=layer.bias,
+    )
+    named = ours.named_parameters()
+    weights = from_torch(layer, lambda parameter: parameter.detach().numpy())
+    assert weights.keys() == named.keys()
+    for name, weight in weights.items():
+        named[name][...] = weight.sum(axis=0)[:, np.newaxis] if name.startswith("b_") else weight
+    return ours
+
+
+@pytest.mark.parametrize("states", [False, True], ids=["zeros", "states"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_torch_layer(module, num_layers, bidirectional, proj_size, ragged, states):
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    torch.manual_seed(7)
+    bias = not (ragged and states)  # without, now and then
+    theirs = torch.nn.LSTM(I, H, num_layers, bias, True, 0.0, bidirectional, proj_size, dtype=torch.float64)
+    ours = our_layer(module, theirs)
+    N, T, D, R = len(LENGTHS), max(LENGTHS), 1 + bidirectional, proj_size or H
+    rng = np.random.default_rng(8)
+
+    def tensor(*shape):
+        return torch.tensor(rng.standard_normal(shape), requires_grad=True)
+
+    X = tensor(N, T, I)
+    given = [tensor(num_layers * D, N, R), tensor(num_layers * D, N, H)] if states else []
+    packed = pack_padded_sequence(X, LENGTHS, batch_first=True, enforce_sorted=False) if ragged else X
+    outputs, last = theirs(packed, tuple(given) or None)
+    outputs = pad_packed_sequence(outputs, batch_first=True)[0] if ragged else outputs
+    expected = [outputs, *last]
+    weights = [rng.standard_normal(array.shape) for array in expected]
+    sum((torch.tensor(weight) * array).sum() for weight, array in zip(weights, expected, strict=True)).backward()
+
+    def our_shape(array):
+        return array[0] if num_layers * D == 1 else array
+
+    h0, C0 = [our_shape(state.detach().numpy()) for state in given] or (None, None)
+    how = {"lengths": LENGTHS} if ragged else {}
+    actual, (h_T, C_T), tape = ours.forward(X.detach().numpy(), h0, C0, return_tape=True, **how)
+    assert_close(actual, outputs.detach().numpy(), "outputs")
+    assert_close(h_T, our_shape(last[0].detach().numpy()), "h_T")
+    assert_close(C_T, our_shape(last[1].detach().numpy()), "C_T")
+
+    gradients = ours.backward(tape, weights[0], our_shape(weights[1]), our_shape(weights[2]))
+    assert_close(gradients.dX, X.grad.numpy(), "dX")
+    for state, gradient in zip(given, (gradients.dh0, gradients.dC0), strict=False):
+        assert_close(gradient, our_shape(state.grad.numpy()), "initial state")
+    layout = module.parameter_layout(
+        I,
+        H,
+        num_layers=num_layers,
+        bidirectional="concat" if bidirectional else None,
+        proj_size=proj_size or None,
+        use_bias=bias,
+    )
+    expected = from_torch(theirs, lambda parameter: parameter.grad.numpy())
+    for name, (offset, (rows, columns)) in layout.items():
+        gradient = gradients.parameters[offset : offset + rows * columns].reshape(rows, columns)
+        for part in expected[name] if name.startswith("b_") else [expected[name]]:
+            assert_close(gradient, part.reshape(rows, columns), name)
+
+
+# --- ONNX ---
+
+
+@pytest.fixture(scope="session")
+def onnx_cases():
+    """Return the operator's own cases: (attributes, inputs by name, outputs by name, tolerances) by name."""
+    pytest.importorskip("onnx")
+    from onnx import helper
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():  # of cases of other operators, which are made as well
+        warnings.simplefilter("ignore")
+        cases = collect_testcases("LSTM")
+    found = {}
+    for case in cases:
+        (node,) = case.model.graph.node
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        ((inputs, outputs),) = case.data_sets
+        found[case.name] = (
+            attributes,
+            dict(zip([name for name in node.input if name], inputs, strict=True)),
+            dict(zip([name for name in node.output if name], outputs, strict=True)),
+            {"rtol": case.rtol, "atol": case.atol},
+        )
+    return found
+
+
+def our_onnx(module, attributes, inputs):
+    """Return a layer with the weights of an ONNX node: gates i, o, f, C; peepholes i, o, f."""
+    direction = attributes.get("direction", b"forward").decode()
+    hidden_dim, input_dim = attributes["hidden_size"], inputs["W"].shape[2]
+    layer = module.LSTM(
+        input_dim,
+        hidden_dim,
+        dtype="float64",
+        bidirectional="concat" if direction == "bidirectional" else None,
+        go_backwards=direction == "reverse",
+        peephole="P" in inputs,
+        coupled_gates=bool(attributes.get("input_forget", 0)),
+    )
+    named = layer.named_parameters()
+    for d in range(len(inputs["W"])):
+        suffix = "_reverse" if d else ""
+        W = np.hstack((inputs["R"][d], inputs["W"][d]))
+        b = np.split(inputs["B"][d], 2) if "B" in inputs else [np.zeros(len(W))]
+        for gate, rows, bias in zip("iofC", np.split(W, 4), np.split(sum(b), 4), strict=True):
+            named[f"W_{gate}{suffix}"][...] = rows
+            named[f"b_{gate}{suffix}"][...] = bias[:, np.newaxis]
+        if "P" in inputs:
+            for gate, p in zip("iof", np.split(inputs["P"][d], 3), strict=True):
+                named[f"p_{gate}{suffix}"][...] = p[:, np.newaxis]
+    return layer
+
+
+ONNX = ["defaults", "with_initial_bias", "with_peepholes", "batchwise", "reverse", "bidirectional"]
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_onnx_operator(module, onnx_cases, name):
+    if f"test_lstm_{name}" not in onnx_cases and name in ("reverse", "bidirectional"):
+        pytest.skip("this onnx does not have the case")
+    attributes, inputs, outputs, tolerances = onnx_cases[f"test_lstm_{name}"]
+    layer = our_onnx(module, attributes, inputs)
+    D, by_batch = len(inputs["W"]), attributes.get("layout", 0) == 1
+    X = inputs["X"] if by_batch else inputs["X"].swapaxes(0, 1)
+    N, T, _ = X.shape
+    states = [inputs.get(state) for state in ("initial_h", "initial_c")]
+    states = [None if state is None else state.swapaxes(0, 1) if by_batch else state for state in states]
+    states = [state[0] if state is not None and D == 1 else state for state in states]
+    lengths = inputs.get("sequence_lens", np.full(N, T))
+    Y, (Y_h, Y_c) = layer.forward(X, *states, lengths=lengths)
+    Y = Y.reshape(N, T, D, -1)
+    results = {"Y": Y if by_batch else Y.transpose(1, 2, 0, 3)}
+    for key, state in (("Y_h", Y_h), ("Y_c", Y_c)):
+        state = state.reshape(D, N, -1)
+        results[key] = state.swapaxes(0, 1) if by_batch else state
+    assert outputs
+    for key, expected in outputs.items():
+        np.testing.assert_allclose(results[key], expected, **tolerances)
