@@ -131,7 +131,7 @@ def apply_cell_step(
     int activation, double clip, double zoneout, const real[::1] peepholes, const real[::1] gain_C,
     const real[::1] shift_C,
 ):
-    """Do ``cell_step`` (its contract is in kernels.h) on flat arrays; any of those that it lets be absent may be None."""
+    """Do ``cell_step`` (its contract is in kernels.h) on flat arrays; those that it lets be absent may be None."""
     cdef cell_options options = options_of(gates, hard, activation, clip, zoneout)
     options.peepholes, options.gain_C, options.shift_C = start_of(peepholes), start_of(gain_C), start_of(shift_C)
     cell_step(table_at(_current), &options, C.shape[0], &z[0], &C_prev[0], start_of(zone), &C[0], &m[0])
