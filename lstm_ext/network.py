@@ -470,8 +470,8 @@ class LSTM(_Layers):
             raise TypeError(f"tape is {tape!r}; expected what forward returns with return_tape")
         if tape.architecture != self._architecture or tape.parameters.dtype != self.dtype:
             raise ValueError(
-                f"tape is of a layer with {tape.architecture} {tape.parameters.dtype}; "
-                f"expected {self._architecture} {self.dtype}"
+                f"tape is of a layer with {tape.architecture}, {tape.parameters.dtype}; "
+                f"expected {self._architecture}, {self.dtype}"
             )
         sequences, threads = tape.sequences, thread_count(num_threads)
         N = len(sequences)
@@ -868,7 +868,9 @@ class LSTMNetwork(_Layers):
             raise TypeError(f"state is {state!r}; expected what initial_state returns")
         dtype, architecture = self._parameters.dtype, self._architecture
         if (state.architecture is not architecture and state.architecture != architecture) or state.dtype != dtype:
-            raise ValueError(f"state is of a network {state.architecture} {state.dtype}; expected {architecture} {dtype}")
+            raise ValueError(
+                f"state is of a network with {state.architecture}, {state.dtype}; expected {architecture}, {dtype}"
+            )
         y = state.advance(x, out)
         if y is None:
             if out is not None:
