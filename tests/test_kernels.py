@@ -5,6 +5,7 @@ prints the worst error of each function (minutes long).
 """
 
 import signal
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -295,3 +296,334 @@ def test_every_place_is_looked_at_for_nan_and_inf(dtype, n):
             x = finite.copy()
             x[place] = wrong
             assert not _kernels.is_finite(x)
+
+
+# --- cells with options ---
+
+
+@dataclass
+class Step:
+    """The options of a cell, its arrays for one step, and the step in NumPy, of complex numbers too."""
+
+    gates: int = 4
+    hard: bool = False
+    activation: int = 0
+    clip: float = np.inf
+    zoneout: float = 0.0
+    peephole: bool = False
+    layer_norm: bool = False
+    masked: bool = False
+
+    def draw(self, hidden_dim, dtype, seed=0):
+        """Return z, C_prev, zone, peepholes, gain, shift; None for those that the options leave out."""
+        rng = np.random.default_rng(seed)
+        shapes = [(self.gates, hidden_dim), hidden_dim, (self.gates - 1, hidden_dim), hidden_dim, hidden_dim]
+        z, C_prev, peepholes, gain, shift = (rng.uniform(-3, 3, shape).astype(dtype) for shape in shapes)
+        zone = rng.integers(0, 2, hidden_dim).astype(dtype)
+        return (
+            z,
+            C_prev,
+            zone if self.masked else None,
+            peepholes if self.peephole else None,
+            gain if self.layer_norm else None,
+            shift if self.layer_norm else None,
+        )
+
+    def gate(self, z):
+        if not self.hard:
+            return 1 / (1 + np.exp(-z))
+        linear = 0.2 * z + 0.5
+        return np.where(linear.real < 0, 0, np.where(linear.real > 1, 1, linear))
+
+    def act(self, x):
+        return [np.tanh(x), x, np.where(x.real > 0, x, 0)][self.activation]
+
+    def expected(self, z, C_prev, zone, peepholes, gain, shift):
+        """Return the gates (G, H), C and m."""
+        p = [0] * 3 if peepholes is None else peepholes
+        i = self.gate(z[0] + p[0] * C_prev)
+        f = self.gate(z[1] + p[1] * C_prev) if self.gates == 4 else 1 - i
+        g = self.act(z[-2])
+        c = f * C_prev + i * g
+        c = np.where(c.real > self.clip, self.clip, np.where(c.real < -self.clip, -self.clip, c))
+        o = self.gate(z[-1] + p[-1] * c)
+        n = c
+        if gain is not None:
+            d = c - c.mean()
+            n = gain * d / np.sqrt((d * d).mean() + 1e-5) + shift
+        part = self.zoneout if zone is None else zone
+        gates = [i, f, g, o] if self.gates == 4 else [i, g, o]
+        return np.stack(gates), part * C_prev + (1 - part) * c, o * self.act(n)
+
+    def options(self, peepholes, gain, shift):
+        flat = None if peepholes is None else peepholes.ravel()
+        return self.gates, self.hard, self.activation, self.clip, self.zoneout, flat, gain, shift
+
+    def forward(self, z, C_prev, zone, *arrays):
+        """Return what the kernel makes of it."""
+        gates, C, m = z.copy(), np.empty_like(C_prev), np.empty_like(C_prev)
+        _kernels.apply_cell_step(gates.ravel(), C_prev, zone, C, m, *self.options(*arrays))
+        return gates, C, m
+
+    def backward(self, gates, C_prev, zone, dm, dC, *arrays):
+        """Return dz, dC_prev, c and dn."""
+        dC, dz, c, dn = dC.copy(), np.empty_like(gates), np.empty_like(C_prev), np.full_like(C_prev, np.nan)
+        _kernels.apply_cell_step_backward(
+            gates.ravel(), C_prev, zone, dm, dC, dz.ravel(), c, dn, *self.options(*arrays)
+        )
+        return dz, dC, c, dn
+
+
+STEPS = {
+    "plain": Step(),
+    "coupled": Step(gates=3),
+    "hard": Step(hard=True),
+    "identity": Step(activation=1),
+    "relu": Step(activation=2),
+    "clip": Step(clip=0.7),
+    "zoneout": Step(zoneout=0.3),
+    "mask": Step(masked=True, zoneout=0.3),
+    "peephole": Step(peephole=True),
+    "coupled peephole": Step(gates=3, peephole=True),
+    "layer norm": Step(layer_norm=True),
+    "coupled layer norm": Step(gates=3, layer_norm=True),
+    "soft": Step(zoneout=0.2, clip=1.1, peephole=True, layer_norm=True),
+    "all": Step(3, True, 2, 0.9, 0.1, True, True, True),
+}
+TOLERANCES = {"float32": 5e-6, "float64": 1e-13}
+HIDDEN_DIMS = [1, 2, 13, 17, 34]
+
+
+def assert_near(actual, expected, tolerance):
+    """Compare norm-wise."""
+    assert np.abs(actual - expected).max() <= tolerance * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("hidden_dim", HIDDEN_DIMS)
+@pytest.mark.parametrize("name", STEPS)
+def test_cell_step_is_that_of_numpy(isa, name, hidden_dim, dtype):
+    step = STEPS[name]
+    drawn = step.draw(hidden_dim, dtype)
+    expected = step.expected(*(None if a is None else a.astype(float) for a in drawn))
+    results = step.forward(*drawn)
+    for ours, theirs in zip(results, expected, strict=True):
+        assert_near(ours, theirs, TOLERANCES[dtype])
+    z, C, m = drawn[0].copy(), drawn[1].copy(), np.empty_like(drawn[1])
+    _kernels.apply_cell_step(z.ravel(), C, drawn[2], C, m, *step.options(*drawn[3:]))  # in place
+    assert C.tobytes() == results[1].tobytes() and m.tobytes() == results[2].tobytes()
+
+
+def complex_step(step, drawn, dm, dC):
+    """Return the gradients of sum(dm * m + dC * C) with regard to each drawn array, z and C_prev first."""
+    gradients = []
+    for k, array in enumerate(drawn):
+        if array is None or k == 2:
+            gradients.append(None)
+            continue
+        gradient = np.empty(array.shape)
+        for place in np.ndindex(array.shape):
+            moved = list(drawn)
+            moved[k] = array.astype(complex)
+            moved[k][place] += 1e-30j
+            _, C, m = step.expected(*moved)
+            gradient[place] = (dm * m + dC * C).sum().imag / 1e-30
+        gradients.append(gradient)
+    return gradients
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("hidden_dim", HIDDEN_DIMS)
+@pytest.mark.parametrize("name", STEPS)
+def test_cell_step_backward_is_the_derivative(isa, name, hidden_dim, dtype):
+    step = STEPS[name]
+    drawn = step.draw(hidden_dim, dtype)
+    rng = np.random.default_rng(1)
+    dm, dC = rng.standard_normal((2, hidden_dim)).astype(dtype)
+    exact = complex_step(step, [None if a is None else a.astype(float) for a in drawn], dm, dC)
+    gates, *_ = step.forward(*drawn)
+    dz, dC_prev, c, dn = step.backward(gates, drawn[1], drawn[2], dm, dC, *drawn[3:])
+    tolerance = 100 * TOLERANCES[dtype] if step.layer_norm and hidden_dim == 2 else 4 * TOLERANCES[dtype]
+    assert_near(dz, exact[0], tolerance)
+    assert_near(dC_prev, exact[1], tolerance)
+    if step.peephole:
+        before = [drawn[1]] * (step.gates - 2)
+        assert_near(dz[: step.gates - 2] * before, exact[3][:-1], tolerance)
+        assert_near(dz[-1] * c, exact[3][-1], tolerance)
+    if step.layer_norm:
+        xhat = np.empty_like(c)
+        _kernels.apply_normalize(c, xhat)
+        assert_near(dn * xhat, exact[4], tolerance)
+        assert_near(dn, exact[5], tolerance)
+
+
+def test_where_the_clip_and_the_pieces_begin(isa):
+    """At a limit itself the clip's derivative is 1, and that of the hard gate and of relu 0; NaN is kept."""
+    step = Step(hard=True, activation=2, clip=0.5)
+    C_prev = np.array([0.5, 0.75, 0.25, 0.5])
+    z = np.array([[-2.5] * 4, [9.0] * 4, [1.0, 1.0, -1.0, 0.0], [0.0] * 4])  # i is 0, f is 1: c is C_prev
+    gates, C, m = step.forward(z, C_prev, None, None, None, None)
+    assert gates[:2].tolist() == [[0] * 4, [1] * 4]
+    assert C.tolist() == [0.5, 0.5, 0.25, 0.5] and m.tolist() == [0.25, 0.25, 0.125, 0.25]
+    dz, dC, *_ = step.backward(gates, C_prev, None, np.zeros(4), np.ones(4), None, None, None)
+    assert dC.tolist() == [1, 0, 1, 1]
+    assert not dz.any()
+    for option in STEPS.values():
+        z, C_prev, *others = option.draw(5, "float32")
+        z[-2, 3] = np.nan
+        _, C, m = option.forward(z, C_prev, np.zeros(5, "float32") if option.masked else None, *others[1:])
+        assert np.isnan(C[3]) and np.isnan(m[3])
+
+
+@pytest.mark.parametrize("n", [1, 2, 13, 17, 34, 4096, 4099])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_normalisation_and_its_derivative(isa, dtype, n):
+    rng = np.random.default_rng(n)
+    x = (rng.standard_normal(n) * 3 + 2).astype(dtype)
+    gain, dy = rng.uniform(0.5, 2, (2, n)).astype(dtype)
+    mean, variance = x.mean(dtype=float), x.var(dtype=float)
+    rstd = 1 / np.sqrt(variance + 1e-5)
+    xhat, dx = np.empty_like(x), np.empty_like(x)
+    assert _kernels.apply_normalize(x, xhat) == pytest.approx(rstd, rel=1e-12)
+    assert_near(xhat, (x - mean) * rstd, TOLERANCES[dtype])
+    exact = (x - mean) * rstd
+    d = (gain * dy).astype(float)
+    _kernels.apply_normalize_backward(xhat, rstd, gain, dy, dx)
+    expected = rstd * (d - d.mean() - exact * (d * exact).mean())
+    assert_near(dx, expected, TOLERANCES[dtype] * max(1, rstd))
+    y = x.copy()
+    _kernels.apply_normalize(y, y)
+    _kernels.apply_normalize_backward(xhat, rstd, gain, dy, dy)
+    assert y.tobytes() == xhat.tobytes() and dy.tobytes() == dx.tobytes()
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_blend(isa, dtype, n):
+    rng = np.random.default_rng(n)
+    a, b = rng.standard_normal((2, n)).astype(dtype)
+    mask = rng.integers(0, 2, n).astype(dtype)
+    y = np.empty_like(a)
+    _kernels.apply_blend(a, b, y, 0.25, mask)
+    assert np.array_equal(y, np.where(mask == 1, a, b))
+    _kernels.apply_blend(a, b, y, 0.25, None)
+    assert_near(y, 0.25 * a + 0.75 * b, TOLERANCES[dtype])
+    _kernels.apply_blend(a, b, a, 0.25, None)
+    assert np.array_equal(a, y)
+
+
+FULL = 0xFFFFFFFF
+
+
+def philox(counters, key):
+    """Return the blocks (n, 4) of Philox 4x32-10 at counters (n, 4)."""
+    low, shift = np.uint64(FULL), np.uint64(32)
+    c = np.array(counters, np.uint64).T
+    for r in range(10):
+        keys = [np.uint64((key[0] + r * 0x9E3779B9) & FULL), np.uint64((key[1] + r * 0xBB67AE85) & FULL)]
+        p, q = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [q >> shift ^ c[1] ^ keys[0], q & low, p >> shift ^ c[3] ^ keys[1], p & low]
+    return np.stack(c, axis=1)
+
+
+def philox_words(n, key, counter):
+    """Return the first n words of the blocks (0, *counter), (1, *counter), ..."""
+    return philox([(block, *counter) for block in range(-(-n // 4))], key).ravel()[:n]
+
+
+def words_of(n, key, counter, dtype):
+    """Return the kernel's words, found bit by bit by their thresholds."""
+    key, counter = np.array(key, np.uint32), np.array(counter, np.uint32)
+    words = np.zeros(n, np.uint64)
+    below = np.empty(n, dtype)
+    for place in range(n):
+        for bit in range(31, -1, -1):
+            _kernels.apply_mask(key, counter, int(words[place]) | 1 << bit, 1, 0, below)
+            words[place] |= np.uint64(0 if below[place] else 1 << bit)
+    return words.astype(np.uint32)
+
+
+ANSWERS = [  # of Random123: counter, key, words
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([FULL] * 4, [FULL] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), ANSWERS)
+def test_philox_in_numpy_gives_the_known_answers(counter, key, words):
+    assert philox([counter], key).tolist() == [words]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("counter", "key"), [((0, 0, 0), (0, 0)), ((FULL,) * 3, (FULL,) * 2), ((3, 4, 5), (1, 2))])
+def test_words_are_those_of_philox(isa, dtype, counter, key):
+    assert np.array_equal(words_of(37, key, counter, dtype), philox_words(37, key, counter))
+
+
+def test_dropout_keys_are_philox_of_the_update():
+    for seed, update in [(0, 0), (5, 1), (2**40 + 3, 2**33 + 6), (2**64 - 1, 2**64 - 1)]:
+        (block,) = philox([(update & FULL, update >> 32, 0, 0)], (seed & FULL, seed >> 32))
+        assert _kernels.dropout_key(seed, update) == tuple(block[:2])
+
+
+@pytest.mark.parametrize("n", [*LENGTHS, 4099])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_masks_and_dropout(isa, dtype, n):
+    key, counter = np.array([7, 2**31 + 1], np.uint32), np.array([1, 2**31, 8], np.uint32)
+    below = philox_words(n, key.tolist(), counter.tolist()) < 3 << 30
+    x = np.linspace(1, 2, n).astype(dtype)
+    y = np.full(n + 1, 7, dtype)
+    _kernels.apply_mask(key, counter, 3 << 30, -1, 4, y[:-1])
+    assert np.array_equal(y[:-1], np.where(below, -1, 4)) and y[-1] == 7
+    _kernels.apply_dropout(key, counter, 3 << 30, 4, x, y[:-1])
+    assert np.array_equal(y[:-1], np.where(below, 0, 4 * x)) and y[-1] == 7
+    _kernels.apply_dropout(key, counter, 3 << 30, 4, x, x)
+    assert np.array_equal(x, y[:-1])
+
+
+def test_no_word_is_below_a_threshold_of_zero(isa):
+    y = np.empty(1000)
+    _kernels.apply_mask(np.zeros(2, np.uint32), np.zeros(3, np.uint32), 0, 0, 1, y)
+    assert y.all()
+
+
+def test_bits_of_cells_with_options_are_those_of_every_set(assert_same_on_every_fma_isa):
+    def results():
+        for dtype in TOLERANCES:
+            for step in STEPS.values():
+                for hidden_dim in (5, 67):
+                    drawn = step.draw(hidden_dim, dtype)
+                    gates, C, m = step.forward(*drawn)
+                    yield from (gates, C, m)
+                    yield from step.backward(gates, drawn[1], drawn[2], m, C, *drawn[3:])
+            rng = np.random.default_rng(0)
+            for n in (3, 70, 9001):
+                x, gain, dy, y = rng.standard_normal((4, n)).astype(dtype)
+                yield np.array(_kernels.apply_normalize(x, y))
+                yield y
+                _kernels.apply_normalize_backward(y, 1.5, gain, dy, dy)
+                yield dy
+                _kernels.apply_blend(x, dy, y, 0.3, None)
+                yield y
+                _kernels.apply_dropout(np.zeros(2, np.uint32), np.zeros(3, np.uint32), 1 << 31, 1.7, x, x)
+                yield x
+
+    assert_same_on_every_fma_isa(results)
+
+
+def test_a_step_without_options_is_the_cell(isa):
+    """The bits of the cell that the passes compute."""
+    hidden_dim, step = 37, Step()
+    z, C_prev, *others = step.draw(hidden_dim, "float32")
+    cell = LSTMCell(1, hidden_dim, dtype="float32")
+    for name, b in zip("ifCo", z, strict=True):
+        getattr(cell, f"W_{name}")[...] = 0
+        getattr(cell, f"b_{name}")[...] = b[:, None]
+    h, C = cell.forward(np.zeros(1), np.zeros((hidden_dim, 1)), C_prev[:, None])
+    _, ours, m = step.forward(z, C_prev, *others)
+    assert ours.tobytes() == C.tobytes() and m.tobytes() == h.tobytes()

@@ -111,6 +111,85 @@ def apply_tanh(const real[::1] x, real[::1] y):
         denormals_restore(denormals)
 
 
+cdef const real *start_of(const real[::1] x) noexcept:
+    if x is None:
+        return NULL
+    return &x[0]
+
+
+cdef cell_options options_of(int gates, bint hard, int activation, double clip, double zoneout):
+    """Return options without arrays."""
+    cdef cell_options options
+    options.gates, options.hard, options.activation = gates, hard, activation
+    options.clip, options.zoneout = clip, zoneout
+    options.peepholes = options.gain_C = options.shift_C = NULL
+    return options
+
+
+def apply_cell_step(
+    real[::1] z, const real[::1] C_prev, const real[::1] zone, real[::1] C, real[::1] m, int gates, bint hard,
+    int activation, double clip, double zoneout, const real[::1] peepholes, const real[::1] gain_C,
+    const real[::1] shift_C,
+):
+    """Do ``cell_step`` (its contract is in kernels.h) on flat arrays; those that it lets be absent may be None."""
+    cdef cell_options options = options_of(gates, hard, activation, clip, zoneout)
+    options.peepholes, options.gain_C, options.shift_C = start_of(peepholes), start_of(gain_C), start_of(shift_C)
+    cell_step(table_at(_current), &options, C.shape[0], &z[0], &C_prev[0], start_of(zone), &C[0], &m[0])
+
+
+def apply_cell_step_backward(
+    const real[::1] z, const real[::1] C_prev, const real[::1] zone, const real[::1] dm, real[::1] dC, real[::1] dz,
+    real[::1] c, real[::1] dn, int gates, bint hard, int activation, double clip, double zoneout,
+    const real[::1] peepholes, const real[::1] gain_C, const real[::1] shift_C,
+):
+    """Do ``cell_step_backward`` likewise; ``z`` holds the gates."""
+    cdef cell_options options = options_of(gates, hard, activation, clip, zoneout)
+    options.peepholes, options.gain_C, options.shift_C = start_of(peepholes), start_of(gain_C), start_of(shift_C)
+    cell_step_backward(
+        table_at(_current), &options, dC.shape[0], &z[0], &C_prev[0], start_of(zone), &dm[0], &dC[0], &dz[0], &c[0],
+        NULL if dn is None else &dn[0],
+    )
+
+
+def apply_normalize(const real[::1] x, real[::1] xhat) -> float:
+    """Write ``x`` normalised to ``xhat``, which may be ``x``, and return ``1 / sqrt(var(x) + 1e-5)``."""
+    return normalize(table_at(_current), x.shape[0], &x[0], &xhat[0])
+
+
+def apply_normalize_backward(
+    const real[::1] xhat, double rstd, const real[::1] gain, const real[::1] dy, real[::1] dx,
+):
+    """Write to ``dx``, which may be ``dy``, the gradient of ``gain * xhat`` with regard to what was normalised."""
+    normalize_backward(table_at(_current), xhat.shape[0], &xhat[0], rstd, &gain[0], &dy[0], &dx[0])
+
+
+def apply_blend(const real[::1] a, const real[::1] b, real[::1] y, double p, const real[::1] mask):
+    """Write ``mask * a + (1 - mask) * b`` to ``y``, which may be ``a`` or ``b``; no mask is ``p`` everywhere."""
+    blend(table_at(_current), y.shape[0], start_of(mask), <real> p, &a[0], &b[0], &y[0])
+
+
+def apply_mask(
+    const uint32_t[::1] key, const uint32_t[::1] counter, uint32_t threshold, double dropped, double kept, real[::1] y,
+):
+    """Write to ``y``, for each word of Philox, ``dropped`` if it is below the threshold, else ``kept``."""
+    mask(table_at(_current), y.shape[0], &key[0], &counter[0], threshold, <real> dropped, <real> kept, &y[0])
+
+
+def apply_dropout(
+    const uint32_t[::1] key, const uint32_t[::1] counter, uint32_t threshold, double scale, const real[::1] x,
+    real[::1] y,
+):
+    """Write ``scale * x`` to ``y``, which may be ``x``, but 0 where such a word is below the threshold."""
+    dropout(table_at(_current), y.shape[0], &key[0], &counter[0], threshold, <real> scale, &x[0], &y[0])
+
+
+def dropout_key(uint64_t seed, uint64_t update) -> tuple[int, int]:
+    """Return the key of the masks of a training's update."""
+    cdef uint32_t[2] key
+    philox_key(seed, update, key)
+    return key[0], key[1]
+
+
 ctypedef unsigned int word
 ctypedef unsigned long long long_word
 ctypedef fused bits:

@@ -185,5 +185,5 @@ static const TABLE NAME(table) = {
 #undef PAIRS
 #undef BLOCK_ORDER
 #undef SHUFFLE_LONGS
-#undef WORDS_BELOW
+#undef WORD_VECTORS
 #undef EACH_WORDS

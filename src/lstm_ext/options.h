@@ -311,7 +311,7 @@ static void NAME(blend)(ptrdiff_t n, const real *mask, real p, const real *a, co
 
 /* --- masks of dropout --- */
 
-typedef uint32_t NAME(words_unaligned) __attribute__((vector_size(V * 4), aligned(4), may_alias));
+#define WORD_VECTORS (4 * D / V) /* that hold the words of D blocks */
 
 /* x0 y0 x2 y2 ..., or the odd ones of both. */
 #if VECTOR_BYTES == 64
@@ -336,7 +336,6 @@ typedef struct {
     longs keys[PHILOX_ROUNDS][2], counter[4];
 } NAME(stream);
 
-/* The stream's first 4 D words are next. */
 INLINE void NAME(open_stream)(NAME(stream) *stream, const uint32_t *key, const uint32_t *counter)
 {
     for (uint32_t round = 0; round < PHILOX_ROUNDS; round++) {
@@ -348,8 +347,8 @@ INLINE void NAME(open_stream)(NAME(stream) *stream, const uint32_t *key, const u
         stream->counter[l] = NAME(broadcast_long)(counter[l - 1]);
 }
 
-/* The next 4 D words: a block in each lane of 64 bits. The upper halves hold what no product sees. */
-INLINE void NAME(next_words)(NAME(stream) *stream, uint32_t *words)
+/* The words of the next D blocks. Each lane of 64 bits makes a block; the upper halves hold what no product sees. */
+INLINE void NAME(next_words)(NAME(stream) *stream, bitvec *words)
 {
     const longs M0 = NAME(broadcast_long)(PHILOX_M0), M1 = NAME(broadcast_long)(PHILOX_M1);
     const longs lower = NAME(broadcast_long)(0xffffffff);
@@ -363,33 +362,41 @@ INLINE void NAME(next_words)(NAME(stream) *stream, uint32_t *words)
         c3 = p0;
     }
     const longs x = (c0 & lower) | (c1 << 32), y = (c2 & lower) | (c3 << 32);
-    ((longs *)words)[0] = PAIRS(x, y, 0);
-    ((longs *)words)[1] = PAIRS(x, y, 1);
+    const longs pairs[2] = {PAIRS(x, y, 0), PAIRS(x, y, 1)};
+#if REAL_IS_DOUBLE
+    UNROLL for (int l = 0; l < 2; l++) {
+        const bitvec even = (bitvec)(pairs[l] & lower), odd = (bitvec)(pairs[l] >> 32);
+        words[2 * l] = INTERLEAVE(even, odd, 0);
+        words[2 * l + 1] = INTERLEAVE(even, odd, 1);
+    }
+#else
+    UNROLL for (int l = 0; l < 2; l++) words[l] = (bitvec)pairs[l];
+#endif
 }
 
 /* body(j, n, below) for each vector of n elements, `below` the lanes whose word is below the threshold. */
-#define WORDS_BELOW(l, threshold)                                                                                      \
-    (__builtin_convertvector(*(const NAME(words_unaligned) *)(words_ + (l)), bitvec) < (bits)(threshold))
 #define EACH_WORDS(count, key, counter, threshold, body)                                                               \
     do {                                                                                                               \
         NAME(stream) stream_;                                                                                          \
-        uint32_t words_[4 * D] __attribute__((aligned(VECTOR_BYTES)));                                                 \
+        bitvec words_[WORD_VECTORS];                                                                                   \
         NAME(open_stream)(&stream_, key, counter);                                                                     \
         ptrdiff_t j_ = 0;                                                                                              \
         for (; j_ + 4 * D <= (count); j_ += 4 * D) {                                                                   \
             NAME(next_words)(&stream_, words_);                                                                        \
-            UNROLL for (ptrdiff_t l = 0; l < 4 * D; l += V) body(j_ + l, V, WORDS_BELOW(l, threshold));                \
+            UNROLL for (int l = 0; l < WORD_VECTORS; l++) body(j_ + l * V, V, (words_[l] < (bits)(threshold)));        \
         }                                                                                                              \
-        if (j_ < (count))                                                                                              \
+        if (j_ < (count)) {                                                                                            \
             NAME(next_words)(&stream_, words_);                                                                        \
-        for (ptrdiff_t l = 0; j_ + l < (count); l += V)                                                                \
-            body(j_ + l, (count) - j_ - l, WORDS_BELOW(l, threshold));                                                 \
+            UNROLL for (int l = 0; l < WORD_VECTORS; l++) if (j_ + l * V < (count))                                    \
+                body(j_ + l * V, (count) - j_ - l * V, (words_[l] < (bits)(threshold)));                               \
+        }                                                                                                              \
     } while (0)
 
 static void NAME(mask)(ptrdiff_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold, real dropped,
                        real kept, real *y)
 {
-#define BODY(j, m, below) NAME(store_n)(y + j, (vec)((bitvec)WHERE(below, K(dropped)) | (bitvec)WHERE(~(below), K(kept))), m)
+    const bitvec change = (bitvec)K(kept) ^ (bitvec)K(dropped);
+#define BODY(j, m, below) NAME(store_n)(y + j, (vec)((bitvec)K(kept) ^ (bitvec)WHERE(below, change)), m)
     EACH_WORDS(n, key, counter, threshold, BODY);
 #undef BODY
 }

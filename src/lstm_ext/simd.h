@@ -2,8 +2,8 @@
    VECTOR_BYTES, and REAL_IS_DOUBLE. Included once for each type, so without a guard.
 
    Plain C on GCC's and Clang's vector extensions; fma, sqrt, min, max, masked loads and stores and the product of
-   halves are the only intrinsics. The multiply-add is always
-   written out: the build forbids the compiler to contract (-ffp-contract=off), so the bits are ours to choose. */
+   halves are the only intrinsics. The multiply-add is always written out: the build forbids the compiler to contract
+   (-ffp-contract=off), so the bits are ours to choose. */
 #include <stdint.h>
 
 #if REAL_IS_DOUBLE
@@ -57,7 +57,7 @@ INLINE vec NAME(min)(vec a, vec x) { return (vec)INTRINSIC(min)(a, x); }
 INLINE vec NAME(max)(vec a, vec x) { return (vec)INTRINSIC(max)(a, x); }
 #endif
 
-/* Lanes of 64 bits, and the products of their lower halves: GCC makes a product of whole lanes of the plain operator. */
+/* Lanes of 64 bits, and the products of their lower halves: of the plain operator GCC makes one of whole lanes. */
 typedef uint64_t NAME(longs) __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #define longs NAME(longs)
 INLINE longs NAME(broadcast_long)(uint64_t x) { return x + (longs){0}; }
