@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, TypedDict, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,8 @@ from lstm_ext._heads import Head
 from lstm_ext._stack import Stack
 from lstm_ext.checks import Array, Data, as_array, as_choice, as_labels, as_shape, as_size, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
-from lstm_ext.options import Architecture, Options
 from lstm_ext.optimizers import Optimizer
+from lstm_ext.options import Architecture, Options
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 
@@ -303,7 +303,7 @@ class Plan:
     def _read_gradient(self, gradient: Any, chunk: _Chunk, step: int) -> Array:
         """Return rows of the gradient that a loss returned."""
         name, dtype = "the loss's gradient", self.parameters.dtype
-        if not chunk.is_ragged:
+        if chunk.lengths is None or not chunk.is_ragged:
             parts, shapes = [np.asarray(gradient)], [chunk.shape(self.output_dim)]
         else:
             check_length(name, gradient, len(chunk.members))
@@ -368,15 +368,17 @@ class _Chunk(NamedTuple):
 
     @property
     def is_ragged(self) -> bool:
+        """Whether the sequences have different lengths."""
         return self.lengths is not None and bool((self.lengths != self.lengths[0]).any())
 
     def shape(self, width: int) -> tuple[int, ...]:
+        """Return the outputs' shape if they have one length."""
         steps = () if self.lengths is None else (int(self.lengths[0]),)
         return (len(self.members), *steps, width)
 
     def split(self, rows: Array) -> Any:
         """Return rows as a loss sees them: (B, width), (B, T, width), or for several lengths a list."""
-        if not self.is_ragged:
+        if self.lengths is None or not self.is_ragged:
             return rows.reshape(self.shape(rows.shape[1]))
         return np.split(rows, np.cumsum(self.lengths)[:-1])
 
@@ -387,14 +389,23 @@ class _Chunk(NamedTuple):
         return np.arange(ends[-1]) + np.repeat(first - ends + self.lengths, self.lengths)
 
 
-def as_memory(checkpoint_every: Any, memory_budget: Any) -> dict[str, int | None]:
+class Memory(TypedDict, total=False):
+    """What bounds the memory of a plan's passes."""
+
+    checkpoint_every: int
+    memory_budget: int
+
+
+def as_memory(checkpoint_every: Any, memory_budget: Any) -> Memory:
     """Return the arguments of `Plan` that bound the memory of its passes; a budget may be given as "256MB"."""
     if checkpoint_every is not None and memory_budget is not None:
         raise ValueError("checkpoint_every and memory_budget are both given; expected one of them")
     if checkpoint_every is not None:
         return {"checkpoint_every": as_size("checkpoint_every", checkpoint_every)}
+    if memory_budget is None:
+        return {}
     if not isinstance(memory_budget, str):
-        return {"memory_budget": None if memory_budget is None else as_size("memory_budget", memory_budget)}
+        return {"memory_budget": as_size("memory_budget", memory_budget)}
     found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?)(i?)B\s*", memory_budget, re.IGNORECASE)
     if found is None:
         raise ValueError(f"memory_budget is {memory_budget!r}; expected bytes, or a number and a unit, as '256MB'")
@@ -429,8 +440,8 @@ def _window(budget: int, steps: int, size: Callable[[int], int]) -> int:
         least = min(range(1, root + 1), key=size)
         if size(least) > budget:
             raise ValueError(
-                f"memory_budget is {budget} bytes; expected at least {size(least)}: a pass needs as many for batches of "
-                "this size and sequences of this length"
+                f"memory_budget is {budget} bytes; expected at least {size(least)}: batches of this size and sequences "
+                "of this length need as many"
             )
         return max(window for window in range(least, root) if size(window) <= budget)
     high = steps

@@ -83,8 +83,8 @@ def train(
 ) -> History:
     """Train a network in place.
 
-    Every sequence starts from zero states, or the learned ones. The same seed gives the same bits. Ctrl-C leaves the network as it was after
-    the last whole update.
+    Every sequence starts from zero states, or the learned ones. The same seed gives the same bits. Ctrl-C leaves the
+    network as it was after the last whole update.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ LAYERS = [
     {"forecasting", "verification", "config"},
     {"training"},
     {"network"},
-    {"layers", "plan", "persistence"},
+    {"plan", "persistence", "layers"},
     {"losses", "optimizers", "workspace", "parameters", "sequences", "activations", "data", "tables"},
     {"threads", "options"},
     {"checks", "_version"},

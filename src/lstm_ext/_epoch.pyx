@@ -80,23 +80,23 @@ cdef double batch_loss(
 
     targets, labels  (n, O) or (n): for every step a row, as for X, or one for every sequence
     """
-    cdef Py_ssize_t O = head.output_dim, t = head.slots, b, row, n = 0
+    cdef Py_ssize_t output_dim = head.output_dim, t = head.slots, b, row, n = 0
     cdef double total = 0, block = 0, count = <double> head.rows
     cdef const real *y = <const real *> head.outputs
     cdef real *dy = <real *> head.doutputs
     if labels == NULL:
-        count *= O
+        count *= output_dim
     while t > 0:
         t -= 1
-        check_signals(call, 16. * head.x.batch * O)  # an exponential is worth some multiply-adds
+        check_signals(call, 16. * head.x.batch * output_dim)  # an exponential is worth some multiply-adds
         for b in range(head.begin, head.begin + live_rows(head.x.live, head.x.batch, t)):
             row = chunk.first[b] + t if head.target == TARGET_STEPS else members[b]
             if labels != NULL:
-                block += cross_entropy(head.table, O, y, labels[row], 1 / count, dy)
+                block += cross_entropy(head.table, output_dim, y, labels[row], 1 / count, dy)
             else:
-                block += squared_error(head.table, O, y, targets + row * O, 2 / count, dy)
-            y += O
-            dy += O
+                block += squared_error(head.table, output_dim, y, targets + row * output_dim, 2 / count, dy)
+            y += output_dim
+            dy += output_dim
             n += 1
             if n % LOSS_ROWS == 0:
                 total += block

@@ -61,14 +61,14 @@ cdef class Head:
         head.output_dim = architecture.output_dim if head.is_linear else head.features
         head.at_b = parameter_count - head.output_dim
         head.at_W = head.at_b - head.output_dim * head.features
-        cdef Py_ssize_t F = head.features, O = head.output_dim, itemsize = dtype.itemsize
+        cdef Py_ssize_t F = head.features, output_dim = head.output_dim, itemsize = dtype.itemsize
         cdef Py_ssize_t V = head.table.f32.lanes if itemsize == sizeof(float) else head.table.f64.lanes
         cdef Py_ssize_t rows = batch * steps if head.target == TARGET_STEPS else batch
-        self.outputs = self.array(rows * O, dtype)[:rows * O].reshape(rows, O)
-        self.doutputs = self.array(rows * O, dtype)[:rows * O].reshape(rows, O)
+        self.outputs = self.array(rows * output_dim, dtype)[:rows * output_dim].reshape(rows, output_dim)
+        self.doutputs = self.array(rows * output_dim, dtype)[:rows * output_dim].reshape(rows, output_dim)
         head.outputs, head.doutputs = address(self.outputs), address(self.doutputs)
         if head.is_linear:
-            head.packed = address(self.array(panels_size(F, O, V), dtype))
+            head.packed = address(self.array(panels_size(F, output_dim, V), dtype))
         if head.target != TARGET_STEPS:
             head.pooled = address(self.array(batch * F, dtype))
             if keep:
@@ -78,7 +78,7 @@ cdef class Head:
         elif head.target == TARGET_MAX:
             head.winners = <Py_ssize_t *> address(self.array(batch * F, np.dtype(np.intp)))
         if keep and head.is_linear:
-            head.packed_backward = address(self.array(panels_size(O, F, V), dtype))
+            head.packed_backward = address(self.array(panels_size(output_dim, F, V), dtype))
             head.panels = address(self.array(panels_size(OUTER_ROWS, F, V), dtype))
 
     cdef object array(self, Py_ssize_t size, dtype):
@@ -229,23 +229,24 @@ cdef int head_forward(
 
     `begin` is 0 but for the last states.
     """
-    cdef Py_ssize_t F = head.features, O = head.output_dim, t = 0, rows
+    cdef Py_ssize_t F = head.features, output_dim = head.output_dim, t = 0, rows
     cdef real *y = <real *> head.outputs
     cdef const real *x
     find_features(call, head, s, batch, begin, parameters)
     if head.is_linear:
-        pack_panels(call, head.table, F, O, parameters + head.at_W, 1, F, <real *> head.packed)
+        pack_panels(call, head.table, F, output_dim, parameters + head.at_W, 1, F, <real *> head.packed)
     t = head.slots
     while t > 0:
         t -= 1
         x, rows = <const real *> head.x.data + t * head.x.slot, live_rows(head.x.live, head.x.batch, t)
         if head.is_linear:
             multiply(
-                call, head.table, rows, O, F, x, head.x.ld, <const real *> head.packed, parameters + head.at_b, 0, y, O,
+                call, head.table, rows, output_dim, F, x, head.x.ld, <const real *> head.packed,
+                parameters + head.at_b, 0, y, output_dim,
             )
         else:
-            copy_rows(rows, O, x, head.x.ld, y, O)
-        y += rows * O
+            copy_rows(rows, output_dim, x, head.x.ld, y, output_dim)
+        y += rows * output_dim
     return 0
 
 
@@ -259,7 +260,7 @@ cdef int head_backward(
     dfinal    out: (B, F) those of the last states, or NULL
     gradient  the flat vector, in which the head's part is written
     """
-    cdef Py_ssize_t F = head.features, O = head.output_dim, t = head.slots, slot = s.batch * F, rows
+    cdef Py_ssize_t F = head.features, output_dim = head.output_dim, t = head.slots, slot = s.batch * F, rows
     cdef const real *dy = <const real *> head.doutputs
     cdef real *to = <real *> head.dpooled + head.begin * F
     dH.first, dH.data, dH.width, dH.step, dH.apart = NULL, NULL, F, s.batch, 1
@@ -269,21 +270,21 @@ cdef int head_backward(
         to = <real *> dH.data
     if head.is_linear:
         weight_gradient(
-            call, head.table, head.rows, O, dy, O, F, &head.x, head.slots - 1, False, gradient + head.at_W, F,
-            gradient + head.at_b, <real *> head.panels,
+            call, head.table, head.rows, output_dim, dy, output_dim, F, &head.x, head.slots - 1, False,
+            gradient + head.at_W, F, gradient + head.at_b, <real *> head.panels,
         )
-        pack_panels(call, head.table, O, F, parameters + head.at_W, F, 1, <real *> head.packed_backward)
+        pack_panels(call, head.table, output_dim, F, parameters + head.at_W, F, 1, <real *> head.packed_backward)
     while t > 0:
         t -= 1
         rows = live_rows(head.x.live, head.x.batch, t)
         if head.is_linear:
             multiply(
-                call, head.table, rows, F, O, dy, O, <const real *> head.packed_backward, <const real *> NULL, 0,
-                to + t * slot, F,
+                call, head.table, rows, F, output_dim, dy, output_dim, <const real *> head.packed_backward,
+                <const real *> NULL, 0, to + t * slot, F,
             )
         else:
             copy_rows(rows, F, dy, F, to + t * slot, F)
-        dy += rows * O
+        dy += rows * output_dim
     dfinal[0] = NULL
     if head.target == TARGET_LAST:
         memset(head.dpooled, 0, head.begin * F * sizeof(real))
@@ -295,20 +296,20 @@ cdef int head_backward(
 
 def apply(int isa, int threads, const real[:, ::1] features, const real[::1] parameters, real[:, ::1] outputs):
     """outputs (n, O) = b_y + W_y x of rows of features (n, F), W_y and b_y being the end of the flat vector."""
-    cdef Py_ssize_t n = features.shape[0], F = features.shape[1], O = outputs.shape[1]
-    cdef Py_ssize_t at_b = parameters.shape[0] - O, at_W = at_b - O * F
+    cdef Py_ssize_t n = features.shape[0], F = features.shape[1], output_dim = outputs.shape[1]
+    cdef Py_ssize_t at_b = parameters.shape[0] - output_dim, at_W = at_b - output_dim * F
     cdef const kernels *table = table_at(isa)
-    packed = aligned_empty((panels_size(F, O, lanes(table, &parameters[0])),), np.asarray(outputs).dtype)
+    packed = aligned_empty((panels_size(F, output_dim, lanes(table, &parameters[0])),), np.asarray(outputs).dtype)
     cdef real[::1] panels = packed
     cdef Call call
-    threads = recruit(threads, <double> n * F * O)
+    threads = recruit(threads, <double> n * F * output_dim)
     with nogil:
         begin_call(&call, threads)
         try:
-            pack_panels(&call, table, F, O, &parameters[at_W], 1, F, &panels[0])
+            pack_panels(&call, table, F, output_dim, &parameters[at_W], 1, F, &panels[0])
             multiply(
-                &call, table, n, O, F, &features[0, 0], F, <const real *> &panels[0], &parameters[at_b], 0,
-                &outputs[0, 0], O,
+                &call, table, n, output_dim, F, &features[0, 0], F, <const real *> &panels[0], &parameters[at_b], 0,
+                &outputs[0, 0], output_dim,
             )
         finally:
             end_call(&call)

@@ -62,18 +62,24 @@ cdef inline bint is_uniform(const Cell *cell, const Rows *rows, bint backwards) 
     return rows.first == NULL and not (backwards and cell.lengths != NULL)
 
 
+cdef inline Py_ssize_t slot_of(const Cell *cell, Py_ssize_t t, Py_ssize_t slots) noexcept nogil:
+    """(t - origin) % slots, without a division where the slots of all steps are there."""
+    cdef Py_ssize_t slot = t - cell.origin
+    return slot if slot < slots else slot % slots
+
+
 cdef inline real *hx_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
-    return <real *> cell.hx + (t - cell.origin) % cell.slots * cell.slot + b * cell.ld
+    return <real *> cell.hx + slot_of(cell, t, cell.slots) * cell.slot + b * cell.ld
 
 
 cdef inline real *h_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
     """h_{t-1} as it left the cell."""
-    return <real *> cell.h + (t - cell.origin) % cell.slots * cell.h_slot + b * cell.ld_h
+    return <real *> cell.h + slot_of(cell, t, cell.slots) * cell.h_slot + b * cell.ld_h
 
 
 cdef inline real *C_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
     """C_{t-1}."""
-    return <real *> cell.C + (t - cell.origin) % cell.C_slots * cell.C_slot + b * cell.hidden_dim
+    return <real *> cell.C + slot_of(cell, t, cell.C_slots) * cell.C_slot + b * cell.hidden_dim
 
 
 cdef inline Py_ssize_t kept_row(const Cell *cell, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
@@ -640,15 +646,18 @@ cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) no
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), first = row_cut(cell.batch, cell.by_lanes, V, w.row_parts, index)
     cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, w.row_parts, index + 1), b = first
+    cdef bint has_outputs = w.direct != NULL or cell.m != NULL, want_dX = w.dX.data != NULL
     if b < cell.by_lanes:
         b = min(b_end, cell.by_lanes)
         backward_lanes(w, first, b, tag)
-    while step.end > w.begin and (b < b_end or w.dX.data != NULL):
+    while step.end > w.begin and (b < b_end or want_dX):
         if b < b_end:
-            output_backward(NULL, &step, b, b_end, tag)
+            if has_outputs:
+                output_backward(NULL, &step, b, b_end, tag)
             gates_backward(&step, b, b_end, tag)
             state_backward(NULL, &step, b, b_end, tag)
-        input_backward(NULL, &step, first, b_end, tag)
+        if want_dX:
+            input_backward(NULL, &step, first, b_end, tag)
         step.end -= 1
         step.row += live(cell, step.end)
 

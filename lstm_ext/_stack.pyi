@@ -1,0 +1,55 @@
+from typing import Any
+
+import numpy as np
+
+from lstm_ext.checks import Array
+from lstm_ext.options import Architecture
+
+__pyx_capi__: dict[str, Any]  # Cython's
+__test__: dict[str, Any]
+ACTIVATIONS: dict[str, int]
+
+class Stack:
+    bytes: int
+    def __init__(
+        self,
+        isa: int,
+        architecture: Architecture,
+        dtype: np.dtype[Any],
+        steps: int,
+        batch: int,
+        *,
+        keep: bool,
+        want_dX: bool = False,
+        want_outputs: bool = False,
+        draws: bool = False,
+        window: int = 0,
+        measure: bool = False,
+    ) -> None: ...
+
+def forward(
+    stack: Stack,
+    threads: int,
+    batch: Any,
+    parameters: Array,
+    X: Array,
+    h0: Array | None,
+    C0: Array | None,
+    H: Array | None,
+    h_T: Array,
+    C_T: Array,
+) -> None: ...
+def backward(
+    stack: Stack,
+    threads: int,
+    batch: Any,
+    parameters: Array,
+    states_given: bool,
+    dH: Array | None,
+    dh_T: Array | None,
+    dC_T: Array | None,
+    dh0: Array,
+    dC0: Array,
+    dX: Array,
+    gradient: Array,
+) -> None: ...
