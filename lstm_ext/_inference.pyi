@@ -1,9 +1,9 @@
 from typing import Any
 
 import numpy as np
-from typing_extensions import disjoint_base
 
 from lstm_ext.checks import Array
+from lstm_ext.options import Architecture
 
 __test__: dict[str, Any]  # Cython's
 
@@ -17,13 +17,20 @@ def infer(
     every_step: bool,
 ) -> Array | None: ...
 
-@disjoint_base
+def begin_streams(isa: int, threads: int, architecture: Architecture, batch: int, parameters: Array) -> Streams: ...
+
 class Streams:
-    sizes: tuple[int, ...]
+    architecture: Architecture
     batch: int
     steps: int
     dtype: np.dtype[Any]
-    scratch: Array
-    def __init__(self, isa: int, threads: int, sizes: tuple[int, ...], batch: int, parameters: Array) -> None: ...
+    h: Array
+    C: Array
+    def __init__(self, threads: int, architecture: Architecture, batch: int, parameters: Array) -> None: ...
     def advance(self, x: Any, y: Array | None) -> Array | None: ...
-    def state(self) -> tuple[int, int, int]: ...
+
+class PlainStreams(Streams):
+    def __init__(self, isa: int, threads: int, architecture: Architecture, batch: int, parameters: Array) -> None: ...
+
+class LayerStreams(Streams):
+    def __init__(self, isa: int, threads: int, architecture: Architecture, batch: int, parameters: Array) -> None: ...

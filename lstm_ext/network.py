@@ -41,6 +41,9 @@ from lstm_ext.plan import TARGETS, Plan, as_memory
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 
+State = _inference.Streams
+"""Where `LSTMNetwork.step` is in a batch of streams; `h` and `C` are copies of the states."""
+
 _INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
 
@@ -467,8 +470,8 @@ class LSTM(_Layers):
             raise TypeError(f"tape is {tape!r}; expected what forward returns with return_tape")
         if tape.architecture != self._architecture or tape.parameters.dtype != self.dtype:
             raise ValueError(
-                f"tape is of a layer with {tape.architecture} {tape.parameters.dtype}; "
-                f"expected {self._architecture} {self.dtype}"
+                f"tape is of a layer with {tape.architecture}, {tape.parameters.dtype}; "
+                f"expected {self._architecture}, {self.dtype}"
             )
         sequences, threads = tape.sequences, thread_count(num_threads)
         N = len(sequences)
@@ -526,30 +529,6 @@ class LSTM(_Layers):
     def _public(self, states: Array) -> Array:
         """Return states (cells, N, width) as users see them."""
         return states[0] if len(states) == 1 else states
-
-
-class State(_inference.Streams):
-    """Where `LSTMNetwork.step` is in a batch of streams.
-
-    The weights are packed once, when the state is made: a network that is changed afterwards needs a new state.
-    """
-
-    @property
-    def h(self) -> Array:
-        """A copy of h_t (batch, hidden_dim)."""
-        start, _, stride = self.state()
-        rows: Array = self.scratch[start : start + self.batch * stride].reshape(self.batch, stride)
-        return rows[:, : self.sizes[1]].copy()
-
-    @property
-    def C(self) -> Array:
-        """A copy of C_t (batch, hidden_dim)."""
-        _, start, _ = self.state()
-        rows: Array = self.scratch[start : start + self.batch * self.sizes[1]]
-        return rows.reshape(self.batch, -1).copy()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("stream states are packed for this process; save the network instead")
 
 
 class LSTMNetwork(_Layers):
@@ -831,7 +810,9 @@ class LSTMNetwork(_Layers):
         return float(plan.losses[0]), plan.gradient
 
     def initial_state(self, batch: int = 1, *, num_threads: int | None = None) -> State:
-        """Return the zero state of some streams, with the weights packed as they are now.
+        """Return the initial state of some streams, zeros or learned, with the weights packed as they are now.
+
+        A network that is changed afterwards needs a new state.
 
         Parameters
         ----------
@@ -848,13 +829,13 @@ class LSTMNetwork(_Layers):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not an integer of at least 1.
+            If an argument is not an integer of at least 1, or the network runs backwards.
         """
-        if not self._architecture.is_plain or self.output_dim is None:
-            raise ValueError(f"{self!r} cannot be run step by step; expected a network without options and with a head")
+        if self._architecture.directions == 2 or self.options.go_backwards:
+            raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
         batch, threads = as_size("batch", batch), thread_count(num_threads)
         check_allocatable("a work array", batch, 2 * (self.input_dim + self.hidden_dim) + self.hidden_dim)
-        return State(_kernels.current(), threads, self._sizes, batch, self._parameters)
+        return _inference.begin_streams(_kernels.current(), threads, self._architecture, batch, self._parameters)
 
     def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
@@ -885,13 +866,15 @@ class LSTMNetwork(_Layers):
         """
         if not isinstance(state, State):
             raise TypeError(f"state is {state!r}; expected what initial_state returns")
-        dtype = self._parameters.dtype
-        if state.sizes != self._sizes or state.dtype != dtype:
-            raise ValueError(f"state is of a network {state.sizes} {state.dtype}; expected {self._sizes} {dtype}")
+        dtype, architecture = self._parameters.dtype, self._architecture
+        if (state.architecture is not architecture and state.architecture != architecture) or state.dtype != dtype:
+            raise ValueError(
+                f"state is of a network with {state.architecture}, {state.dtype}; expected {architecture}, {dtype}"
+            )
         y = state.advance(x, out)
         if y is None:
             if out is not None:
-                check_output("out", out, dtype, (state.batch, self._sizes[2]))
+                check_output("out", out, dtype, (state.batch, architecture.output_dim or architecture.features))
             y = state.advance(as_shape("x", x, dtype, (state.batch, self._sizes[0])), out)
             if y is None:
                 raise ValueError("out shares memory with x; expected an array of its own")

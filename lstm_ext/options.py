@@ -253,6 +253,11 @@ class Architecture:
         if proj_size is not None and proj_size >= self.hidden_dim:
             raise ValueError(f"proj_size is {proj_size}; expected less than hidden_dim, which is {self.hidden_dim}")
 
+    def __str__(self) -> str:
+        """Return the arguments that make it: the sizes, and the options that are not at their defaults."""
+        arguments = dict(zip(SIZES, self.sizes, strict=False))
+        return ", ".join(f"{name}={value!r}" for name, value in (arguments | self.options.changed()).items())
+
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # nothing that follows from them
 

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from lstm_ext import LSTM, LSTMCell, LSTMNetwork, NonFiniteError, _kernels, _passes, sigmoid, tanh, train
+from lstm_ext import LSTM, LSTMCell, LSTMNetwork, NonFiniteError, _kernels, sigmoid, tanh, train
 
 FUNCTIONS = {"sigmoid": sigmoid, "tanh": tanh}
 KERNELS = {"sigmoid": _kernels.apply_sigmoid, "tanh": _kernels.apply_tanh}
@@ -159,27 +159,6 @@ def test_activations_take_any_array(name):
 def test_activations_refuse_what_is_no_real_number(name, x):
     with pytest.raises(TypeError, match=r"^x has dtype"):
         FUNCTIONS[name](x)
-
-
-# --- packing ---
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("input_dim", "hidden_dim"), [(1, 1), (3, 5), (2, 17), (16, 32), (37, 41)])
-def test_packed_cell_weights_are_those_of_each_block(isa, dtype, input_dim, hidden_dim):
-    sizes = _passes.packed_sizes(_kernels.current(), input_dim, hidden_dim, 1, dtype)
-    lanes, blocks = sizes["slack"] // 4, -(-hidden_dim * 4 // sizes["slack"])
-    rng = np.random.default_rng(0)
-    W = rng.standard_normal((4 * hidden_dim, hidden_dim + input_dim)).astype(dtype)
-    b = rng.standard_normal((4 * hidden_dim, 1)).astype(dtype)
-    expected = np.zeros((4, blocks * lanes, 1 + input_dim + hidden_dim), dtype)
-    columns = np.concatenate((b, W[:, hidden_dim:], W[:, :hidden_dim]), axis=1)
-    expected[:, :hidden_dim] = columns.reshape(4, hidden_dim, -1)
-    expected = expected.reshape(4, blocks, lanes, -1).transpose(1, 3, 0, 2)
-    packed = np.full(sizes["cell"] + 1, 7, dtype)
-    _passes.pack_cell_weights(_kernels.current(), 1, W, b, packed)
-    assert np.array_equal(packed[:-1].reshape(expected.shape), expected)
-    assert packed[-1] == 7
 
 
 # --- denormals are flushed during a call, and only then ---

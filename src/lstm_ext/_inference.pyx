@@ -16,9 +16,12 @@ from libc.string cimport memcpy, memset
 from numpy import empty, ndarray, zeros
 
 from lstm_ext._kernels cimport TILE_VECTORS, all_finite, kernels, real, table_at
-from lstm_ext._passes cimport Cell, Forward, emit_outputs, lanes_rows, run_forward, shared_work
-from lstm_ext._products cimport pack_cell, pack_panels, panels_size, tiles
+from lstm_ext._passes cimport Cell, Forward, Rows, emit_outputs, lanes_rows, run_forward, shared_work
+from lstm_ext._products cimport multiply, pack_cell, pack_panels, panels_size, tiles
+from lstm_ext._stack cimport Batch, Layers, Stack, States, layers_forward, pack_layers
 from lstm_ext._threads cimport Call, begin, end, recruit
+
+from lstm_ext.workspace import aligned_empty
 
 
 cdef struct Inference:
@@ -191,30 +194,27 @@ cdef int advance_streams(
 
 @cython.auto_pickle(False)
 cdef class Streams:
-    """The packed weights and the states of B streams, in one scratch array."""
+    """Where a network is in B streams: its weights as they were packed at the start, and the states.
 
-    cdef readonly tuple sizes
+    `h` and `C` are copies of the states, (B, ...), or (cells, B, ...) of a network of several cells.
+    """
+
+    cdef readonly object architecture, dtype
     cdef readonly Py_ssize_t batch, steps
-    cdef readonly object dtype, scratch
-    cdef Py_ssize_t itemsize
+    cdef Py_ssize_t itemsize, input_dim, output_dim
+    cdef double work
     cdef int threads
     cdef tuple shape
-    cdef const kernels *table
-    cdef Inference at
-    cdef void *packed
 
-    def __init__(self, int isa, int threads, tuple sizes, Py_ssize_t batch, parameters):
-        cdef Py_buffer weights
-        get_buffer(parameters, &weights)
-        lay_out(isa, sizes, batch, weights.itemsize, &self.at)
-        self.threads = threads
-        self.sizes, self.batch, self.dtype, self.shape = sizes, batch, parameters.dtype, (batch, self.at.output_dim)
-        self.table, self.itemsize, self.scratch = table_at(isa), weights.itemsize, zeros(self.at.size, self.dtype)
-        self.packed = first_line(first_byte(self.scratch))
-        if self.itemsize == sizeof(float):
-            pack_network[float](NULL, self.table, &self.at, <const float *> weights.buf, <float *> self.packed)
-        else:
-            pack_network[double](NULL, self.table, &self.at, <const double *> weights.buf, <double *> self.packed)
+    def __init__(self, int threads, architecture, Py_ssize_t batch, parameters):
+        self.threads, self.architecture, self.batch, self.dtype = threads, architecture, batch, parameters.dtype
+        self.itemsize, self.input_dim = self.dtype.itemsize, architecture.input_dim
+        self.output_dim = architecture.output_dim or architecture.features
+        self.shape = (batch, self.output_dim)
+        self.work = shared_work(1, batch, self.input_dim, architecture.hidden_dim, False)
+
+    def __reduce__(self):
+        raise TypeError("stream states are packed for this process; save the network instead")
 
     def advance(self, x, y):
         """Run one step on x (B, I), write the outputs to y (B, O), a new array if it is None, and return it.
@@ -222,34 +222,21 @@ cdef class Streams:
         Nothing is done and None returned if x or y cannot be taken as they are: x finite, y writable and apart from x.
         """
         cdef Py_buffer X, Y
-        cdef int threads
-        if not self.get_rows(x, &X, self.at.input_dim) or not all_finite(&X):
+        if not self.get_rows(x, &X, self.input_dim) or not all_finite(&X):
             return None
         if y is None:
             y = empty(self.shape, self.dtype)
-        if not self.get_rows(y, &Y, self.at.output_dim, PyBUF_WRITABLE):
+        if not self.get_rows(y, &Y, self.output_dim, PyBUF_WRITABLE):
             return None
         if <char *> X.buf < <char *> Y.buf + Y.len and <char *> Y.buf < <char *> X.buf + X.len:
             return None
-        threads = recruit(self.threads, shared_work(1, self.batch, self.at.input_dim, self.at.hidden_dim, False))
-        with nogil:
-            if self.itemsize == sizeof(float):
-                advance_streams[float](
-                    threads, self.table, &self.at, self.steps % 2, <float *> self.packed, <const float *> X.buf,
-                    <float *> Y.buf,
-                )
-            else:
-                advance_streams[double](
-                    threads, self.table, &self.at, self.steps % 2, <double *> self.packed, <const double *> X.buf,
-                    <double *> Y.buf,
-                )
+        self.run(recruit(self.threads, self.work), X.buf, Y.buf)
         self.steps += 1
         return y
 
-    def state(self) -> tuple[int, int, int]:
-        """Return the elements of scratch at which h and C begin, and those between two rows of h."""
-        cdef Py_ssize_t first = (<char *> self.packed - <char *> first_byte(self.scratch)) // self.itemsize
-        return first + self.at.hx + self.steps % 2 * self.batch * self.at.ld, first + self.at.C, self.at.ld
+    cdef int run(self, int threads, const void *x, void *y) except -1:
+        """A step of all streams."""
+        raise NotImplementedError
 
     cdef bint get_rows(self, object array, Py_buffer *view, Py_ssize_t columns, int flags=0) except -1:
         """Get an array's buffer if it is (B, columns) and of our type."""
@@ -257,6 +244,172 @@ cdef class Streams:
         return (
             get_array(array, view, self.itemsize, 2, shape, flags) and shape[0] == self.batch and shape[1] == columns
         )
+
+
+@cython.auto_pickle(False)
+cdef class PlainStreams(Streams):
+    """Streams of a plain network with a head: weights and states in one scratch array."""
+
+    cdef object scratch
+    cdef const kernels *table
+    cdef Inference at
+    cdef void *packed
+
+    def __init__(self, int isa, int threads, architecture, Py_ssize_t batch, parameters):
+        cdef Py_buffer weights
+        super().__init__(threads, architecture, batch, parameters)
+        get_buffer(parameters, &weights)
+        lay_out(isa, architecture.sizes, batch, weights.itemsize, &self.at)
+        self.table, self.scratch = table_at(isa), zeros(self.at.size, self.dtype)
+        self.packed = first_line(first_byte(self.scratch))
+        if self.itemsize == sizeof(float):
+            pack_network[float](NULL, self.table, &self.at, <const float *> weights.buf, <float *> self.packed)
+        else:
+            pack_network[double](NULL, self.table, &self.at, <const double *> weights.buf, <double *> self.packed)
+
+    cdef int run(self, int threads, const void *x, void *y) except -1:
+        cdef bint odd = self.steps % 2
+        with nogil:
+            if self.itemsize == sizeof(float):
+                advance_streams[float](
+                    threads, self.table, &self.at, odd, <float *> self.packed, <const float *> x, <float *> y,
+                )
+            else:
+                advance_streams[double](
+                    threads, self.table, &self.at, odd, <double *> self.packed, <const double *> x, <double *> y,
+                )
+        return 0
+
+    @property
+    def h(self):
+        rows = self.rows(self.at.hx + self.steps % 2 * self.batch * self.at.ld, self.at.ld)
+        return rows[:, :self.at.hidden_dim].copy()
+
+    @property
+    def C(self):
+        return self.rows(self.at.C, self.at.hidden_dim).copy()
+
+    cdef object rows(self, Py_ssize_t start, Py_ssize_t width):
+        """B rows of the scratch array, as a view."""
+        start += (<char *> self.packed - <char *> first_byte(self.scratch)) // self.itemsize
+        return self.scratch[start:start + self.batch * width].reshape(self.batch, width)
+
+
+cdef int advance_layers(
+    int threads, Layers *s, const real *parameters, const real *packed, const real *b_y, Py_ssize_t output_dim,
+    Py_ssize_t batch, const real *x, States *states, real *y,
+) except -1 nogil:
+    """A step of B streams through all layers; packed NULL: without a head."""
+    cdef Call call
+    cdef Batch at
+    cdef Rows rows, no_rows
+    cdef const real *h = <const real *> s.cells[s.count - 1].h_T
+    memset(&at, 0, sizeof(at))
+    memset(&no_rows, 0, sizeof(no_rows))
+    rows = no_rows
+    at.size, at.steps = batch, 1
+    rows.data, rows.width, rows.step, rows.apart = <void *> x, s.input_dim, 1, 1
+    begin(&call, threads)
+    call.watches = False
+    try:
+        layers_forward(&call, s, parameters, &at, &rows, states, &no_rows, states)
+        if packed == NULL:
+            memcpy(y, h, batch * s.features * sizeof(real))
+        else:
+            multiply(&call, s.table, batch, output_dim, s.features, h, s.features, packed, b_y, 0, y, output_dim)
+    finally:
+        end(&call)
+    return 0
+
+
+@cython.auto_pickle(False)
+cdef class LayerStreams(Streams):
+    """Streams of any network that runs forwards."""
+
+    cdef Stack stack
+    cdef object parameters, packed, h_of_cells, C_of_cells
+    cdef States states
+    cdef void *weights
+    cdef void *head
+    cdef Py_ssize_t at_b
+
+    def __init__(self, int isa, int threads, architecture, Py_ssize_t batch, parameters):
+        super().__init__(threads, architecture, batch, parameters)
+        options = architecture.options
+        self.stack = Stack(isa, architecture, self.dtype, 1, batch, keep=False)
+        cdef Layers *s = &self.stack.at
+        cdef Py_ssize_t V = s.table.f32.lanes if self.itemsize == sizeof(float) else s.table.f64.lanes
+        self.work = options.num_layers * self.work
+        self.parameters = parameters.copy()  # biases and gains are read where they are
+        self.packed = aligned_empty((panels_size(s.features, self.output_dim, V),), self.dtype)
+        self.h_of_cells = zeros((s.count, batch, s.state_dim), self.dtype)
+        self.C_of_cells = zeros((s.count, batch, s.hidden_dim), self.dtype)
+        self.states.h, self.states.C = first_byte(self.h_of_cells), first_byte(self.C_of_cells)
+        self.states.rows = batch
+        self.weights = first_byte(self.parameters)
+        self.head = NULL if architecture.output_dim is None else first_byte(self.packed)
+        self.at_b = len(parameters) - self.output_dim
+        if options.learn_initial_state:
+            self.begin()
+        if self.itemsize == sizeof(float):
+            pack_for_streams[float](s, <const float *> self.weights, <float *> self.head, self.at_b, self.output_dim)
+        else:
+            pack_for_streams[double](s, <const double *> self.weights, <double *> self.head, self.at_b, self.output_dim)
+
+    cdef int begin(self) except -1:
+        """Begin at the learned states."""
+        cdef Layers *s = &self.stack.at
+        cdef Py_ssize_t n, R = s.state_dim
+        for n in range(s.count):
+            at = s.cells[n].at_states
+            self.h_of_cells[n] = self.parameters[at:at + R]
+            self.C_of_cells[n] = self.parameters[at + R:at + R + s.hidden_dim]
+        return 0
+
+    cdef int run(self, int threads, const void *x, void *y) except -1:
+        cdef Layers *s = &self.stack.at
+        with nogil:
+            if self.itemsize == sizeof(float):
+                advance_layers[float](
+                    threads, s, <const float *> self.weights, <const float *> self.head,
+                    <const float *> self.weights + self.at_b, self.output_dim, self.batch, <const float *> x,
+                    &self.states, <float *> y,
+                )
+            else:
+                advance_layers[double](
+                    threads, s, <const double *> self.weights, <const double *> self.head,
+                    <const double *> self.weights + self.at_b, self.output_dim, self.batch, <const double *> x,
+                    &self.states, <double *> y,
+                )
+        return 0
+
+    @property
+    def h(self):
+        return (self.h_of_cells if len(self.h_of_cells) > 1 else self.h_of_cells[0]).copy()
+
+    @property
+    def C(self):
+        return (self.C_of_cells if len(self.C_of_cells) > 1 else self.C_of_cells[0]).copy()
+
+
+cdef int pack_for_streams(
+    Layers *s, const real *parameters, real *head, Py_ssize_t at_b, Py_ssize_t output_dim,
+) except -1 nogil:
+    """Pack the layers, and the head unless it is NULL."""
+    cdef Batch batch
+    memset(&batch, 0, sizeof(batch))
+    pack_layers(NULL, s, parameters, &batch, False, False)
+    if head != NULL:
+        pack_panels(
+            NULL, s.table, s.features, output_dim, parameters + at_b - output_dim * s.features, 1, s.features, head,
+        )
+    return 0
+
+
+def begin_streams(int isa, int threads, architecture, Py_ssize_t batch, parameters):
+    """Return the streams of an architecture that runs forwards, at its initial states."""
+    plain = architecture.is_plain and architecture.output_dim is not None
+    return (PlainStreams if plain else LayerStreams)(isa, threads, architecture, batch, parameters)
 
 
 cdef int get_buffer(object array, Py_buffer *view) except -1:
