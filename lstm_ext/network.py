@@ -767,10 +767,12 @@ class LSTMNetwork(_Layers):
         ----------
         X, Y : array_like or list of arrays
             As for `train`.
-        loss, target, lengths, mask, checkpoint_every, memory_budget, num_threads : optional
+        loss, target, lengths, mask : optional
             As for `train`.
         dropout_seed : int, optional
             Of what is dropped, below 2**64; None: nothing is, as in `predict`.
+        checkpoint_every, memory_budget, num_threads : optional
+            As for `train`.
 
         Returns
         -------
