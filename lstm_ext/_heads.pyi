@@ -1,6 +1,7 @@
 from typing import Any
 
 import numpy as np
+from typing_extensions import disjoint_base
 
 from lstm_ext.checks import Array
 from lstm_ext.options import Architecture
@@ -9,6 +10,7 @@ __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
 TARGETS: dict[str, int]
 
+@disjoint_base
 class Head:
     outputs: Array
     doutputs: Array

@@ -1,6 +1,7 @@
 from typing import Any
 
 import numpy as np
+from typing_extensions import disjoint_base
 
 from lstm_ext.checks import Array
 from lstm_ext.options import Architecture
@@ -16,9 +17,9 @@ def infer(
     X: Any,
     every_step: bool,
 ) -> Array | None: ...
-
 def begin_streams(isa: int, threads: int, architecture: Architecture, batch: int, parameters: Array) -> Streams: ...
 
+@disjoint_base
 class Streams:
     architecture: Architecture
     batch: int
@@ -29,8 +30,10 @@ class Streams:
     def __init__(self, threads: int, architecture: Architecture, batch: int, parameters: Array) -> None: ...
     def advance(self, x: Any, y: Array | None) -> Array | None: ...
 
+@disjoint_base
 class PlainStreams(Streams):
     def __init__(self, isa: int, threads: int, architecture: Architecture, batch: int, parameters: Array) -> None: ...
 
+@disjoint_base
 class LayerStreams(Streams):
     def __init__(self, isa: int, threads: int, architecture: Architecture, batch: int, parameters: Array) -> None: ...

@@ -1,6 +1,7 @@
 from typing import Any
 
 import numpy as np
+from typing_extensions import disjoint_base
 
 from lstm_ext.checks import Array
 from lstm_ext.options import Architecture
@@ -9,6 +10,7 @@ __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
 ACTIVATIONS: dict[str, int]
 
+@disjoint_base
 class Stack:
     bytes: int
     def __init__(
@@ -44,7 +46,6 @@ def backward(
     threads: int,
     batch: Any,
     parameters: Array,
-    states_given: bool,
     dH: Array | None,
     dh_T: Array | None,
     dC_T: Array | None,

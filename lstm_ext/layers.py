@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from lstm_ext.sequences import Sequences
 _INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
 Index = NDArray[np.intp]
+
+States: TypeAlias = tuple[Array | None, Array | None]
+"""h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
 
 
 class Batch(NamedTuple):
@@ -80,7 +83,7 @@ class Tape:
     sequences: Sequences
     stack: _stack.Stack
     batch: Batch
-    states_given: bool
+    h_given: bool
     busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __reduce__(self) -> NoReturn:
@@ -104,7 +107,7 @@ def forward(
     architecture: Architecture,
     parameters: Array,
     sequences: Sequences,
-    initial: tuple[Array, Array] | None,
+    initial: States,
     *,
     dropout_seed: int | None,
     keep: bool,
@@ -120,8 +123,8 @@ def forward(
         The flat vector.
     sequences : Sequences
         In the parameters' dtype.
-    initial : tuple of ndarray (cells, N, R) and (cells, N, hidden_dim), optional
-        h0 and C0; without them the learned ones, or zeros.
+    initial : States
+        h0 and C0; None for the learned one, or zeros.
     dropout_seed : int, optional
         Of the masks of dropout; None: as in inference.
     keep : bool
@@ -144,21 +147,18 @@ def forward(
         want_dX=keep,
         draws=dropout_seed is not None,
     )
-    h0, C0 = (None, None) if initial is None else initial
     for batch in batches(sequences, most, dropout_seed):
-        _stack.forward(stack, threads, batch, parameters, sequences.rows, h0, C0, H, h, C)
+        _stack.forward(stack, threads, batch, parameters, sequences.rows, *initial, H, h, C)
     tape = None
     if keep:
-        tape = Tape(architecture, parameters.copy(), sequences, stack, batch, initial is not None)
+        tape = Tape(architecture, parameters.copy(), sequences, stack, batch, initial[0] is not None)
     return Outputs(H, h, C, tape)
 
 
-def backward(
-    tape: Tape, dH: Array | None, dlast: tuple[Array, Array] | None, *, threads: int
-) -> tuple[Array, Array, Array, Array]:
+def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tuple[Array, Array, Array, Array]:
     """Backpropagate; return dX (rows, input_dim), dh0 and dC0 (cells, N, ...), and the gradient of the parameters.
 
-    dH (rows, F or D R) and dlast (cells, N, ...) belong to what `forward` returned; None is zeros.
+    dH (rows, F or D R) and dlast belong to what `forward` returned; None is zeros.
     """
     architecture, dtype, N = tape.architecture, tape.parameters.dtype, len(tape.sequences)
     count = len(architecture.cells)
@@ -166,17 +166,14 @@ def backward(
     dh0 = np.empty((count, N, architecture.state_dim), dtype)
     dC0 = np.empty((count, N, architecture.hidden_dim), dtype)
     gradient = np.zeros_like(tape.parameters)
-    dh_T, dC_T = (None, None) if dlast is None else dlast
     with tape.busy:
         _stack.backward(
             tape.stack,
             threads,
             tape.batch,
             tape.parameters,
-            tape.states_given,
             dH,
-            dh_T,
-            dC_T,
+            *dlast,
             dh0,
             dC0,
             dX,

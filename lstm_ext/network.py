@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, NoReturn, Self, Unpack, overload
+from typing import Any, Literal, NamedTuple, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -391,8 +391,8 @@ class LSTM(_Layers):
         X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
             The inputs.
         h0, C0 : array_like (N, R) and (N, hidden_dim), optional
-            The initial states, by default the learned ones, or zeros; with one of them, the other is zeros. Of several
-            cells (cells, N, ...): layer by layer, the forward direction first.
+            The initial states, by default the learned ones, or zeros. Of several cells (cells, N, ...): layer by layer,
+            the forward direction first.
         lengths : array_like of int (N,), optional
             How many steps of each sequence are there; what follows is not looked at.
         mask : array_like of bool (N, T), optional
@@ -434,7 +434,7 @@ class LSTM(_Layers):
         if sequences.live is None:
             H = sequences.pad(outputs.H)
         else:
-            first = self._initial_h(outputs.tape, initial, len(sequences))
+            first = self._initial_h(initial, len(sequences))
             H = Carried(self._architecture, sequences).spread(outputs.H, first)
         state = self._public(outputs.h), self._public(outputs.C)
         return (H, state, outputs.tape) if return_tape else (H, state)
@@ -486,7 +486,7 @@ class LSTM(_Layers):
         dX, dh0, dC0, gradient = layers.backward(tape, rows, dlast, threads=threads)
         if before is not None:
             top_states(self._architecture, dh0)[...] += before
-            if self.options.learn_initial_state and not tape.states_given:
+            if self.options.learn_initial_state and not tape.h_given:
                 self._add_to_learned(gradient, before)
         return LSTMGradients(sequences.pad(dX), self._public(dh0), self._public(dC0), gradient)
 
@@ -503,9 +503,9 @@ class LSTM(_Layers):
         check_shape("dH", source.shape, shape)
         return as_real("dH", source[sequences.places()], self.dtype), None
 
-    def _initial_h(self, tape: Tape | None, initial: tuple[Array, Array] | None, N: int) -> Array | None:
+    def _initial_h(self, initial: layers.States, N: int) -> Array | None:
         """Return the top layer's initial h (D, N, R); None for zeros."""
-        if initial is not None:
+        if initial[0] is not None:
             return top_states(self._architecture, initial[0])
         if not self.options.learn_initial_state:
             return None
@@ -517,18 +517,13 @@ class LSTM(_Layers):
         for cell, part in zip(self._architecture.cells[-len(before) :], before, strict=True):
             views["h_0" + cell.suffix][:, 0] += part.sum(axis=0)
 
-    def _state_pair(self, N: int, **given: ArrayLike | None) -> tuple[Array, Array] | None:
-        """Return h and C as (cells, N, width), None if neither is given."""
-        if all(value is None for value in given.values()):
-            return None
+    def _state_pair(self, N: int, **given: ArrayLike | None) -> layers.States:
+        """Return h and C as (cells, N, width), None where none is given."""
         count = len(self._architecture.cells)
-        pair = []
+        pair: list[Array | None] = []
         for (name, value), width in zip(given.items(), (self._architecture.state_dim, self.hidden_dim), strict=True):
-            if value is None:
-                state = np.zeros((count, N, width), self.dtype)
-            else:
-                shape = (N, width) if count == 1 else (count, N, width)
-                state = as_shape(name, value, self.dtype, shape).reshape(count, N, width)
+            shape = (N, width) if count == 1 else (count, N, width)
+            state = None if value is None else as_shape(name, value, self.dtype, shape).reshape(count, N, width)
             pair.append(state)
         return pair[0], pair[1]
 

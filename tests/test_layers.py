@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lstm_ext import LSTM, _kernels, _stack, layers, reference
+from lstm_ext import LSTM, LSTMNetwork, _kernels, _stack, layers, reference
 
 DTYPES = ["float32", "float64"]
 FORWARD = {"float32": 5e-6, "float64": 1e-12}
@@ -155,12 +155,11 @@ def test_a_large_batch_of_a_large_layer_is_shared_step_by_step(names):
     """Weights too large for each thread to read them all, so that units and rows of one step are shared."""
     options = options_of(names) | ({"num_layers": 1, "dropout": 0.0} if "dropout" in names else {})
     layer = LSTM(40, 330, seed=1, **options)
-    X, dH = (np.random.default_rng(k).standard_normal((7, 3, 40)).astype("f") for k in range(2))
+    X = np.random.default_rng(0).standard_normal((7, 3, 40)).astype("f")
 
     def results(threads):
         H, (h, C), tape = layer.forward(X, dropout_seed=3, return_tape=True, num_threads=threads)
-        dH = np.ones_like(H)
-        return [H, h, C, *layer.backward(tape, dH, num_threads=threads)]
+        return [H, h, C, *layer.backward(tape, np.ones_like(H), num_threads=threads)]
 
     alone = results(1)
     for ours, theirs in zip(results(3), alone, strict=True):
@@ -181,7 +180,10 @@ def test_a_row_does_not_know_its_batch(names):
             assert ours[..., n, :].tobytes() == theirs[..., 0, :].tobytes()
 
 
-@pytest.mark.parametrize("names", [names for names in ALONE if names not in [("concat",), ("sum",), ("go_backwards",)]])
+FORWARDS = [names for names in ALONE if not {"bidirectional", "go_backwards"} & options_of(names).keys()]
+
+
+@pytest.mark.parametrize("names", FORWARDS, ids=names_of)
 def test_chunks_are_the_whole(names):
     layer = LSTM(3, 13, seed=5, **options_of(names))
     X = np.random.default_rng(0).standard_normal((5, 11, 3)).astype("f")
@@ -192,6 +194,44 @@ def test_chunks_are_the_whole(names):
         parts.append(part)
     assert np.concatenate(parts, axis=1).tobytes() == H.tobytes()
     assert all(ours.tobytes() == theirs.tobytes() for ours, theirs in zip(state, last, strict=True))
+
+
+@pytest.mark.parametrize("output_dim", [3, None])
+@pytest.mark.parametrize("names", FORWARDS, ids=names_of)
+def test_streams_are_the_whole(isa, names, output_dim):
+    network = LSTMNetwork(3, 13, output_dim, seed=5, **options_of(names))
+    network.parameters += np.random.default_rng(1).uniform(-0.1, 0.1, network.parameters.shape).astype("f")
+    X = np.random.default_rng(0).standard_normal((5, 4, 3)).astype("f")
+    state = network.initial_state(5)
+    outputs = [network.step(X[:, t], state)[0] for t in range(4)]
+    assert np.stack(outputs, axis=1).tobytes() == network.predict(X, target="steps").tobytes()
+    layer = LSTM(3, 13, seed=5, **options_of(names))
+    layer.parameters = network.parameters[: layer.parameters.size]
+    for ours, theirs in zip((state.h, state.C), layer.forward(X)[1], strict=True):
+        assert ours.shape == theirs.shape
+        assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": "sum"}, {"go_backwards": True}])
+def test_streams_run_forwards(options):
+    with pytest.raises(ValueError, match="begins at the end of a sequence"):
+        LSTMNetwork(3, 5, 2, **options).initial_state()
+
+
+@pytest.mark.parametrize("options", [{}, {"learn_initial_state": True}, {"num_layers": 2, "learn_initial_state": True}])
+@pytest.mark.parametrize("given", [0, 1])
+def test_one_state_alone_may_be_given(given, options):
+    case = Case((), 1)
+    case.layer = LSTM(2, 5, dtype="float64", seed=0, **options)
+    case.layer.parameters += 0.1
+    case.oracle = reference.LSTM(2, 5, dtype="float64", **options)
+    case.oracle.parameters = case.layer.parameters
+    rng, shape = np.random.default_rng(3), (2, 3, 5) if "num_layers" in options else (3, 5)
+    case.X, case.dH, case.arguments = rng.standard_normal((3, 4, 2)), rng.standard_normal((3, 4, 5)), {}
+    case.states, case.dlast = [None, None], [None, None]
+    case.states[given] = rng.standard_normal(shape)
+    case.dlast[given] = rng.standard_normal(shape)
+    assert_agrees(case, "float64")
 
 
 @pytest.mark.parametrize("window", [1, 3, 7, 100])

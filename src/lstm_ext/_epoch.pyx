@@ -296,7 +296,7 @@ def _run(
                     head_backward(&call, head, s, batch, weights, &dH, &dfinal, &gradient[0])
                     pack_layers(&call, s, weights, batch, True, False)
                     layers_backward(
-                        &call, s, weights, batch, since[step] > 0, &dH, dfinal, &none, &none, &nowhere, &gradient[0],
+                        &call, s, weights, batch, &dH, dfinal, &none, &none, &nowhere, &gradient[0],
                     )
                     norms[step] = norm(&call, head.table, gradient, sums)
                     if not isfinite(norms[step]):

@@ -350,13 +350,13 @@ cdef class LayerStreams(Streams):
         self.head = NULL if architecture.output_dim is None else first_byte(self.packed)
         self.at_b = len(parameters) - self.output_dim
         if options.learn_initial_state:
-            self.begin()
+            self.take_learned_states()
         if self.itemsize == sizeof(float):
             pack_for_streams[float](s, <const float *> self.weights, <float *> self.head, self.at_b, self.output_dim)
         else:
             pack_for_streams[double](s, <const double *> self.weights, <double *> self.head, self.at_b, self.output_dim)
 
-    cdef int begin(self) except -1:
+    cdef int take_learned_states(self) except -1:
         """Begin at the learned states."""
         cdef Layers *s = &self.stack.at
         cdef Py_ssize_t n, R = s.state_dim

@@ -52,9 +52,9 @@ cdef struct Cell:
     # *
     const void *h_mask  # (>= B, R), or NULL
     void *m  # what is projected, rows (steps, >= B, H), or NULL
-    void *norm_x  # rows (steps, >= B, G H): W_x x normalised, or NULL; norm_h likewise; (steps, >= B, 2): 1 / deviations
+    void *norm_x  # rows (steps, >= B, G H): W_x x normalised, or NULL; norm_h likewise
     void *norm_h
-    double *deviations
+    double *deviations  # (steps, >= B, 2): 1 / the deviations they were normalised by
     void *zone  # rows (steps, >= B, R + H): the masks of zoneout for h and C; NULL: its constants, or none
     Drop zone_h, zone_C
     double zoneout_h
@@ -139,4 +139,6 @@ cdef int emit_outputs(
 
 cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil
 
-cdef void copy_states(const Cell *cell, Py_ssize_t t, Py_ssize_t b, real *state, bint load, const real *tag) noexcept nogil
+cdef void copy_states(
+    const Cell *cell, Py_ssize_t t, Py_ssize_t b, real *state, bint load, const real *tag,
+) noexcept nogil

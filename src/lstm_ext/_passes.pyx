@@ -11,8 +11,8 @@ Design
   products, one kernel for each row, and the projection as a third.
 - Where few units would leave lanes empty, groups of V sequences run with one sequence in each lane (``lanes_rows``).
 - Sums keep the contract's order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is
-  cut goes on from its stored partial result, so no block size changes a bit, nor does running the steps in windows whose
-  activations are computed anew (``origin``, ``stop``).
+  cut goes on from its stored partial result, so no block size changes a bit, nor does running the steps in windows
+  whose activations are computed anew (``origin``, ``stop``).
 - Nothing is allocated here and no Python object is touched; the caller owns every array (_stack.pyx).
 
 Notation: B batch, T steps, I input_dim, H hidden_dim, R state_dim, G gates, in the order i, f, g, o.
@@ -595,7 +595,8 @@ cdef int input_backward(
 ) except -1 nogil:
     """dX of the loop's last step, if it is wanted, for some sequences, of dz."""
     cdef const Cell *cell = &w.cell
-    cdef Py_ssize_t I = cell.input_dim, t = w.end - 1, rows = min(b_end, live(cell, t)) - b, ld = I, row, j
+    cdef Py_ssize_t input_dim = cell.input_dim, t = w.end - 1, rows = min(b_end, live(cell, t)) - b
+    cdef Py_ssize_t ld = input_dim, row, j
     cdef real *to
     cdef real *dx
     if w.dX.data == NULL or rows <= 0:
@@ -604,9 +605,9 @@ cdef int input_backward(
     if uniform:
         to, ld = row_at(&w.dX, b, time_of(cell, b, t, cell.x_backwards), tag), w.dX.apart * w.dX.width
     else:
-        to = <real *> w.product + b * I
+        to = <real *> w.product + b * input_dim
     multiply(
-        call, cell.table, rows, I, cell.gates * cell.hidden_dim,
+        call, cell.table, rows, input_dim, cell.gates * cell.hidden_dim,
         <const real *> (w.dz_x if w.dz_x != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,
         <const real *> w.panels_x, <const real *> to if uniform and w.dX_adds else NULL, ld, to, ld,
     )
@@ -614,8 +615,8 @@ cdef int input_backward(
         return 0
     for row in range(rows):
         dx = row_at(&w.dX, b + row, time_of(cell, b + row, t, cell.x_backwards), tag)
-        for j in range(I):
-            dx[j] = dx[j] + to[row * I + j] if w.dX_adds else to[row * I + j]
+        for j in range(input_dim):
+            dx[j] = dx[j] + to[row * input_dim + j] if w.dX_adds else to[row * input_dim + j]
     return 0
 
 
@@ -757,7 +758,7 @@ cdef void copy_states(
     const Cell *cell, Py_ssize_t t, Py_ssize_t b, real *state, bint load, const real *tag,
 ) noexcept nogil:
     """Copy a row (H) to C_{t-1} of sequence b, or from it unless `load`: the first ones are as forward_lanes says."""
-    cdef Py_ssize_t V = lanes(cell.table, tag), group, n, u, apart = 1
+    cdef Py_ssize_t V = lanes(cell.table, tag), group, u, apart = 1
     cdef real *kept = C_at(cell, t, b, tag)
     if b < cell.by_lanes:
         group = b - b % V

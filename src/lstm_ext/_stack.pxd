@@ -15,7 +15,7 @@ cdef struct Batch:
 
 
 cdef struct States:
-    # h (cells, rows, R) and C (cells, rows, H) of so many sequences; NULL: none.
+    # h (cells, rows, R) and C (cells, rows, H) of so many sequences; each NULL: none.
     void *h
     void *C
     Py_ssize_t rows
@@ -51,7 +51,8 @@ cdef struct Layers:
     Py_ssize_t input_dim, hidden_dim, state_dim, gates, features
     Py_ssize_t batch, steps, window  # the most of them
     Py_ssize_t parameter_count  # of the cells
-    bint sums, go_backwards, keeps, draws, learns_states
+    bint sums, go_backwards, keeps, draws
+    bint learned_h, learned_C  # whether the latest forward pass began at the learned states
     Direction *cells
     void **merged  # of each layer (T, B, F): its outputs, unless they are all in hx; NULL
     void **dmerged  # of each layer (T, B, F): their gradients
@@ -80,7 +81,7 @@ cdef int layers_forward(
 ) except -1 nogil
 
 cdef int layers_backward(
-    Call *call, Layers *s, const real *parameters, const Batch *batch, bint states_given, const Rows *dH,
+    Call *call, Layers *s, const real *parameters, const Batch *batch, const Rows *dH,
     const real *dfinal, const States *dlast, const States *dinitial, const Rows *dX, real *gradient,
 ) except -1 nogil
 

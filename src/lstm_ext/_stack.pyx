@@ -17,9 +17,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from lstm_ext._kernels cimport TILE_VECTORS, dropout, kernels, mask, philox_key, real, table_at
+from lstm_ext._kernels cimport TILE_VECTORS, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Forward, Rows, copy_states, draw, emit, lanes_rows, run_backward,
+    Backward, Cell, Drop, Rows, copy_states, draw, emit, lanes_rows, run_backward,
     run_forward, shared_work,
 )
 from lstm_ext._products cimport (
@@ -92,7 +92,7 @@ cdef class Stack:
         s.batch, s.steps = batch, steps
         s.window = steps if not keep or window == 0 else min(window, steps)
         s.sums, s.go_backwards, s.keeps = options.bidirectional == "sum", options.go_backwards, keep
-        s.draws, s.learns_states = draws, options.learn_initial_state
+        s.draws = draws
         s.cells = <Direction *> calloc(s.count, sizeof(Direction))
         s.merged = <void **> calloc(s.layers, sizeof(void *))
         s.dmerged = <void **> calloc(s.layers, sizeof(void *))
@@ -120,10 +120,10 @@ cdef class Stack:
         """Set where a cell's weights are in the flat vector, from `at` on; return where the next cell's are."""
         cdef Layers *s = &self.at
         cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
-        cdef Py_ssize_t I = s.input_dim if n < s.directions else s.features
+        cdef Py_ssize_t input_dim = s.input_dim if n < s.directions else s.features
         d.at_b = d.at_terms = d.at_gains = d.at_W_r = d.at_states = -1
         d.at_W = at
-        at += GH * (R + I)
+        at += GH * (R + input_dim)
         if options.use_bias:
             d.at_b = at
             at += GH
@@ -149,7 +149,7 @@ cdef class Stack:
         cdef Cell *cell = &d.f.cell
         cdef Py_ssize_t itemsize = dtype.itemsize, line = 64 // itemsize, B = s.batch, window = s.window
         cdef Py_ssize_t V = s.table.f32.lanes if itemsize == sizeof(float) else s.table.f64.lanes
-        cdef Py_ssize_t layer = n // s.directions, I = s.input_dim if layer == 0 else s.features
+        cdef Py_ssize_t layer = n // s.directions, input_dim = s.input_dim if layer == 0 else s.features
         cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, rows, windows = tiles(s.steps, window)
         d.fused = not (
             options.peephole or options.layer_norm or options.coupled_gates or options.cell_clip is not None or R < H
@@ -168,12 +168,12 @@ cdef class Stack:
         cell.zone_C = make_drop(options.zoneout[1], n, ZONEOUT_C)
         cell.zoneout_h, d.options.zoneout = options.zoneout
 
-        cell.table, cell.input_dim, cell.hidden_dim, cell.state_dim, cell.gates = s.table, I, H, R, s.gates
+        cell.table, cell.input_dim, cell.hidden_dim, cell.state_dim, cell.gates = s.table, input_dim, H, R, s.gates
         cell.options = NULL if d.fused else &d.options
         cell.x_backwards = (n % s.directions == 1) != (s.go_backwards and layer == 0)
         d.f.H_backwards = n % s.directions == 1
         cell.slots = window + 1 if s.keeps else 2
-        cell.ld = (tiles(R + I, line) | 1) * line
+        cell.ld = (tiles(R + input_dim, line) | 1) * line
         cell.slot = B * cell.ld
         cell.hx = cell.h = self.array(cell.slots * cell.slot, dtype)
         cell.h_slot, cell.ld_h = cell.slot, cell.ld
@@ -200,13 +200,14 @@ cdef class Stack:
             d.saved_h, d.saved_C = self.array(windows * B * R, dtype), self.array(windows * B * H, dtype)
 
         if d.fused:
-            d.packed = self.array(tiles(H, V) * (1 + I + H) * TILE_VECTORS * V, dtype)
+            d.packed = self.array(tiles(H, V) * (1 + input_dim + H) * TILE_VECTORS * V, dtype)
         else:
-            d.panels_x, d.panels_h = self.array(panels_size(I, GH, V), dtype), self.array(panels_size(R, GH, V), dtype)
+            d.panels_x = self.array(panels_size(input_dim, GH, V), dtype)
+            d.panels_h = self.array(panels_size(R, GH, V), dtype)
         if R < H:
             d.panels_r = self.array(panels_size(H, R, V), dtype)
         if d.drop_W.threshold > 0:
-            d.dropped_W = self.array(GH * (R + I), dtype)
+            d.dropped_W = self.array(GH * (R + input_dim), dtype)
         d.f.packed, d.f.panels_x, d.f.panels_h, d.f.panels_r = d.packed, d.panels_x, d.panels_h, d.panels_r
         if s.keeps:
             self.allocate_backward(d, n, dtype, options, want_dX or layer > 0, V)
@@ -217,19 +218,19 @@ cdef class Stack:
     ) except -1:
         cdef Layers *s = &self.at
         cdef Backward *w = &d.w
-        cdef Py_ssize_t line = 64 // dtype.itemsize, B = s.batch, I = d.f.cell.input_dim
+        cdef Py_ssize_t line = 64 // dtype.itemsize, B = s.batch, input_dim = d.f.cell.input_dim
         cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
         w.dz_rows = max(1, min(s.window, <Py_ssize_t> OUTER_ROWS // B)) * B
         w.ld_dz = (tiles(GH, line) | 1) * line
         d.backward_h = self.array(panels_size(GH, R, V), dtype)
         w.panels_h = d.backward_h
         if want_dX:
-            d.backward_x = self.array(panels_size(GH, I, V), dtype)
+            d.backward_x = self.array(panels_size(GH, input_dim, V), dtype)
         w.panels_x = d.backward_x
         w.dz = self.array(w.dz_rows * w.ld_dz, dtype)
-        w.sums = self.array(panels_size(OUTER_ROWS, max(R + I, H), V), dtype)
+        w.sums = self.array(panels_size(OUTER_ROWS, max(R + input_dim, H), V), dtype)
         w.dh, w.dC = self.array(B * R, dtype), self.array(B * H, dtype)
-        w.product = self.array(B * max(R, I), dtype)
+        w.product = self.array(B * max(R, input_dim), dtype)
         if d.fused:
             return 0
         w.c = self.array(B * H, dtype)
@@ -301,13 +302,13 @@ cdef int pack_layers(
     Call *call, Layers *s, const real *parameters, const Batch *batch, bint backward, bint want_dX,
 ) except -1 nogil:
     """Pack all weights for the forward pass, or for the backward pass, which the forward pass of its batch precedes."""
-    cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, I, K, n
+    cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, input_dim, K, n
     cdef Direction *d
     cdef const real *W
     for n in range(s.count):
         d = &s.cells[n]
-        I = d.f.cell.input_dim
-        K = R + I
+        input_dim = d.f.cell.input_dim
+        K = R + input_dim
         W = parameters + d.at_W
         if d.drop_W.threshold > 0:
             if not backward:
@@ -316,16 +317,16 @@ cdef int pack_layers(
         if backward:
             pack_panels(call, s.table, GH, R, W, K, 1, <real *> d.backward_h)
             if n >= s.directions or want_dX:
-                pack_panels(call, s.table, GH, I, W + R, K, 1, <real *> d.backward_x)
+                pack_panels(call, s.table, GH, input_dim, W + R, K, 1, <real *> d.backward_x)
             if R < H:
                 pack_panels(call, s.table, R, H, parameters + d.at_W_r, H, 1, <real *> d.backward_r)
             continue
         if d.fused:
             pack_cell(
-                call, s.table, I, H, W, parameters + d.at_b if d.at_b >= 0 else NULL, <real *> d.packed,
+                call, s.table, input_dim, H, W, parameters + d.at_b if d.at_b >= 0 else NULL, <real *> d.packed,
             )
         else:
-            pack_panels(call, s.table, I, GH, W + R, 1, K, <real *> d.panels_x)
+            pack_panels(call, s.table, input_dim, GH, W + R, 1, K, <real *> d.panels_x)
             pack_panels(call, s.table, R, GH, W, 1, K, <real *> d.panels_h)
         if R < H:
             pack_panels(call, s.table, H, R, parameters + d.at_W_r, 1, H, <real *> d.panels_r)
@@ -393,26 +394,25 @@ cdef void begin_states(
     """Put the initial states into the first slots: those given, the learned ones, or zeros."""
     cdef Direction *d = &s.cells[n]
     cdef Cell *cell = &d.f.cell
-    cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, j, row
-    cdef const real *h_0 = NULL
-    cdef const real *C_0 = NULL
+    cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, row
+    cdef const real *h_0 = parameters + d.at_states if s.learned_h else NULL
+    cdef const real *C_0 = parameters + d.at_states + R if s.learned_C else NULL
     cdef real *h
-    cdef real *hx
     cdef uint32_t[3] counter
     cell.origin = 0
-    if s.learns_states and initial.h == NULL:
-        h_0, C_0 = parameters + d.at_states, parameters + d.at_states + R
-    elif initial.h == NULL:
+    if initial.C == NULL and C_0 == NULL:
         memset(cell.C, 0, batch.size * H * sizeof(real))
     for b in range(batch.size):
-        h, hx = <real *> cell.h + b * cell.ld_h, <real *> cell.hx + b * cell.ld
+        h, row = <real *> cell.h + b * cell.ld_h, n * initial.rows + state_row(batch, b)
         if initial.h != NULL:
-            row = n * initial.rows + state_row(batch, b)
-            h_0, C_0 = <const real *> initial.h + row * R, <const real *> initial.C + row * H
-        if h_0 == NULL:
-            memset(h, 0, R * sizeof(real))
-        else:
+            h_0 = <const real *> initial.h + row * R
+        if initial.C != NULL:
+            C_0 = <const real *> initial.C + row * H
+        if h_0 != NULL:
             memcpy(h, h_0, R * sizeof(real))
+        else:
+            memset(h, 0, R * sizeof(real))
+        if C_0 != NULL:
             copy_states(cell, 0, b, <real *> C_0, True, parameters)
         if cell.h_mask != NULL:
             draw(cell, &d.drop_h, b, -cell.masks.since, counter)
@@ -504,12 +504,14 @@ cdef int layers_forward(
 
     x        (I) of every sequence and step
     initial  given states
-    H        out: the top layer's outputs, (F) or side by side (D R), instead of its own place for them, if there is data
+    H        out: the top layer's outputs, (F) or side by side (D R), not in its own place for them, if there is data
     last     out: every cell's last states, if they are wanted; h_T has the last h anyway
     """
     cdef Rows inputs = x[0], outputs
     cdef Py_ssize_t layer, n
     cdef Direction *d
+    s.learned_h = s.cells[0].at_states >= 0 and initial.h == NULL
+    s.learned_C = s.cells[0].at_states >= 0 and initial.C == NULL
     for layer in range(s.layers):
         outputs.data = NULL
         if layer == s.layers - 1 and H.data != NULL:
@@ -557,28 +559,28 @@ cdef void begin_gradients(
     cdef Py_ssize_t offset = 0 if s.sums else n % s.directions * R
     cdef real *dh = <real *> w.dh
     cdef real *dC = <real *> w.dC
-    if dlast.h == NULL:
-        memset(dh, 0, batch.size * R * sizeof(real))
-        memset(dC, 0, batch.size * H * sizeof(real))
-    else:
-        for b in range(batch.size):
-            row = n * dlast.rows + state_row(batch, b)
+    memset(dh, 0, batch.size * R * sizeof(real))
+    memset(dC, 0, batch.size * H * sizeof(real))
+    for b in range(batch.size):
+        row = n * dlast.rows + state_row(batch, b)
+        if dlast.h != NULL:
             memcpy(dh + b * R, <const real *> dlast.h + row * R, R * sizeof(real))
+        if dlast.C != NULL:
             memcpy(dC + b * H, <const real *> dlast.C + row * H, H * sizeof(real))
-    if dfinal != NULL and n >= s.count - s.directions:
-        for b in range(batch.size):
+        if dfinal != NULL and n >= s.count - s.directions:
             for j in range(R):
                 dh[b * R + j] += dfinal[b * s.features + offset + j]
 
 
 cdef int end_gradients(
-    Call *call, Layers *s, Py_ssize_t n, const Batch *batch, const States *dinitial, bint learns, real *gradient,
+    Call *call, Layers *s, Py_ssize_t n, const Batch *batch, const States *dinitial, real *gradient,
 ) except -1 nogil:
     """The gradients of the initial states, given or learned."""
     cdef Direction *d = &s.cells[n]
     cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, row
     cdef real *dh = <real *> d.w.dh
     cdef real *dC = <real *> d.w.dC
+    cdef real *learned = gradient + d.at_states
     if dinitial.h != NULL:
         for b in range(batch.size):
             row = n * dinitial.rows + state_row(batch, b)
@@ -586,11 +588,12 @@ cdef int end_gradients(
             memcpy(<real *> dinitial.C + row * H, dC + b * H, H * sizeof(real))
     if d.at_states < 0:
         return 0
-    if not learns:
-        memset(gradient + d.at_states, 0, (R + H) * sizeof(real))
-        return 0
-    column_sums(call, s.table, batch.size, R, <const real *> dh, R, False, gradient + d.at_states)
-    return column_sums(call, s.table, batch.size, H, <const real *> dC, H, False, gradient + d.at_states + R)
+    memset(learned, 0, (R + H) * sizeof(real))
+    if s.learned_h:
+        column_sums(call, s.table, batch.size, R, <const real *> dh, R, False, learned)
+    if s.learned_C:
+        column_sums(call, s.table, batch.size, H, <const real *> dC, H, False, learned + R)
+    return 0
 
 
 cdef int run_windows_backward(Call *call, Layers *s, Direction *d, const real *tag) except -1 nogil:
@@ -610,12 +613,11 @@ cdef int run_windows_backward(Call *call, Layers *s, Direction *d, const real *t
 
 
 cdef int layers_backward(
-    Call *call, Layers *s, const real *parameters, const Batch *batch, bint states_given, const Rows *dH,
+    Call *call, Layers *s, const real *parameters, const Batch *batch, const Rows *dH,
     const real *dfinal, const States *dlast, const States *dinitial, const Rows *dX, real *gradient,
 ) except -1 nogil:
     """Backpropagate through all layers, after layers_forward of the same batch and pack_layers.
 
-    states_given  whether the forward pass was given initial states
     dH        dL/d outputs of the top layer; data NULL: none
     dfinal    (B, F) dL/d what the head sees of the last h, or NULL
     dlast     dL/d last states; NULL: none
@@ -627,7 +629,6 @@ cdef int layers_backward(
     cdef Py_ssize_t layer = s.layers, n, k
     cdef Direction *d
     cdef InputDropout dropped
-    cdef bint learns = s.learns_states and not states_given
     while layer > 0:
         layer -= 1
         dinputs = dX[0]
@@ -639,7 +640,7 @@ cdef int layers_backward(
             d = &s.cells[n]
             d.w.dH, d.w.dH_backwards = half(s, &doutputs, n, parameters), k == 1
             d.w.dX, d.w.dX_adds = dinputs, k == 1
-            d.w.want_dh0 = dinitial.h != NULL or learns
+            d.w.want_dh0 = dinitial.h != NULL or s.learned_h or s.learned_C
             d.w.dW = gradient + d.at_W
             d.w.db = gradient + d.at_b if d.at_b >= 0 else NULL
             d.w.dterms = gradient + d.at_terms if d.at_terms >= 0 else NULL
@@ -649,7 +650,7 @@ cdef int layers_backward(
             run_windows_backward(call, s, d, parameters)
             if d.drop_W.threshold > 0:
                 drop_weights(call, d, batch, gradient + d.at_W, gradient + d.at_W)
-            end_gradients(call, s, n, batch, dinitial, learns, gradient)
+            end_gradients(call, s, n, batch, dinitial, gradient)
         d = &s.cells[layer * s.directions]
         if layer > 0 and d.f.cell.drop_x.threshold > 0:
             dropped.s, dropped.batch, dropped.cell, dropped.rows = s, batch, &d.f.cell, s.dmerged[layer - 1]
@@ -692,7 +693,9 @@ cdef States states_of(const real[:, :, ::1] h, const real[:, :, ::1] C):
     cdef States states
     states.h, states.C, states.rows = NULL, NULL, 0
     if h is not None:
-        states.h, states.C, states.rows = <void *> &h[0, 0, 0], <void *> &C[0, 0, 0], h.shape[1]
+        states.h, states.rows = <void *> &h[0, 0, 0], h.shape[1]
+    if C is not None:
+        states.C, states.rows = <void *> &C[0, 0, 0], C.shape[1]
     return states
 
 
@@ -714,7 +717,7 @@ def forward(
     batch        a `network.Batch`
     parameters   the flat vector
     X (n, I), H (n, F)  the rows of all sequences; H out
-    h0 (cells, N, R), C0 (cells, N, H)  or None; h_T, C_T likewise, out
+    h0 (cells, N, R), C0 (cells, N, H)  each may be None; h_T, C_T, out
     """
     cdef Layers *s = &stack.at
     cdef Batch b
@@ -734,7 +737,7 @@ def forward(
 
 
 def backward(
-    Stack stack, int threads, batch, const real[::1] parameters, bint states_given, const real[:, ::1] dH,
+    Stack stack, int threads, batch, const real[::1] parameters, const real[:, ::1] dH,
     const real[:, :, ::1] dh_T, const real[:, :, ::1] dC_T, real[:, :, ::1] dh0, real[:, :, ::1] dC0,
     real[:, ::1] dX, real[::1] gradient,
 ):
@@ -752,7 +755,7 @@ def backward(
         try:
             pack_layers(&call, s, &parameters[0], &b, True, True)
             layers_backward(
-                &call, s, &parameters[0], &b, states_given, &doutputs, <const real *> NULL, &dlast, &dinitial,
+                &call, s, &parameters[0], &b, &doutputs, <const real *> NULL, &dlast, &dinitial,
                 &dinputs, &gradient[0],
             )
         finally:
