@@ -29,7 +29,7 @@ LAYERS = [
     {"forecasting", "verification", "config"},
     {"training"},
     {"network"},
-    {"plan", "persistence", "layers"},
+    {"layers", "plan", "persistence"},
     {"losses", "optimizers", "workspace", "parameters", "sequences", "activations", "data", "tables"},
     {"threads", "options"},
     {"checks", "_version"},

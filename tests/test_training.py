@@ -626,6 +626,18 @@ def test_checkpoints_keep_the_bits(name, target, dtype):
             assert np.array_equal(again[1], gradient)
 
 
+@pytest.mark.parametrize("name", ["plain", "deep", "projection"])
+def test_checkpoints_within_chunks_keep_the_bits(name):
+    X, Y, lengths = ragged("steps")
+    results = []
+    for k in (None, 1, 2, 3):
+        model = pair(learn_initial_state=True, **OPTIONS[name])[0]
+        how = {"target": "steps", "lengths": lengths, "tbptt": 4, "batch_size": 3, "epochs": 2, "seed": 1}
+        history = train(model, X, Y, checkpoint_every=k, **how, **QUIET)
+        results.append((model.parameters.tobytes(), history.loss))
+    assert all(result == results[0] for result in results)
+
+
 @pytest.mark.parametrize("target", ["last", "steps"])
 def test_a_memory_budget_keeps_the_bits(target):
     rng = np.random.default_rng(0)
