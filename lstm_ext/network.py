@@ -320,7 +320,13 @@ class LSTM(_Layers):
     Attributes
     ----------
     lstm_cell : LSTMCell
-        The weights by name; its vector is this layer's. Only without options, where `named_parameters` has them.
+        The weights by name; its vector is this layer's. Only of one layer without options: `named_parameters` has the
+        weights of any.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1, dtype or init is unknown, or an option is not as for `Options`.
     """
 
     def __init__(
@@ -402,9 +408,9 @@ class LSTM(_Layers):
         Returns
         -------
         H : ndarray (N, T, F)
-            Every step's output; zeros past a sequence's end.
+            Every step's output, with `go_backwards` in the order of the run; zeros past a sequence's end.
         state : tuple of ndarray
-            h and C after each sequence's last step (a reverse direction's: its first), in the shapes of h0 and C0.
+            The h and C after each sequence's last step (a reverse direction's: its first), in the shapes of h0 and C0.
         tape : Tape
             With ``return_tape=True`` only.
 
@@ -543,10 +549,15 @@ class LSTMNetwork(_Layers):
     Attributes
     ----------
     lstm_cell : LSTMCell
-        The cell's weights by name. Only without options, where `named_parameters` has them.
+        The cell's weights by name. Only of one layer without options: `named_parameters` has the weights of any.
     W_y : ndarray (output_dim, width of the top layer's outputs)
         A writable view of `parameters`, as are all weights.
     b_y : ndarray (output_dim, 1)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1, dtype or init is unknown, or an option is not as for `Options`.
     """
 
     W_y, b_y = _Weight(), _Weight()
@@ -645,7 +656,7 @@ class LSTMNetwork(_Layers):
         write_model(path, self._architecture, self._parameters, scaler, details)
 
     def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
-        """Run over one sequence from the zero state.
+        """Run over one sequence from the zero states, or the learned ones.
 
         Parameters
         ----------
@@ -696,8 +707,9 @@ class LSTMNetwork(_Layers):
         -------
         ndarray (N, output_dim) or (N, T, output_dim)
             The outputs. For ``"steps"``, those past a sequence's end are zeros, and those of masked steps repeat what
-            their direction gave before; for a list of sequences of different lengths, a list of arrays
-            (T_n, output_dim). Without a head, output_dim is the width of the top layer's outputs.
+            their direction gave before; they are in the order of the run, with `go_backwards` from the end. For a list
+            of sequences of different lengths, a list of arrays (T_n, output_dim). Without a head, output_dim is the
+            width of the top layer's outputs.
 
         Raises
         ------
@@ -770,7 +782,8 @@ class LSTMNetwork(_Layers):
         loss, target, lengths, mask : optional
             As for `train`.
         dropout_seed : int, optional
-            Of what is dropped, below 2**64; None: nothing is, as in `predict`.
+            Of what is dropped, below 2**64; None: nothing is, as in `predict`. The masks are those of the first update
+            of a `train` with this seed.
         checkpoint_every, memory_budget, num_threads : optional
             As for `train`.
 

@@ -26,9 +26,9 @@ def parameter_layout(
     Parameters
     ----------
     input_dim, hidden_dim : int
-        The sizes of a cell or a layer.
+        The widths of x_t and C_t.
     output_dim : int, optional
-        The head's size; without it, the layout of a cell or a layer.
+        The width of y_t; without it, the layout of the layers alone.
     **options
         As for `Options`.
 
@@ -41,6 +41,11 @@ def parameter_layout(
         W_r (R, H); h_0 (R, 1), C_0 (H, 1), in this order; coupled gates have none of f, and G = 3. Cells come layer by
         layer, the forward one first; the names of layer l > 0 end in ``_l{l}``, those of the reverse direction in
         ``_reverse``. At the end W_y (O, F), b_y (O, 1), with O = output_dim and F the width of a layer's outputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1, or an option is not as for `Options`.
     """
     return layout(as_architecture(input_dim, hidden_dim, output_dim, options))
 

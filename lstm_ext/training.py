@@ -97,8 +97,8 @@ def train(
         anything, or a list of arrays (T_n, output_dim). For the cross-entropy integer classes (N,), or (N, T). Without
         a head, output_dim is the width of the top layer's outputs.
     target : {"last", "steps", "mean", "max"}
-        What the outputs are of: the last states; every live step; the mean or the largest value of each of the top
-        layer's outputs over the live steps.
+        What the outputs are of: the top layer's last h; its output at every live step, with `go_backwards` in the order
+        of the run; the mean, or the largest value, of each of its outputs over the live steps.
     loss : {"mse", "cross_entropy"}, or a callable
         A callable is as `lstm_ext.losses.Loss` describes.
     optimizer : {"adam", "sgd"}, or an object
@@ -120,7 +120,8 @@ def train(
     shuffle : bool
         Whether to draw a new order of the sequences for each epoch.
     seed : int, optional
-        Of the shuffling and of what is dropped; if the network drops anything, below 2**64.
+        Of the shuffling and of what is dropped; if the network drops anything, below 2**64. To continue a training,
+        pass another one: every call begins with the same order and masks.
     verbose : bool
         Show a progress bar where there is a terminal and tqdm is installed.
     callbacks : iterable of callable

@@ -1,9 +1,11 @@
-"""Docstrings: numpydoc's validation of everything public, and every example runs."""
+"""Docstrings: numpydoc's validation of everything public, and every example runs; those of the documents do too."""
 
 import doctest
 import importlib
 import inspect
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +79,16 @@ def test_there_are_examples():
     finder = doctest.DocTestFinder()
     found = [test for module in MODULES for test in finder.find(importlib.import_module(f"lstm_ext.{module}"))]
     assert sum(len(test.examples) for test in found) > 5
+
+
+def test_the_guide_prints_what_its_comments_say(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    guide = Path(__file__).parents[1] / "docs" / "layers.md"
+    if not guide.exists():
+        pytest.skip("the guide is in the source tree alone")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in re.findall("```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL):
+        exec(code, names)
+        expected = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+        assert capsys.readouterr().out.splitlines() == expected, code
