@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 from lstm_ext import _kernels
 from lstm_ext.checks import Array
 from lstm_ext.network import LSTM, LSTMNetwork
+from lstm_ext.options import OptionArguments
 
 if TYPE_CHECKING:
     from lstm_ext import reference
@@ -26,6 +27,20 @@ _SHAPES = (
     (1, 300, 3, 5, 2),
     (300, 2, 2, 5, 3),
 )
+# Every option at least once, over sequences of different lengths and with masks of dropout.
+_OPTIONS: tuple[OptionArguments, ...] = (
+    {"num_layers": 3, "dropout": 0.3},
+    {"num_layers": 2, "bidirectional": "concat", "learn_initial_state": True},
+    {"bidirectional": "sum", "use_bias": False},
+    {"go_backwards": True, "proj_size": 3},
+    {"peephole": True, "cell_clip": 0.5},
+    {"layer_norm": True},
+    {"coupled_gates": True, "recurrent_dropout": 0.3},
+    {"zoneout": (0.2, 0.3), "weight_dropout": 0.3},
+    {"gate_activation": "hard_sigmoid", "cell_activation": "relu"},
+    {"cell_activation": "identity"},
+)
+_OPTION_SHAPE = (7, 6, 3, 13)
 _TOLERANCE = {
     "float32": {"forward": 5e-6, "gradients": 2e-5},
     "float64": {"forward": 1e-12, "gradients": 1e-12},
@@ -47,7 +62,7 @@ class Verification(NamedTuple):
 
 
 def verify() -> list[Verification]:
-    """Run compiled passes against the oracle: every instruction set of this machine, both dtypes, odd shapes.
+    """Run compiled passes against the oracle: every instruction set, both dtypes, odd shapes, every option.
 
     Prints one line for each instruction set and dtype, with the largest difference over outputs, states and losses, and
     over gradients (parameters, dX, dh0, dC0), relative to the oracle's norm.
@@ -148,11 +163,18 @@ def relative_difference(ours: Array, oracle: Array) -> float:
 def _verify_one(isa: str, dtype: str) -> Verification:
     worst = {"forward": np.float64(0), "gradients": np.float64(0)}
     rng = np.random.default_rng(0)
-    for shape in _SHAPES:
-        for kind, ours, oracle in (*_layer_pairs(rng, dtype, *shape[:4]), *_network_pairs(rng, dtype, *shape)):
-            worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # a NaN stays
+    for kind, ours, oracle in _pairs(rng, dtype):
+        worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # a NaN stays
     agrees = all(worst[kind] <= limit for kind, limit in _TOLERANCE[dtype].items())
     return Verification(isa, dtype, float(worst["forward"]), float(worst["gradients"]), agrees)
+
+
+def _pairs(rng: np.random.Generator, dtype: str) -> Iterator[tuple[str, Array, Array]]:
+    for shape in _SHAPES:
+        yield from _layer_pairs(rng, dtype, *shape[:4])
+        yield from _network_pairs(rng, dtype, *shape)
+    for options in _OPTIONS:
+        yield from _layer_pairs(rng, dtype, *_OPTION_SHAPE, ragged=True, **options)
 
 
 def _layer_pairs(
@@ -162,16 +184,28 @@ def _layer_pairs(
     T: int,
     I: int,
     H: int,
+    *,
+    ragged: bool = False,
+    **options: Unpack[OptionArguments],
 ) -> Iterator[tuple[str, Array, Array]]:
     from lstm_ext import reference
 
-    ours, oracle = LSTM(I, H, dtype=dtype, seed=1), reference.LSTM(I, H, dtype="float64", seed=1)
+    ours, oracle = LSTM(I, H, dtype=dtype, seed=1, **options), reference.LSTM(I, H, dtype="float64", **options)
     oracle.parameters = ours.parameters
+    architecture = ours.architecture
+    cells, R = len(architecture.cells), architecture.state_dim
+    states = [(N, R), (N, H)] if cells == 1 else [(cells, N, R), (cells, N, H)]
     X, h0, C0, dH, dh_T, dC_T = (
-        rng.standard_normal(shape).astype(dtype) for shape in ((N, T, I), *[(N, H)] * 2, (N, T, H), *[(N, H)] * 2)
+        rng.standard_normal(shape).astype(dtype)
+        for shape in ((N, T, I), *states, (N, T, architecture.features), *states)
     )
-    H_ours, state_ours, tape = ours.forward(X, h0, C0, return_tape=True)
-    H_oracle, state_oracle, oracle_tape = oracle.forward(X, h0, C0, return_tape=True)
+    arguments: dict[str, Any] = {"return_tape": True}
+    if ragged:
+        arguments |= {"lengths": T - np.arange(N) % T, "dropout_seed": 3}
+    if not architecture.options.learn_initial_state:
+        arguments |= {"h0": h0, "C0": C0}
+    H_ours, state_ours, tape = ours.forward(X, **arguments)
+    H_oracle, state_oracle, oracle_tape = oracle.forward(X, **arguments)
     for pair in zip((H_ours, *state_ours), (H_oracle, *state_oracle), strict=True):
         yield "forward", *pair
     for pair in zip(ours.backward(tape, dH, dh_T, dC_T), oracle.backward(oracle_tape, dH, dh_T, dC_T), strict=True):
