@@ -25,6 +25,8 @@ FLAGS = [
 ]
 if sys.platform == "win32":
     FLAGS = [f"/clang:{flag}" for flag in FLAGS]
+# Cython writes this module, with what typed memoryviews need: every other one would have it again.
+MEMORYVIEWS = "_memoryviews"
 LIMITED_API = os.environ.get("LSTM_EXT_LIMITED_API") == "1"
 
 
@@ -41,10 +43,10 @@ class BuildExt(build_ext):
         super().build_extensions()
 
 
-def extension(name: str, c_sources: list[Path]) -> Extension:
+def extension(name: str, sources: list[Path]) -> Extension:
     return Extension(
         f"lstm_ext.{name}",
-        [str(path) for path in [SOURCE / f"{name}.pyx", *c_sources]],
+        [str(path) for path in sources],
         include_dirs=[str(SOURCE)],
         depends=[str(path) for path in sorted(SOURCE.glob("*.h"))],
         extra_compile_args=FLAGS,
@@ -53,18 +55,24 @@ def extension(name: str, c_sources: list[Path]) -> Extension:
     )
 
 
+def cython(name: str, *c_sources: Path) -> Extension:
+    return extension(name, [SOURCE / f"{name}.pyx", *c_sources])
+
+
 setup(
     ext_modules=cythonize(
         [
-            extension("_kernels", [RUNTIME, SOURCE / "dispatch.c", *sorted(SOURCE.glob("kernels_*.c"))]),
-            extension("_threads", [RUNTIME, SOURCE / "team.c"]),
-            extension("_products", [RUNTIME]),
-            extension("_passes", []),
-            extension("_stack", []),
-            extension("_heads", []),
-            extension("_inference", []),
-            extension("_epoch", []),
+            cython("_kernels", RUNTIME, SOURCE / "dispatch.c", *sorted(SOURCE.glob("kernels_*.c"))),
+            cython("_threads", RUNTIME, SOURCE / "team.c"),
+            cython("_products", RUNTIME),
+            cython("_passes"),
+            cython("_stack"),
+            cython("_heads"),
+            cython("_inference"),
+            cython("_epoch"),
+            extension(MEMORYVIEWS, [SOURCE / f"{MEMORYVIEWS}.c"]),
         ],
+        shared_utility_qualified_name=f"lstm_ext.{MEMORYVIEWS}",
         include_path=["src"],
         build_dir="build/cython",
         compiler_directives={

@@ -27,19 +27,6 @@ _SHAPES = (
     (1, 300, 3, 5, 2),
     (300, 2, 2, 5, 3),
 )
-# Every option at least once, over sequences of different lengths and with masks of dropout.
-_OPTIONS: tuple[OptionArguments, ...] = (
-    {"num_layers": 3, "dropout": 0.3},
-    {"num_layers": 2, "bidirectional": "concat", "learn_initial_state": True},
-    {"bidirectional": "sum", "use_bias": False},
-    {"go_backwards": True, "proj_size": 3},
-    {"peephole": True, "cell_clip": 0.5},
-    {"layer_norm": True},
-    {"coupled_gates": True, "recurrent_dropout": 0.3},
-    {"zoneout": (0.2, 0.3), "weight_dropout": 0.3},
-    {"gate_activation": "hard_sigmoid", "cell_activation": "relu"},
-    {"cell_activation": "identity"},
-)
 _OPTION_SHAPE = (7, 6, 3, 13)
 _TOLERANCE = {
     "float32": {"forward": 5e-6, "gradients": 2e-5},
@@ -173,8 +160,24 @@ def _pairs(rng: np.random.Generator, dtype: str) -> Iterator[tuple[str, Array, A
     for shape in _SHAPES:
         yield from _layer_pairs(rng, dtype, *shape[:4])
         yield from _network_pairs(rng, dtype, *shape)
-    for options in _OPTIONS:
+    for options in _option_sets():
         yield from _layer_pairs(rng, dtype, *_OPTION_SHAPE, ragged=True, **options)
+
+
+def _option_sets() -> tuple[OptionArguments, ...]:
+    """Return every option at least once."""
+    return (
+        {"num_layers": 3, "dropout": 0.3},
+        {"num_layers": 2, "bidirectional": "concat", "learn_initial_state": True},
+        {"bidirectional": "sum", "use_bias": False},
+        {"go_backwards": True, "proj_size": 3},
+        {"peephole": True, "cell_clip": 0.5},
+        {"layer_norm": True},
+        {"coupled_gates": True, "recurrent_dropout": 0.3},
+        {"zoneout": (0.2, 0.3), "weight_dropout": 0.3},
+        {"gate_activation": "hard_sigmoid", "cell_activation": "relu"},
+        {"cell_activation": "identity"},
+    )
 
 
 def _layer_pairs(

@@ -20,7 +20,7 @@ PACKAGE = Path(lstm_ext.__file__).parent
 CITATION = Path(__file__).parent.parent / "CITATION.cff"
 MODULES = {path.stem: [path] for path in PACKAGE.glob("*.py")}
 MODULES["reference"] = sorted((PACKAGE / "reference").glob("*.py"))
-COMPILED = {"_kernels", "_threads", "_products", "_passes", "_stack", "_heads", "_inference", "_epoch"}
+COMPILED = {"_memoryviews", "_kernels", "_threads", "_products", "_passes", "_stack", "_heads", "_inference", "_epoch"}
 # Imports go down this list. `reference`, the oracle, stands beside it (a test of its own).
 LAYERS = [
     {"__main__"},
