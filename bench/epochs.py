@@ -52,7 +52,7 @@ def measure(job: Job) -> tuple[list[float], list[float]]:
     sizes = job.input_dim, job.hidden_dim, job.output_dim
     network, other = (lstm_ext.LSTMNetwork(*sizes, seed=0) for _ in range(2))
     settings = {"target": "last", "loss": MSE(), "optimizer": lstm_ext.Adam(), "batch_size": job.batch}
-    plan = Plan(other.parameters, sizes, X, Y, num_threads=1, **settings)
+    plan = Plan(other.parameters, other.architecture, X, Y, num_threads=1, **settings)
     plan.order = rng.permutation(job.sequences)
     every_phase = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
     whole, steps = [], []
