@@ -4,7 +4,8 @@
 
 A row alternates between what it measures and what that is measured against, on one thread, in bursts of some
 milliseconds; a ratio is formed from two neighbours, and shown is the median with its quartiles. "Arithmetic" is the
-same ratio of the needed multiply-adds, activations left out, and "over it" one divided by the other.
+same ratio of the needed multiply-adds, and "over it" one divided by the other; both also with the activations, which
+neither a projection nor coupled gates have fewer of.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lstm_ext.plan import Plan
 
 BURST = 0.005  # seconds, at least
 SIZES = ((50, 32, 8, 32), (100, 64, 32, 128))  # T, B, I, H
+ACTIVATIONS = 160  # multiply-adds that those of a unit and step, and their derivatives, take as long as
 EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 CHECKPOINTS, CHECKPOINT_EVERY = (2000, 8, 8, 64), 45
 LONG = """
@@ -109,8 +111,8 @@ def training_step(size: tuple[int, ...], input_dim: int | None = None, **options
     return step(plan_of(data(T, B, input_dim or I), H, **options))
 
 
-def operations(size: tuple[int, ...], **options: Any) -> float:
-    """Return the multiply-adds that a training step needs for each sequence and step, without activations and head."""
+def operations(size: tuple[int, ...], **options: Any) -> Any:
+    """Return the multiply-adds that a training step needs for each sequence and step, without and with activations."""
     _, _, I, H = size
     of = Architecture(I, H, 1, lstm_ext.options.Options(**options))
     total, GH, R = 0, of.gates * H, of.state_dim
@@ -120,10 +122,10 @@ def operations(size: tuple[int, ...], **options: Any) -> float:
         total += 3 * R * H if R < H else 0
         total += 3 * (GH - H) if of.options.peephole else 0
         total += 3 * (2 * GH + H) if of.options.layer_norm else 0  # gains
-    return total
+    return np.array([total, total + len(of.cells) * H * ACTIVATIONS])
 
 
-def compare(label: str, size: tuple[int, ...], ours: Call, plain: Call, arithmetic: float, seconds: float) -> list[str]:
+def compare(label: str, size: tuple[int, ...], ours: Call, plain: Call, arithmetic: Any, seconds: float) -> list[str]:
     """Return the cells of a row about what plain layers are the measure of."""
     times = alternate(ours, plain, seconds)
     ratios = np.divide(*times)
@@ -132,8 +134,7 @@ def compare(label: str, size: tuple[int, ...], ours: Call, plain: Call, arithmet
         sizes_of(size),
         *(report.duration(quartiles(values)[1]) for values in times),
         report.spread(quartiles(ratios)),
-        f"{arithmetic:.2f}",
-        report.spread(quartiles(ratios / arithmetic)),
+        *(cell for of in arithmetic for cell in (f"{of:.2f}", report.spread(quartiles(ratios / of)))),
     ]
 
 
@@ -160,7 +161,7 @@ def option_rows(size: tuple[int, ...], seconds: float) -> list[list[str]]:
         arithmetic = operations(size, **options) / operations(size)
         rows.append(compare(label, size, training_step(size, **options), plain, arithmetic, seconds))
     dropped = training_step(size, num_layers=2, dropout=0.2)
-    rows.append(compare("dropout=0.2, 2 layers", size, dropped, stacked, 1, seconds))
+    rows.append(compare("dropout=0.2, 2 layers", size, dropped, stacked, (1, 1), seconds))
     return rows
 
 
@@ -288,6 +289,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each pair of a table")
     seconds = parser.parse_args().seconds
     head = ["", "(T,B,I,H)", "with it", "plain", "ratio", "arithmetic", "over it"]
+    head += ["with activations", "over both"]
     show("A training step with an option", head, [row for size in SIZES for row in option_rows(size, seconds)])
     head[2:4] = "a training step", "of plain layers"
     show("Layers and directions", head, [row for size in SIZES for row in layer_rows(size, seconds)])
