@@ -473,6 +473,12 @@ cdef void gates_backward(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, cons
             option_row_backward(w, t, b, tag)
 
 
+cdef inline void products(Py_ssize_t n, const real *x, const real *y, real *to) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(n):
+        to[j] = x[j] * y[j]
+
+
 cdef void option_row_backward(const Backward *w, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
     """From dL/dm to dz, dC, and what the row adds to the gradients of peepholes, gains and shift."""
     cdef const Cell *cell = &w.cell
@@ -492,21 +498,18 @@ cdef void option_row_backward(const Backward *w, Py_ssize_t t, Py_ssize_t b, con
         <const real *> (w.dm if w.dm != NULL else w.dh) + b * H, <real *> w.dC + b * H, dz, c, dn,
     )
     if cell.options.peepholes != NULL:  # p_i and p_f see C_{t-1}, p_o the new c
-        for j in range((G - 2) * H):
-            terms[j] = dz[j] * C_prev[j % H]
-        for j in range(H):
-            terms[(G - 2) * H + j] = dz[(G - 1) * H + j] * c[j]
+        for j in range(G - 2):
+            products(H, dz + j * H, C_prev, terms + j * H)
+        products(H, dz + (G - 1) * H, c, terms + (G - 2) * H)
         terms += (G - 1) * H
     if cell.norm_x == NULL:
         return
     norm_x, norm_h = <const real *> cell.norm_x + row * GH, <const real *> cell.norm_h + row * GH
-    for j in range(GH):
-        terms[j] = dz[j] * norm_x[j]
-        terms[GH + j] = dz[j] * norm_h[j]
+    products(GH, dz, norm_x, terms)
+    products(GH, dz, norm_h, terms + GH)
     terms += 2 * GH
     normalize(cell.table, H, c, terms)
-    for j in range(H):
-        terms[j] *= dn[j]
+    products(H, terms, dn, terms)
     normalize_backward(
         cell.table, GH, norm_x, cell.deviations[2 * row], <const real *> w.gain_x, dz,
         <real *> w.dz_x + (w.row + b) * w.ld_dz,

@@ -12,10 +12,11 @@ Design
 Notation as in _passes.pyx, and F features, the width of a layer's outputs.
 """
 cimport cython
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+
+import numpy as np
 
 from lstm_ext._kernels cimport TILE_VECTORS, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
@@ -27,7 +28,12 @@ from lstm_ext._products cimport (
 )
 from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
 
+from lstm_ext.checks import check_allocatable
 from lstm_ext.workspace import aligned_empty
+
+cdef enum:
+    LINE = 64  # bytes of a cache line
+    MOST_ARRAYS = 64  # of a cell: sizes are checked for their sum not to overflow
 
 cdef enum:  # kinds of masks
     INPUT_DROPOUT = 0
@@ -84,7 +90,6 @@ cdef class Stack:
     ):
         cdef Layers *s = &self.at
         options = architecture.options
-        self.arrays, self.bytes, self.measures = [], 0, measure
         s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
         s.count = s.layers * s.directions
         s.input_dim, s.hidden_dim, s.state_dim = architecture.input_dim, architecture.hidden_dim, architecture.state_dim
@@ -98,18 +103,30 @@ cdef class Stack:
         s.dmerged = <void **> calloc(s.layers, sizeof(void *))
         if s.cells == NULL or s.merged == NULL or s.dmerged == NULL:
             raise MemoryError()
+        check_allocatable("a work array", MOST_ARRAYS, s.count, steps + 1, batch, s.gates * s.hidden_dim + s.features)
+        self.lay_out(options, dtype, want_dX, want_outputs)
+        if not measure:
+            self.memory = aligned_empty((self.bytes,), np.dtype(np.uint8))
+            self.arena = &self.memory[0]
+            self.lay_out(options, dtype, want_dX, want_outputs)
+
+    cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1:
+        """Lay out all arrays in the arena; without one, find what they take."""
+        cdef Layers *s = &self.at
         cdef Py_ssize_t at = 0, n
+        cdef bint all_slots = s.keeps and s.window == s.steps
+        self.bytes = 0
         for n in range(s.count):
             at = self.place(&s.cells[n], n, at, options)
-            self.allocate(&s.cells[n], n, dtype, options, draws, want_dX)
+            self.allocate(&s.cells[n], n, dtype, options, want_dX)
         s.parameter_count = at
-        cdef bint all_slots = keep and s.window == steps
         for n in range(s.layers):
             top = n == s.layers - 1
             if (not top or want_outputs) and (s.directions == 2 or not all_slots):
-                s.merged[n] = self.array(steps * batch * s.features, dtype)
-            if keep and (not top or want_outputs):
-                s.dmerged[n] = self.array(steps * batch * s.features, dtype)
+                s.merged[n] = self.array(s.steps * s.batch * s.features, dtype)
+            if s.keeps and (not top or want_outputs):
+                s.dmerged[n] = self.array(s.steps * s.batch * s.features, dtype)
+        return 0
 
     def __dealloc__(self):
         free(self.at.cells)
@@ -143,7 +160,7 @@ cdef class Stack:
             at += R + H
         return at
 
-    cdef int allocate(self, Direction *d, Py_ssize_t n, dtype, options, bint draws, bint want_dX) except -1:
+    cdef int allocate(self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX) except -1:
         """Set what is the same for every batch, and lay out a cell's arrays."""
         cdef Layers *s = &self.at
         cdef Cell *cell = &d.f.cell
@@ -154,13 +171,13 @@ cdef class Stack:
         d.fused = not (
             options.peephole or options.layer_norm or options.coupled_gates or options.cell_clip is not None or R < H
             or options.gate_activation != "sigmoid" or options.cell_activation != "tanh" or max(options.zoneout) > 0
-            or (draws and options.recurrent_dropout > 0)
+            or (s.draws and options.recurrent_dropout > 0)
         )
         d.options.gates, d.options.hard = s.gates, options.gate_activation == "hard_sigmoid"
         d.options.activation = ACTIVATIONS[options.cell_activation]
         d.options.clip = float("inf") if options.cell_clip is None else options.cell_clip
         cdef Py_ssize_t shared_cell = layer * s.directions
-        if draws:
+        if s.draws:
             cell.drop_x = make_drop(options.dropout if layer > 0 else 0, shared_cell, INPUT_DROPOUT)
             d.drop_h = make_drop(options.recurrent_dropout, n, RECURRENT_DROPOUT)
             d.drop_W = make_drop(options.weight_dropout, n, WEIGHT_DROPOUT)
@@ -193,7 +210,7 @@ cdef class Stack:
         if options.layer_norm:
             cell.norm_x, cell.norm_h = self.array(rows * GH, dtype), self.array(rows * GH, dtype)
             cell.deviations = <double *> self.array(2 * rows * 8 // itemsize, dtype)
-        if draws and max(options.zoneout) > 0:
+        if s.draws and max(options.zoneout) > 0:
             d.zone = self.array(rows * (R + H), dtype)
         d.h_T = self.array(B * R, dtype)
         if windows > 1:
@@ -250,16 +267,9 @@ cdef class Stack:
 
     cdef void *array(self, Py_ssize_t size, dtype) except NULL:
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
-        cdef Py_buffer view
-        size += TILE_VECTORS * 64 // <Py_ssize_t> dtype.itemsize
-        self.bytes += size * <Py_ssize_t> dtype.itemsize
-        if self.measures:
-            return <void *> self
-        array = aligned_empty((size,), dtype)
-        self.arrays.append(array)
-        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
-        PyBuffer_Release(&view)
-        return view.buf
+        cdef Py_ssize_t at = self.bytes
+        self.bytes += (tiles(size * <Py_ssize_t> dtype.itemsize, LINE) + TILE_VECTORS) * LINE
+        return self.arena + at if self.arena != NULL else <void *> self
 
 
 cdef struct WeightDropout:

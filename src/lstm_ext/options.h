@@ -249,6 +249,9 @@ INLINE void NAME(cell_step_backward_units)(const cell_options *options, ptrdiff_
                                            const real *gates, const real *peepholes, const real *C_prev,
                                            const real *zone, const real *dm, real *dC, real *dz, real *c)
 {
+    for (int g = 0; g < options->gates; g++) /* of a later row */
+        __builtin_prefetch(gates + (ROWS_AHEAD * options->gates + g) * hidden_dim);
+    __builtin_prefetch(C_prev + ROWS_AHEAD * hidden_dim);
     const int hard = options->hard, coupled = options->gates == 3, zoned = zone || options->zoneout != 0;
     const ptrdiff_t at_o = (options->gates - 1) * hidden_dim, at_g = at_o - hidden_dim;
     const vec i = NAME(load_n)(gates, units), g = NAME(load_n)(gates + at_g, units);
