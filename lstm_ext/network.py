@@ -410,7 +410,8 @@ class LSTM(_Layers):
         H : ndarray (N, T, F)
             Every step's output, with `go_backwards` in the order of the run; zeros past a sequence's end.
         state : tuple of ndarray
-            The h and C after each sequence's last step (a reverse direction's: its first), in the shapes of h0 and C0.
+            The last h and C, in the shapes of h0 and C0: after each sequence's last step, or where a direction is
+            reverse after its first.
         tape : Tape
             With ``return_tape=True`` only.
 

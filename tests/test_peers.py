@@ -10,7 +10,7 @@ import lstm_ext
 from lstm_ext import reference
 
 MODULES = {"compiled": lstm_ext, "reference": reference}
-I, H = 3, 5
+I, H, O = 3, 5, 2
 LENGTHS = [2, 6, 1, 4]  # in no order; N of them, T = 6
 
 
@@ -56,22 +56,30 @@ def from_torch(layer, value):
     return ours
 
 
+def torch_options(layer):
+    """Return the options of our layer that make a torch.nn.LSTM."""
+    return {
+        "num_layers": layer.num_layers,
+        "bidirectional": "concat" if layer.bidirectional else None,
+        "proj_size": layer.proj_size or None,
+        "use_bias": layer.bias,
+    }
+
+
+def torch_weights(layer):
+    """Return the weights of a torch.nn.LSTM by our names."""
+    weights = from_torch(layer, lambda parameter: parameter.detach().numpy().copy())
+    return {name: w.sum(axis=0)[:, np.newaxis] if name.startswith("b_") else w for name, w in weights.items()}
+
+
 def our_layer(module, layer):
     """Return a layer with the weights of a torch.nn.LSTM."""
-    ours = module.LSTM(
-        layer.input_size,
-        layer.hidden_size,
-        dtype="float64",
-        num_layers=layer.num_layers,
-        bidirectional="concat" if layer.bidirectional else None,
-        proj_size=layer.proj_size or None,
-        use_bias=layer.bias,
-    )
+    ours = module.LSTM(layer.input_size, layer.hidden_size, dtype="float64", **torch_options(layer))
     named = ours.named_parameters()
-    weights = from_torch(layer, lambda parameter: parameter.detach().numpy())
+    weights = torch_weights(layer)
     assert weights.keys() == named.keys()
     for name, weight in weights.items():
-        named[name][...] = weight.sum(axis=0)[:, np.newaxis] if name.startswith("b_") else weight
+        named[name][...] = weight
     return ours
 
 
@@ -117,19 +125,87 @@ def test_torch_layer(module, num_layers, bidirectional, proj_size, ragged, state
     assert_close(gradients.dX, X.grad.numpy(), "dX")
     for state, gradient in zip(given, (gradients.dh0, gradients.dC0), strict=False):
         assert_close(gradient, our_shape(state.grad.numpy()), "initial state")
-    layout = module.parameter_layout(
-        I,
-        H,
-        num_layers=num_layers,
-        bidirectional="concat" if bidirectional else None,
-        proj_size=proj_size or None,
-        use_bias=bias,
-    )
+    layout = module.parameter_layout(I, H, **torch_options(theirs))
     expected = from_torch(theirs, lambda parameter: parameter.grad.numpy())
     for name, (offset, (rows, columns)) in layout.items():
         gradient = gradients.parameters[offset : offset + rows * columns].reshape(rows, columns)
         for part in expected[name] if name.startswith("b_") else [expected[name]]:
             assert_close(gradient, part.reshape(rows, columns), name)
+
+
+OPTIMIZERS = {  # ours and PyTorch's
+    "sgd": (lambda: lstm_ext.SGD(0.05, momentum=0.9), ("SGD", {"lr": 0.05, "momentum": 0.9})),
+    "adam": (lambda: lstm_ext.Adam(0.01), ("Adam", {"lr": 0.01})),
+}
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_training_follows_torch(num_layers, bidirectional, proj_size, ragged, optimizer):
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    target = "steps" if ragged != bidirectional else "last"
+    torch.manual_seed(9)
+    layer = torch.nn.LSTM(I, H, num_layers, True, True, 0.0, bidirectional, proj_size, dtype=torch.float64)
+    head = torch.nn.Linear((1 + bidirectional) * (proj_size or H), O, dtype=torch.float64)
+    for name, parameter in layer.named_parameters():
+        if name.startswith("bias_hh"):  # two biases would take twice the steps of one
+            parameter.requires_grad_(False).zero_()
+    ours = lstm_ext.LSTMNetwork(I, H, O, dtype="float64", **torch_options(layer))
+
+    def weights():
+        own = {"W_y": head.weight.detach().numpy().copy(), "b_y": head.bias.detach().numpy()[:, np.newaxis].copy()}
+        return torch_weights(layer) | own
+
+    for name, weight in weights().items():
+        ours.named_parameters()[name][...] = weight
+
+    rng = np.random.default_rng(10)
+    lengths = np.array([4, 6, 1, 3, 5, 2, 6]) if ragged else np.full(7, 6)  # batches of 4 and 3
+    N, T = len(lengths), 6
+    X, Y = rng.standard_normal((N, T, I)), rng.standard_normal((N, T, O))
+    live = torch.tensor(np.arange(T) < lengths[:, np.newaxis])
+    name, settings = OPTIMIZERS[optimizer][1]
+    trained = [parameter for parameter in (*layer.parameters(), *head.parameters()) if parameter.requires_grad]
+    theirs = getattr(torch.optim, name)(trained, **settings)
+    losses = []
+    for _ in range(50):  # a hundred updates
+        for rows in (slice(0, 4), slice(4, 7)):
+            x, y, at = torch.tensor(X[rows]), torch.tensor(Y[rows]), live[rows]
+            packed = pack_padded_sequence(x, lengths[rows], batch_first=True, enforce_sorted=False)
+            outputs, (h_T, _) = layer(packed)
+            if target == "steps":
+                outputs = head(pad_packed_sequence(outputs, batch_first=True, total_length=T)[0])
+                loss = ((outputs - y)[at] ** 2).mean()
+            else:
+                last = torch.cat(list(h_T[-1 - bidirectional :]), dim=1)
+                loss = ((head(last) - y[:, 0]) ** 2).mean()
+            theirs.zero_grad()
+            loss.backward()
+            theirs.step()
+            losses.append(float(loss.detach()))
+
+    history = lstm_ext.train(
+        ours,
+        X,
+        Y if target == "steps" else Y[:, 0],
+        target=target,
+        optimizer=OPTIMIZERS[optimizer][0](),
+        batch_size=4,
+        epochs=50,
+        lengths=lengths if ragged else None,
+        shuffle=False,
+    )
+    size = lengths if target == "steps" else np.ones(N)
+    expected = np.reshape(losses, (50, 2)) @ [size[:4].sum(), size[4:].sum()] / size.sum()
+    assert_close(np.array(history.loss), expected, "losses", 1e-10)
+    for name, weight in weights().items():
+        assert_close(ours.named_parameters()[name], weight, name, 1e-10)
+    assert expected[-1] < 0.9 * expected[0]
 
 
 # --- ONNX ---
