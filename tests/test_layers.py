@@ -257,6 +257,18 @@ def test_a_tape_can_be_used_again():
             assert ours.tobytes() == theirs.tobytes()
 
 
+def test_threads_keep_to_their_part_of_the_scratch():
+    """Where products of both dh and dX go through it, and are not of one width."""
+    layer = LSTM(48, 16, seed=0, recurrent_dropout=0.3)
+    rng = np.random.default_rng(0)
+    X, dH = rng.standard_normal((64, 60, 48)), rng.standard_normal((64, 60, 16))
+    *_, tape = layer.forward(X, lengths=rng.integers(59, 61, 64), dropout_seed=3, return_tape=True)
+    alone = layer.backward(tape, dH, num_threads=1)
+    for _ in range(40):
+        for ours, theirs in zip(layer.backward(tape, dH, num_threads=2), alone, strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+
+
 def test_masks_of_dropout_are_those_of_their_seed():
     layer = LSTM(3, 13, seed=0, num_layers=2, dropout=0.5)
     X = np.ones((4, 5, 3), "f")
