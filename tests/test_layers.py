@@ -257,6 +257,16 @@ def test_a_tape_can_be_used_again():
             assert ours.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize("names", ALONE + SEVERAL, ids=names_of)
+def test_a_tape_keeps_the_weights_as_they_were(names):
+    case = Case(names, 7, "float32")
+    expected = case.run(case.layer)
+    *_, tape = case.layer.forward(case.X, *case.states, **case.arguments, return_tape=True)
+    case.layer.parameters *= -2
+    for name, ours in case.layer.backward(tape, case.dH, *case.dlast)._asdict().items():
+        assert ours.tobytes() == expected[name].tobytes()
+
+
 def test_threads_keep_to_their_part_of_the_scratch():
     """Where products of both dh and dX go through it, and are not of one width."""
     layer = LSTM(48, 16, seed=0, recurrent_dropout=0.3)
