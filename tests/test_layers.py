@@ -257,6 +257,18 @@ def test_a_tape_can_be_used_again():
             assert ours.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_tape_with_windows_can_be_used_again(monkeypatch, window):
+    case = Case((), 7, "float32")
+    expected = case.run(case.layer)
+    make = _stack.Stack
+    monkeypatch.setattr(layers._stack, "Stack", lambda *a, **k: make(*a, **k, window=window))
+    *_, tape = case.layer.forward(case.X, *case.states, **case.arguments, return_tape=True)
+    for _ in range(2):
+        for name, ours in case.layer.backward(tape, case.dH, *case.dlast)._asdict().items():
+            assert ours.tobytes() == expected[name].tobytes()
+
+
 @pytest.mark.parametrize("names", ALONE + SEVERAL, ids=names_of)
 def test_a_tape_keeps_the_weights_as_they_were(names):
     case = Case(names, 7, "float32")

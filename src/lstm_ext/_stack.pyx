@@ -609,7 +609,7 @@ cdef int run_windows_backward(Call *call, Layers *s, Direction *d, const real *t
     d.f.H.data = NULL
     while origin >= 0:
         if origin != cell.origin:
-            cell.origin, cell.stop = origin, origin + window
+            cell.origin, cell.stop = origin, min(origin + window, cell.steps)
             move_states(d, 0, origin // window, False, tag)
             run_forward(call, &d.f, tag)
         d.w.cell = cell[0]
