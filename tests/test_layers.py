@@ -257,6 +257,40 @@ def test_a_tape_can_be_used_again():
             assert ours.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_tape_with_windows_can_be_used_again(monkeypatch, window):
+    case = Case((), 7, "float32")
+    expected = case.run(case.layer)
+    make = _stack.Stack
+    monkeypatch.setattr(layers._stack, "Stack", lambda *a, **k: make(*a, **k, window=window))
+    *_, tape = case.layer.forward(case.X, *case.states, **case.arguments, return_tape=True)
+    for _ in range(2):
+        for name, ours in case.layer.backward(tape, case.dH, *case.dlast)._asdict().items():
+            assert ours.tobytes() == expected[name].tobytes()
+
+
+@pytest.mark.parametrize("names", ALONE + SEVERAL, ids=names_of)
+def test_a_tape_keeps_the_weights_as_they_were(names):
+    case = Case(names, 7, "float32")
+    expected = case.run(case.layer)
+    *_, tape = case.layer.forward(case.X, *case.states, **case.arguments, return_tape=True)
+    case.layer.parameters *= -2
+    for name, ours in case.layer.backward(tape, case.dH, *case.dlast)._asdict().items():
+        assert ours.tobytes() == expected[name].tobytes()
+
+
+def test_threads_keep_to_their_part_of_the_scratch():
+    """Where products of both dh and dX go through it, and are not of one width."""
+    layer = LSTM(48, 16, seed=0, recurrent_dropout=0.3)
+    rng = np.random.default_rng(0)
+    X, dH = rng.standard_normal((64, 60, 48)), rng.standard_normal((64, 60, 16))
+    *_, tape = layer.forward(X, lengths=rng.integers(59, 61, 64), dropout_seed=3, return_tape=True)
+    alone = layer.backward(tape, dH, num_threads=1)
+    for _ in range(40):
+        for ours, theirs in zip(layer.backward(tape, dH, num_threads=2), alone, strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+
+
 def test_masks_of_dropout_are_those_of_their_seed():
     layer = LSTM(3, 13, seed=0, num_layers=2, dropout=0.5)
     X = np.ones((4, 5, 3), "f")

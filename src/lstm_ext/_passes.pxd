@@ -100,7 +100,9 @@ cdef struct Backward:
     void *sums  # scratch of weight_gradient
     void *dW  # (G H, R + I), out
     void *db  # (G H), out, or NULL
-    void *product  # scratch (>= B, max(R, I)) where products cannot go where they belong, see `is_uniform`
+    # scratch (>= B, max(R, I)) where products cannot go where they belong, see `is_uniform`: those of rows from b on
+    # begin at row b
+    void *product
     # *
     const void *gain_x
     const void *gain_h

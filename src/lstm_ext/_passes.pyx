@@ -580,7 +580,7 @@ cdef int state_backward(
             for j in range(R):
                 dh[row * R + j] = dh[row * R + j] + given[j] if w.direct != NULL else given[j]
     if cell.h_mask != NULL:
-        to = <real *> w.product + b * R
+        to = <real *> w.product + b * max(R, cell.input_dim)
     multiply(
         call, cell.table, rows, R, cell.gates * cell.hidden_dim,
         <const real *> (w.dz_h if w.dz_h != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,
@@ -608,7 +608,7 @@ cdef int input_backward(
     if uniform:
         to, ld = row_at(&w.dX, b, time_of(cell, b, t, cell.x_backwards), tag), w.dX.apart * w.dX.width
     else:
-        to = <real *> w.product + b * input_dim
+        to = <real *> w.product + b * max(cell.state_dim, input_dim)
     multiply(
         call, cell.table, rows, input_dim, cell.gates * cell.hidden_dim,
         <const real *> (w.dz_x if w.dz_x != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,

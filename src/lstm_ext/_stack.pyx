@@ -376,19 +376,9 @@ cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogi
     return batch.lengths[b] if batch.lengths != NULL else batch.steps
 
 
-cdef void prepare(
-    Layers *s, Direction *d, const real *parameters, const Batch *batch, const Rows *x,
-) noexcept nogil:
-    """Set what a batch changes."""
-    cdef Cell *cell = &d.f.cell
+cdef void set_vectors(const Layers *s, Direction *d, const real *parameters) noexcept nogil:
+    """Set where the weights are that are not packed: a pass reads those of its own vector."""
     cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H
-    cdef const real *tag = parameters
-    cell.batch, cell.steps, cell.lengths, cell.live = batch.size, batch.steps, batch.lengths, batch.live
-    cell.masks, cell.x = batch.masks, x[0]
-    cell.h_mask, cell.zone = d.h_mask, d.zone
-    cell.by_lanes = 0
-    if d.fused and batch.lengths == NULL and cell.drop_x.threshold == 0:
-        cell.by_lanes = lanes_rows(s.table, batch.size, cell.input_dim, H, s.keeps, tag)
     d.f.bias = parameters + d.at_b if d.at_b >= 0 else NULL
     if d.at_terms >= 0:
         d.options.peepholes = parameters + d.at_terms if d.at_terms != d.at_gains else NULL
@@ -396,6 +386,22 @@ cdef void prepare(
         d.f.gain_x, d.f.gain_h = parameters + d.at_gains, parameters + d.at_gains + GH
         d.options.gain_C = parameters + d.at_gains + 2 * GH
         d.options.shift_C = parameters + d.at_gains + 2 * GH + H
+
+
+cdef void prepare(
+    Layers *s, Direction *d, const real *parameters, const Batch *batch, const Rows *x,
+) noexcept nogil:
+    """Set what a batch changes."""
+    cdef Cell *cell = &d.f.cell
+    cdef Py_ssize_t H = s.hidden_dim
+    cdef const real *tag = parameters
+    cell.batch, cell.steps, cell.lengths, cell.live = batch.size, batch.steps, batch.lengths, batch.live
+    cell.masks, cell.x = batch.masks, x[0]
+    cell.h_mask, cell.zone = d.h_mask, d.zone
+    cell.by_lanes = 0
+    if d.fused and batch.lengths == NULL and cell.drop_x.threshold == 0:
+        cell.by_lanes = lanes_rows(s.table, batch.size, cell.input_dim, H, s.keeps, tag)
+    set_vectors(s, d, parameters)
 
 
 cdef void begin_states(
@@ -613,7 +619,7 @@ cdef int run_windows_backward(Call *call, Layers *s, Direction *d, const real *t
     d.f.H.data = NULL
     while origin >= 0:
         if origin != cell.origin:
-            cell.origin, cell.stop = origin, origin + window
+            cell.origin, cell.stop = origin, min(origin + window, cell.steps)
             move_states(d, 0, origin // window, False, tag)
             run_forward(call, &d.f, tag)
         d.w.cell = cell[0]
@@ -655,6 +661,7 @@ cdef int layers_backward(
             d.w.db = gradient + d.at_b if d.at_b >= 0 else NULL
             d.w.dterms = gradient + d.at_terms if d.at_terms >= 0 else NULL
             d.w.dW_r = gradient + d.at_W_r if d.at_W_r >= 0 else NULL
+            set_vectors(s, d, parameters)
             d.w.gain_x, d.w.gain_h = d.f.gain_x, d.f.gain_h
             begin_gradients(s, n, batch, dfinal, dlast, parameters)
             run_windows_backward(call, s, d, parameters)
