@@ -147,11 +147,13 @@ def forward(
         want_dX=keep,
         draws=dropout_seed is not None,
     )
+    if keep:
+        parameters = parameters.copy()  # the stack points into them
     for batch in batches(sequences, most, dropout_seed):
         _stack.forward(stack, threads, batch, parameters, sequences.rows, *initial, H, h, C)
     tape = None
     if keep:
-        tape = Tape(architecture, parameters.copy(), sequences, stack, batch, initial[0] is not None)
+        tape = Tape(architecture, parameters, sequences, stack, batch, initial[0] is not None)
     return Outputs(H, h, C, tape)
 
 
