@@ -76,7 +76,7 @@ class Plan:
     checkpoint_every : int, optional
         How many steps' activations are kept at a time; all by default.
     memory_budget : int, optional
-        How many bytes the stack's arrays may take; not together with `checkpoint_every`.
+        How many bytes the arrays of the stack and the head may take; not together with `checkpoint_every`.
     num_threads : int, optional
         The most threads to use.
     """
@@ -130,13 +130,15 @@ class Plan:
             "draws": self.dropout_seed is not None,
         }
         sizes = (self.isa, architecture, dtype, steps, self.batch_size)
+        self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
         window = min(checkpoint_every or 0, steps)
         if memory_budget is not None:
             window = _window(
-                memory_budget, steps, lambda window: Stack(*sizes, **common, window=window, measure=True).bytes
+                memory_budget,
+                steps,
+                lambda window: self.head.bytes + Stack(*sizes, **common, window=window, measure=True).bytes,
             )
         self.stack = Stack(*sizes, **common, window=window)
-        self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
         carried = self.batch_size if tbptt is not None else 0

@@ -655,6 +655,14 @@ def test_a_memory_budget_keeps_the_bits(target):
         assert np.array_equal(found[1], gradient)
 
 
+def test_a_memory_budget_is_for_the_outputs_as_well():
+    X, Y = np.ones((2, 300, 3)), np.ones((2, 300, 50))
+    model = LSTMNetwork(3, 4, 50, seed=0)
+    outputs = 2 * Y.size * 4  # and their gradient
+    with pytest.raises(ValueError, match=f"memory_budget is {outputs} bytes; expected at least"):
+        model.gradient(X, Y, target="steps", memory_budget=outputs)
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_ragged_training_has_the_same_bits_for_any_number_of_threads(name):
     rng = np.random.default_rng(0)
