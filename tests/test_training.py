@@ -846,6 +846,19 @@ def test_history_and_validation():
     assert train(model, X, Y, epochs=1, **QUIET).validation_loss == []
 
 
+@pytest.mark.parametrize("target", HEADS)
+def test_validation_data_may_be_padded(target):
+    X, Y, lengths = ragged(target)
+    losses = []
+    for validation in ({"lengths": lengths}, {"mask": np.arange(X.shape[1]) < lengths[:, None]}):
+        model = network(3, 13, 2)
+        how = {"target": target, "lengths": lengths, "epochs": 2, "validation_data": {"X": X, "Y": Y, **validation}}
+        losses.append(train(model, X, Y, **how, **QUIET).validation_loss)
+    expected = model.gradient(X, Y, target=target, lengths=lengths)[0]
+    assert relative_error(losses[0][-1:], [expected]) <= 1e-12
+    assert losses[0] == losses[1]
+
+
 def test_validation_changes_nothing():
     X, Y = data(17, 5, 3, 2)
     models = network(3, 13, 2), network(3, 13, 2)
@@ -1244,6 +1257,19 @@ BAD_TRAINING = {
     "callback": ((X, Y), {"callbacks": [print, 5]}, TypeError, r"callbacks\[1\] is 5"),
     "validation": ((X, Y), {"validation_data": X}, TypeError, "validation_data is not a pair"),
     "validation 5": ((X, Y), {"validation_data": 5}, TypeError, "validation_data is not a pair"),
+    "validation keys": ((X, Y), {"validation_data": {"X": X}}, ValueError, "validation_data has the keys"),
+    "validation key": (
+        (X, Y),
+        {"validation_data": {"X": X, "Y": Y, "length": [1] * 5}},
+        ValueError,
+        r"validation_data has the keys \['X', 'Y', 'length'\]; expected 'X', 'Y', and maybe",
+    ),
+    "validation lengths": (
+        (X, Y),
+        {"validation_data": {"X": X, "Y": Y, "lengths": [1, 1]}},
+        ValueError,
+        r"validation_data: lengths has shape \(2,\)",
+    ),
     "validation X": (
         (X, Y),
         {"validation_data": (X[..., :1], Y)},
