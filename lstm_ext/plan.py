@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from lstm_ext import _epoch, _kernels, losses, optimizers
 from lstm_ext._heads import Head
 from lstm_ext._stack import Stack
-from lstm_ext.checks import Array, Data, as_array, as_choice, as_labels, as_shape, as_size, check_length
+from lstm_ext.checks import Array, Data, Index, as_array, as_choice, as_labels, as_shape, as_size, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
@@ -22,7 +22,6 @@ from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 
 TARGETS = ("last", "steps", "mean", "max")
-Index: TypeAlias = NDArray[np.intp]
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
 _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 
