@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from lstm_ext import _kernels
 
 Array: TypeAlias = NDArray[Any]
+Index: TypeAlias = NDArray[np.intp]
 Data: TypeAlias = ArrayLike | Sequence[ArrayLike]
 """One array, or a list of arrays of different lengths."""
 

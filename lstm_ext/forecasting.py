@@ -28,6 +28,7 @@ from lstm_ext.checks import Array, as_number, as_size, make_generator
 from lstm_ext.data import SequenceScaler
 from lstm_ext.network import LSTMNetwork, load_model
 from lstm_ext.optimizers import Adam
+from lstm_ext.options import Architecture
 from lstm_ext.persistence import ModelFileError
 from lstm_ext.tables import Floats, Series, Source, TimeAxis, bridge_gaps, find_series
 from lstm_ext.training import Callback, History, train
@@ -426,8 +427,9 @@ class Forecaster:
             made._axis = TimeAxis(**own["axis"]).checked()
             made.trained_before = {name: str(own["trained_before"][name]) for name in made._scalers}
             features = {len(scaler.to_dict()["mean"]) for scaler in made._scalers.values()}
-            if model.network.sizes != made._sizes() or features != {model.network.input_dim}:
-                raise ValueError(f"a network of sizes {model.network.sizes} does not fit its settings")
+            architecture = model.network.architecture
+            if architecture != Architecture(*made._sizes()) or features != {architecture.input_dim}:
+                raise ValueError(f"a network with {architecture} does not fit its settings")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path} has damaged metadata: {error}") from None
         made.network = model.network

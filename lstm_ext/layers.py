@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lstm_ext import _kernels, _stack
-from lstm_ext.checks import Array
+from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences
 
-_INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
-
-Index = NDArray[np.intp]
+INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
 States: TypeAlias = tuple[Array | None, Array | None]
 """h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
@@ -136,7 +133,7 @@ def forward(
     width = architecture.features if sequences.live is None else architecture.directions * architecture.state_dim
     H = np.empty((len(sequences.rows), width), dtype)
     h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
-    most = N if keep else min(N, _INFERENCE_ROWS)
+    most = N if keep else min(N, INFERENCE_ROWS)
     stack = _stack.Stack(
         _kernels.current(),
         architecture,
@@ -147,11 +144,13 @@ def forward(
         want_dX=keep,
         draws=dropout_seed is not None,
     )
+    if keep:
+        parameters = parameters.copy()  # the stack points into them
     for batch in batches(sequences, most, dropout_seed):
         _stack.forward(stack, threads, batch, parameters, sequences.rows, *initial, H, h, C)
     tape = None
     if keep:
-        tape = Tape(architecture, parameters.copy(), sequences, stack, batch, initial[0] is not None)
+        tape = Tape(architecture, parameters, sequences, stack, batch, initial[0] is not None)
     return Outputs(H, h, C, tape)
 
 

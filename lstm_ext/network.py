@@ -32,7 +32,7 @@ from lstm_ext.checks import (
     check_shape,
 )
 from lstm_ext.data import SequenceScaler
-from lstm_ext.layers import Carried, Tape, top_states
+from lstm_ext.layers import INFERENCE_ROWS, Carried, Tape, top_states
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture
 from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
@@ -43,8 +43,6 @@ from lstm_ext.threads import thread_count
 
 State = _inference.Streams
 """Where `LSTMNetwork.step` is in a batch of streams; `h` and `C` are copies of the states."""
-
-_INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
 
 class CellGradients(NamedTuple):
@@ -737,7 +735,7 @@ class LSTMNetwork(_Layers):
             target=target,
             loss=None,
             optimizer=None,
-            batch_size=_INFERENCE_ROWS,
+            batch_size=INFERENCE_ROWS,
             forward_only=True,
             num_threads=num_threads,
         )
@@ -746,7 +744,7 @@ class LSTMNetwork(_Layers):
 
     def _infer(self, X: Any, num_threads: int | None, *, every_step: bool) -> Any:
         isa, threads = _kernels.current(), thread_count(num_threads)
-        return _inference.infer(isa, threads, _INFERENCE_ROWS, self._sizes, self._parameters, X, every_step)
+        return _inference.infer(isa, threads, INFERENCE_ROWS, self._sizes, self._parameters, X, every_step)
 
     def _masked_outputs(self, X: Data, mask: ArrayLike | None, threads: int) -> Array:
         """Return the outputs of every step (N, T, output_dim), those of masked steps repeated."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from lstm_ext import _epoch, _kernels, losses, optimizers
 from lstm_ext._heads import Head
 from lstm_ext._stack import Stack
-from lstm_ext.checks import Array, Data, as_array, as_choice, as_labels, as_shape, as_size, check_length
+from lstm_ext.checks import Array, Data, Index, as_array, as_choice, as_labels, as_shape, as_size, check_length
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
@@ -21,7 +22,6 @@ from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 
 TARGETS = ("last", "steps", "mean", "max")
-Index: TypeAlias = NDArray[np.intp]
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
 _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 
@@ -75,7 +75,7 @@ class Plan:
     checkpoint_every : int, optional
         How many steps' activations are kept at a time; all by default.
     memory_budget : int, optional
-        How many bytes the stack's arrays may take; not together with `checkpoint_every`.
+        How many bytes the arrays of the stack and the head may take; not together with `checkpoint_every`.
     num_threads : int, optional
         The most threads to use.
     """
@@ -110,7 +110,8 @@ class Plan:
             self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask)
         N, longest = len(self.sequences), self.sequences.longest
         self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
-        self.tbptt, self.output_dim = tbptt, architecture.output_dim or architecture.features
+        self.tbptt = None if tbptt is None else min(tbptt, longest)
+        self.output_dim = architecture.output_dim or architecture.features
         self.loss, self.optimizer = loss, optimizer
         self.python_loss = None if loss is None or losses.is_compiled(loss) else cast(Loss, loss)
         self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
@@ -121,20 +122,22 @@ class Plan:
 
         self.isa, self.threads = _kernels.current(), thread_count(num_threads)
         self.dropout_seed = dropout_seed if draws_masks(options) else None
-        steps = min(longest, tbptt or longest)
+        steps = self.tbptt or longest
         common: dict[str, Any] = {
             "keep": not forward_only,
             "want_outputs": target != "last",
             "draws": self.dropout_seed is not None,
         }
         sizes = (self.isa, architecture, dtype, steps, self.batch_size)
-        window = checkpoint_every or 0
+        self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
+        window = min(checkpoint_every or 0, steps)
         if memory_budget is not None:
             window = _window(
-                memory_budget, steps, lambda window: Stack(*sizes, **common, window=window, measure=True).bytes
+                memory_budget,
+                steps,
+                lambda window: self.head.bytes + Stack(*sizes, **common, window=window, measure=True).bytes,
             )
         self.stack = Stack(*sizes, **common, window=window)
-        self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
         carried = self.batch_size if tbptt is not None else 0
@@ -411,7 +414,7 @@ def as_memory(checkpoint_every: Any, memory_budget: Any) -> Memory:
         raise ValueError(f"memory_budget is {memory_budget!r}; expected bytes, or a number and a unit, as '256MB'")
     number, prefix, binary = found.groups()
     unit = (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
-    return {"memory_budget": as_size("memory_budget", int(float(number) * unit))}
+    return {"memory_budget": as_size("memory_budget", int(min(float(number) * unit, sys.maxsize)))}
 
 
 def draws_masks(options: Options) -> bool:

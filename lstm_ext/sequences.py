@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -102,39 +101,34 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __iter__(self) -> Iterator[Array]:
-        """Iterate over the sequences, (T_n, input_dim) each."""
-        return (self.rows[a:b] for a, b in pairwise(self.offsets))
-
     def lengths(self) -> Array:
         """Return the number of live steps of each sequence."""
         return np.diff(self.offsets)
 
-    def scatter(self, rows: Array, fill: float = 0) -> Any:
+    def scatter(self, rows: Array) -> Any:
         """Return something for each row as X was given.
 
         Parameters
         ----------
         rows : ndarray (sum of the lengths, width)
             In the order of `rows`.
-        fill : float
-            What padding is filled with.
 
         Returns
         -------
         ndarray (N, T, width), or a list of arrays (T_n, width)
-            A list for a list of sequences of different lengths. Where nothing is filled in, views of `rows`.
+            Zeros where there is no row. A list for a list of sequences of different lengths. Views of `rows` where
+            nothing is filled in.
         """
         if self.is_list and not self.same_length:
             return np.split(rows, self.offsets[1:-1])
-        return self.pad(rows, fill)
+        return self.pad(rows)
 
-    def pad(self, rows: Array, fill: float = 0) -> Array:
+    def pad(self, rows: Array) -> Array:
         """Return something for each row as one array, for a list too; otherwise as `scatter`."""
         shape = (len(self), self.steps, *rows.shape[1:])
         if len(rows) == len(self) * self.steps:
             return rows.reshape(shape)
-        padded = np.full(shape, fill, rows.dtype)
+        padded = np.zeros(shape, rows.dtype)
         padded[self.places()] = rows
         return padded
 

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -72,7 +72,7 @@ def train(
     mask: ArrayLike | None = None,
     tbptt: int | None = None,
     clip_norm: float | None = None,
-    validation_data: tuple[Any, Any] | None = None,
+    validation_data: tuple[Any, Any] | Mapping[str, Any] | None = None,
     shuffle: bool = True,
     seed: int | None = None,
     verbose: bool = True,
@@ -115,8 +115,9 @@ def train(
         ends in a chunk, there is no update. For networks that run forwards, and "last" or "steps".
     clip_norm : float, optional
         Scale a gradient down to this norm where it is longer.
-    validation_data : tuple (X, Y), optional
-        The loss is computed on them after every epoch, X being an array without padding or a list.
+    validation_data : tuple (X, Y), or mapping, optional
+        The loss is computed on them after every epoch. A mapping has the keys ``"X"`` and ``"Y"``, and where they are
+        padded ``"lengths"`` or ``"mask"``.
     shuffle : bool
         Whether to draw a new order of the sequences for each epoch.
     seed : int, optional
@@ -308,13 +309,17 @@ def _sole_trainer(network: LSTMNetwork) -> Iterator[None]:
             del _in_training[id(network)]
 
 
-def _validation_plan(network: LSTMNetwork, data: tuple[Any, Any], common: dict[str, Any]) -> Plan:
+def _validation_plan(network: LSTMNetwork, data: Any, common: dict[str, Any]) -> Plan:
+    if not isinstance(data, Mapping):
+        try:
+            X, Y = data
+        except (TypeError, ValueError):
+            raise TypeError("validation_data is not a pair; expected (X, Y), or a mapping") from None
+        data = {"X": X, "Y": Y}
+    elif not {"X", "Y"} <= data.keys() <= {"X", "Y", "lengths", "mask"}:
+        raise ValueError(f"validation_data has the keys {list(data)}; expected 'X', 'Y', and maybe 'lengths' or 'mask'")
     try:
-        X, Y = data
-    except (TypeError, ValueError):
-        raise TypeError("validation_data is not a pair; expected (X, Y)") from None
-    try:
-        return Plan(network.parameters, network.architecture, X, Y, optimizer=None, forward_only=True, **common)
+        return Plan(network.parameters, network.architecture, optimizer=None, forward_only=True, **data, **common)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation_data: {error}") from None
 

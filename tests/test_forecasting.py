@@ -927,3 +927,13 @@ def test_damaged_settings_are_a_model_file_error(change, tmp_path):
     forecaster.network.save(tmp_path / "model", details={"forecaster": change(own)})
     with pytest.raises(ModelFileError, match="model has damaged metadata"):
         Forecaster.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": "sum"}, {"peephole": True}])
+def test_a_network_with_options_is_not_a_forecasters(options, tmp_path):
+    forecaster = make()
+    forecaster.fit(make_table())
+    forecaster.network = lstm_ext.LSTMNetwork(*forecaster.network.sizes, **options)
+    forecaster.save(tmp_path / "model")
+    with pytest.raises(ModelFileError, match=f"{next(iter(options))}=.* does not fit its settings"):
+        Forecaster.load(tmp_path / "model")

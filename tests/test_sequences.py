@@ -34,7 +34,6 @@ def assert_rows(sequences, expected):
     assert sequences.offsets.dtype == np.intp
     assert sequences.rows.flags.c_contiguous
     assert np.array_equal(sequences.rows, np.concatenate(expected))
-    assert all(np.array_equal(*pair) for pair in zip(sequences, expected, strict=True))
     assert [b - a for a, b in pairwise(sequences.offsets.tolist())] == lengths
 
 
@@ -102,33 +101,32 @@ def test_short_sequences_of_one_length():
 # --- back ---
 
 
-@pytest.mark.parametrize("fill", [0, -1.5])
 @pytest.mark.parametrize("given", [{"lengths": LENGTHS}, {"mask": MASK}], ids=["lengths", "mask"])
-def test_rows_go_back_to_their_places(given, fill):
+def test_rows_go_back_to_their_places(given):
     sequences = Sequences(padded(0, given.get("mask")), 2, F64, **given)
     Y = np.arange(3.0 * len(sequences.rows), dtype=np.float32).reshape(-1, 3) + 1
-    scattered = sequences.scatter(Y, fill)
+    scattered = sequences.scatter(Y)
     assert scattered.shape == (4, 5, 3)
     assert scattered.dtype == np.float32
     live = sequences.places()
     assert live.sum(axis=1).tolist() == sequences.lengths().tolist()
     assert np.array_equal(scattered[live], Y)
-    assert (scattered[~live] == fill).all()
+    assert (scattered[~live] == 0).all()
     if "mask" in given:
         assert np.array_equal(live, MASK)
-    X = padded(fill, live)
-    assert np.array_equal(sequences.scatter(Sequences(X, 2, F64, **given).rows, fill), X)
+    X = padded(0, live)
+    assert np.array_equal(sequences.scatter(Sequences(X, 2, F64, **given).rows), X)
 
 
 def test_rows_of_a_list_go_back_as_a_list():
     sequences = Sequences([np.ones((length, 2)) for length in LENGTHS], 2, F64)
-    Y = np.arange(33.0).reshape(11, 3)
+    Y = np.arange(33.0).reshape(11, 3) + 1
     back = sequences.scatter(Y)
     assert [y.shape for y in back] == [(length, 3) for length in LENGTHS]
     assert np.array_equal(np.concatenate(back), Y)
-    whole = sequences.pad(Y, fill=9)
+    whole = sequences.pad(Y)
     assert whole.shape == (4, 5, 3)
-    assert all(np.array_equal(w[: len(y)], y) and (w[len(y) :] == 9).all() for w, y in zip(whole, back, strict=True))
+    assert all(np.array_equal(w[: len(y)], y) and (w[len(y) :] == 0).all() for w, y in zip(whole, back, strict=True))
     equal = Sequences([np.ones((3, 2))] * 4, 2, F64)
     assert equal.scatter(np.ones((12, 3))).shape == (4, 3, 3)
 

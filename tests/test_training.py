@@ -599,12 +599,12 @@ def test_a_python_loss_sees_chunks(target, k, loss):
 def test_one_chunk_has_the_bits_of_none(name, target):
     X, Y, lengths = ragged(target)
     results = []
-    for k in (None, 6, 100):
+    for k in (None, 6, 100, 2**64):
         model = pair(**OPTIONS[name])[0]
         how = {"target": target, "lengths": lengths, "batch_size": 3, "epochs": 2, "seed": 1}
         history = train(model, X, Y, tbptt=k, **how, **QUIET)
         results.append((model.parameters.tobytes(), history.loss))
-    assert results[0] == results[1] == results[2]
+    assert all(result == results[0] for result in results)
 
 
 # --- memory, threads, order ---
@@ -620,7 +620,7 @@ def test_checkpoints_keep_the_bits(name, target, dtype):
         given = (X, Y) if "lengths" in how else padded(X, Y)
         how = {**how, "target": target, "dropout_seed": 3}
         value, gradient = model.gradient(*given, **how)
-        for k in (1, 2, 4, 6, 9):
+        for k in (1, 2, 4, 6, 9, 2**64):
             again = model.gradient(*given, checkpoint_every=k, **how)
             assert again[0] == value
             assert np.array_equal(again[1], gradient)
@@ -649,10 +649,18 @@ def test_a_memory_budget_keeps_the_bits(target):
     least = int(re.search(r"at least (\d+)", str(caught.value))[1])
     with pytest.raises(ValueError, match="memory_budget"):
         model.gradient(X, Y, target=target, memory_budget=least - 1)
-    for budget in (least, 2 * least, "10MB", "0.5GiB"):
+    for budget in (least, 2 * least, "10MB", "0.5GiB", "9" * 400 + "B"):
         found = model.gradient(X, Y, target=target, memory_budget=budget)
         assert found[0] == value
         assert np.array_equal(found[1], gradient)
+
+
+def test_a_memory_budget_is_for_the_outputs_as_well():
+    X, Y = np.ones((2, 300, 3)), np.ones((2, 300, 50))
+    model = LSTMNetwork(3, 4, 50, seed=0)
+    outputs = 2 * Y.size * 4  # and their gradient
+    with pytest.raises(ValueError, match=f"memory_budget is {outputs} bytes; expected at least"):
+        model.gradient(X, Y, target="steps", memory_budget=outputs)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -836,6 +844,19 @@ def test_history_and_validation():
     history = train(model, X[:10], C[:10], validation_data=(X[10:], C[10:]), **how, **QUIET)
     assert relative_error(history.validation_loss, recomputed) <= 1e-12
     assert train(model, X, Y, epochs=1, **QUIET).validation_loss == []
+
+
+@pytest.mark.parametrize("target", HEADS)
+def test_validation_data_may_be_padded(target):
+    X, Y, lengths = ragged(target)
+    losses = []
+    for validation in ({"lengths": lengths}, {"mask": np.arange(X.shape[1]) < lengths[:, None]}):
+        model = network(3, 13, 2)
+        how = {"target": target, "lengths": lengths, "epochs": 2, "validation_data": {"X": X, "Y": Y, **validation}}
+        losses.append(train(model, X, Y, **how, **QUIET).validation_loss)
+    expected = model.gradient(X, Y, target=target, lengths=lengths)[0]
+    assert relative_error(losses[0][-1:], [expected]) <= 1e-12
+    assert losses[0] == losses[1]
 
 
 def test_validation_changes_nothing():
@@ -1236,6 +1257,19 @@ BAD_TRAINING = {
     "callback": ((X, Y), {"callbacks": [print, 5]}, TypeError, r"callbacks\[1\] is 5"),
     "validation": ((X, Y), {"validation_data": X}, TypeError, "validation_data is not a pair"),
     "validation 5": ((X, Y), {"validation_data": 5}, TypeError, "validation_data is not a pair"),
+    "validation keys": ((X, Y), {"validation_data": {"X": X}}, ValueError, "validation_data has the keys"),
+    "validation key": (
+        (X, Y),
+        {"validation_data": {"X": X, "Y": Y, "length": [1] * 5}},
+        ValueError,
+        r"validation_data has the keys \['X', 'Y', 'length'\]; expected 'X', 'Y', and maybe",
+    ),
+    "validation lengths": (
+        (X, Y),
+        {"validation_data": {"X": X, "Y": Y, "lengths": [1, 1]}},
+        ValueError,
+        r"validation_data: lengths has shape \(2,\)",
+    ),
     "validation X": (
         (X, Y),
         {"validation_data": (X[..., :1], Y)},

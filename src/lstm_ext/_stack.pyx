@@ -697,7 +697,7 @@ cdef const Py_ssize_t *indices(array) except? NULL:
 
 
 cdef int read_batch(batch, Batch *to) except -1:
-    """Take the attributes of a `network.Batch`."""
+    """Take the attributes of a `layers.Batch`."""
     cdef uint64_t seed = batch.dropout_seed or 0
     philox_key(seed, 0, to.masks.key)
     to.size, to.steps = batch.size, batch.steps
@@ -731,7 +731,7 @@ def forward(
 ):
     """Pack the weights and run `layers_forward`.
 
-    batch        a `network.Batch`
+    batch        a `layers.Batch`
     parameters   the flat vector
     X (n, I), H (n, F)  the rows of all sequences; H out
     h0 (cells, N, R), C0 (cells, N, H)  each may be None; h_T, C_T, out
