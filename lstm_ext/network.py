@@ -500,7 +500,7 @@ class LSTM(_Layers):
             return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
         source = as_numbers("dH", dH)
         check_shape("dH", source.shape, shape)
-        return as_real("dH", source[sequences.places()], self.dtype), None
+        return as_real("dH", source[sequences.places], self.dtype), None
 
     def _initial_h(self, initial: layers.States, N: int) -> Array | None:
         """Return the top layer's initial h (D, N, R); None for zeros."""

@@ -206,7 +206,7 @@ class Plan:
         sequences = self.sequences
         if sequences.is_list or len(sequences.rows) == len(sequences) * sequences.steps:
             return None
-        places = sequences.places()
+        places = sequences.places
         return places[:, ::-1] if backwards and sequences.live is not None else places
 
     def _target_rows(

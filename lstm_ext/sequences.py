@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -129,11 +130,12 @@ class Sequences:
         if len(rows) == len(self) * self.steps:
             return rows.reshape(shape)
         padded = np.zeros(shape, rows.dtype)
-        padded[self.places()] = rows
+        padded[self.places] = rows
         return padded
 
+    @cached_property
     def places(self) -> NDArray[np.bool_]:
-        """Return which of the N x T steps are live."""
+        """Which of the N x T steps are live."""
         return _prefixes(self.lengths(), self.steps) if self.live is None else self.live
 
 

@@ -85,7 +85,7 @@ def test_nothing_is_copied_where_all_is_live(given):
     assert_rows(sequences, list(X))
     assert np.shares_memory(sequences.rows, X)
     assert sequences.live is None
-    assert sequences.places().all()
+    assert sequences.places.all()
     Y = np.arange(60.0).reshape(20, 3)
     assert np.shares_memory(sequences.scatter(Y), Y)
     assert sequences.scatter(Y).shape == (4, 5, 3)
@@ -108,7 +108,7 @@ def test_rows_go_back_to_their_places(given):
     scattered = sequences.scatter(Y)
     assert scattered.shape == (4, 5, 3)
     assert scattered.dtype == np.float32
-    live = sequences.places()
+    live = sequences.places
     assert live.sum(axis=1).tolist() == sequences.lengths().tolist()
     assert np.array_equal(scattered[live], Y)
     assert (scattered[~live] == 0).all()
