@@ -309,7 +309,7 @@ class Architecture:
 
 def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments) -> Architecture:
     """Return what the arguments of a constructor ask for; the errors are those of `Options` and `Architecture`."""
-    unknown = options.keys() - _CHECKS.keys()
+    unknown = set(options) - _CHECKS.keys()
     if unknown:
         raise TypeError(f"{min(unknown)} is not an option; expected some of {', '.join(_CHECKS)}")
     return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)))
