@@ -550,6 +550,11 @@ cdef void gates_backward_part(const Backward *w, Py_ssize_t index, const real *t
     gates_backward(w, cut(w.cell.batch, w.row_parts, index), cut(w.cell.batch, w.row_parts, index + 1), tag)
 
 
+cdef inline real *product_at(const Backward *w, Py_ssize_t b, const real *tag) noexcept nogil:
+    """Where a product of sequences from b on may be, whatever its width: threads work on others at the same time."""
+    return <real *> w.product + b * max(w.cell.state_dim, w.cell.input_dim)
+
+
 cdef int state_backward(
     Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
@@ -577,7 +582,7 @@ cdef int state_backward(
             for j in range(R):
                 dh[row * R + j] = dh[row * R + j] + given[j] if w.direct != NULL else given[j]
     if cell.h_mask != NULL:
-        to = <real *> w.product + b * R
+        to = product_at(w, b, tag)
     multiply(
         call, cell.table, rows, R, cell.gates * cell.hidden_dim,
         <const real *> (w.dz_h if w.dz_h != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,
@@ -605,7 +610,7 @@ cdef int input_backward(
     if uniform:
         to, ld = row_at(&w.dX, b, time_of(cell, b, t, cell.x_backwards), tag), w.dX.apart * w.dX.width
     else:
-        to = <real *> w.product + b * input_dim
+        to = product_at(w, b, tag)
     multiply(
         call, cell.table, rows, input_dim, cell.gates * cell.hidden_dim,
         <const real *> (w.dz_x if w.dz_x != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,
