@@ -150,6 +150,18 @@ def test_bits_are_those_of_any_number_of_threads(names):
                 assert ours.tobytes() == theirs.tobytes()
 
 
+def test_threads_have_their_own_rows_of_what_they_work_in():
+    """Products that wait for a mask, and others that wait to be put backwards: in one array, of different widths."""
+    rng = np.random.default_rng(0)
+    layer = LSTM(80, 8, seed=1, recurrent_dropout=0.3, go_backwards=True)
+    X, lengths = rng.standard_normal((64, 30, 80)), rng.integers(15, 31, 64)
+    H, _, tape = layer.forward(X, lengths=lengths, dropout_seed=1, return_tape=True)
+    expected = layer.backward(tape, np.ones_like(H), num_threads=1)
+    for _ in range(100):  # what they must not do depends on who is first
+        for ours, theirs in zip(layer.backward(tape, np.ones_like(H), num_threads=2), expected, strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+
+
 @pytest.mark.parametrize("names", [*ALONE, ("layers", "concat", "projection")], ids=names_of)
 def test_a_large_batch_of_a_large_layer_is_shared_step_by_step(names):
     """Weights too large for each thread to read them all, so that units and rows of one step are shared."""
