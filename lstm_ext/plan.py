@@ -110,7 +110,8 @@ class Plan:
             self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask)
         N, longest = len(self.sequences), self.sequences.longest
         self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
-        self.tbptt, self.output_dim = tbptt, architecture.output_dim or architecture.features
+        self.tbptt = None if tbptt is None else min(tbptt, longest)
+        self.output_dim = architecture.output_dim or architecture.features
         self.loss, self.optimizer = loss, optimizer
         self.python_loss = None if loss is None or losses.is_compiled(loss) else cast(Loss, loss)
         self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
@@ -121,14 +122,14 @@ class Plan:
 
         self.isa, self.threads = _kernels.current(), thread_count(num_threads)
         self.dropout_seed = dropout_seed if draws_masks(options) else None
-        steps = min(longest, tbptt or longest)
+        steps = self.tbptt or longest
         common: dict[str, Any] = {
             "keep": not forward_only,
             "want_outputs": target != "last",
             "draws": self.dropout_seed is not None,
         }
         sizes = (self.isa, architecture, dtype, steps, self.batch_size)
-        window = checkpoint_every or 0
+        window = min(checkpoint_every or 0, steps)
         if memory_budget is not None:
             window = _window(
                 memory_budget, steps, lambda window: Stack(*sizes, **common, window=window, measure=True).bytes
