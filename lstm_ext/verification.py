@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,8 @@ from numpy.typing import DTypeLike
 from lstm_ext import _kernels
 from lstm_ext.checks import Array
 from lstm_ext.network import LSTM, LSTMNetwork
+from lstm_ext.options import OptionArguments
+from lstm_ext.plan import TARGETS
 
 if TYPE_CHECKING:
     from lstm_ext import reference
@@ -26,6 +29,35 @@ _SHAPES = (
     (1, 300, 3, 5, 2),
     (300, 2, 2, 5, 3),
 )
+# Every option, in few networks; on a shape whose widths are not too small to be projected or normalised.
+_OPTIONS: tuple[OptionArguments, ...] = (
+    {
+        "num_layers": 2,
+        "bidirectional": "concat",
+        "proj_size": 7,
+        "peephole": True,
+        "learn_initial_state": True,
+        "dropout": 0.3,
+        "recurrent_dropout": 0.3,
+    },
+    {
+        "bidirectional": "sum",
+        "layer_norm": True,
+        "coupled_gates": True,
+        "use_bias": False,
+        "zoneout": (0.1, 0.2),
+        "weight_dropout": 0.3,
+    },
+    {
+        "num_layers": 2,
+        "go_backwards": True,
+        "cell_clip": 0.3,
+        "gate_activation": "hard_sigmoid",
+        "cell_activation": "relu",
+    },
+    {"cell_activation": "identity", "forget_bias": 0.0},
+)
+_OPTION_SHAPE = (13, 5, 17, 13, 2)
 _TOLERANCE = {
     "float32": {"forward": 5e-6, "gradients": 2e-5},
     "float64": {"forward": 1e-12, "gradients": 1e-12},
@@ -47,7 +79,7 @@ class Verification(NamedTuple):
 
 
 def verify() -> list[Verification]:
-    """Run compiled passes against the oracle: every instruction set of this machine, both dtypes, odd shapes.
+    """Run compiled passes against the oracle: every instruction set of this machine, both dtypes, odd shapes, options.
 
     Prints one line for each instruction set and dtype, with the largest difference over outputs, states and losses, and
     over gradients (parameters, dX, dh0, dC0), relative to the oracle's norm.
@@ -148,9 +180,14 @@ def relative_difference(ours: Array, oracle: Array) -> float:
 def _verify_one(isa: str, dtype: str) -> Verification:
     worst = {"forward": np.float64(0), "gradients": np.float64(0)}
     rng = np.random.default_rng(0)
-    for shape in _SHAPES:
-        for kind, ours, oracle in (*_layer_pairs(rng, dtype, *shape[:4]), *_network_pairs(rng, dtype, *shape)):
-            worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # a NaN stays
+    pairs = [
+        pairs
+        for shape in _SHAPES
+        for pairs in (_layer_pairs(rng, dtype, *shape[:4]), _network_pairs(rng, dtype, *shape))
+    ]
+    pairs += [_option_pairs(rng, dtype, *_OPTION_SHAPE, options) for options in _OPTIONS]
+    for kind, ours, oracle in itertools.chain.from_iterable(pairs):
+        worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # a NaN stays
     agrees = all(worst[kind] <= limit for kind, limit in _TOLERANCE[dtype].items())
     return Verification(isa, dtype, float(worst["forward"]), float(worst["gradients"]), agrees)
 
@@ -199,3 +236,28 @@ def _network_pairs(
             loss_oracle, gradient_oracle = oracle.gradient(X, targets, loss=loss, target=target)
             yield "forward", np.array(loss_ours), np.array(loss_oracle)
             yield "gradients", gradient_ours, gradient_oracle
+
+
+def _option_pairs(
+    rng: np.random.Generator,
+    dtype: str,
+    N: int,
+    T: int,
+    I: int,
+    H: int,
+    O: int,
+    options: OptionArguments,
+) -> Iterator[tuple[str, Array, Array]]:
+    """Yield pairs for sequences of different lengths, with everything dropped that is to be."""
+    ours = LSTMNetwork(I, H, O, dtype=dtype, seed=3, **options)
+    oracle = to_reference(ours)
+    X, lengths = rng.standard_normal((N, T, I)).astype(dtype), rng.integers(1, T + 1, N)
+    for target in TARGETS:
+        outputs_ours, outputs_oracle = (net.predict(X, target=target, lengths=lengths) for net in (ours, oracle))
+        yield "forward", outputs_ours, outputs_oracle
+        Y = rng.standard_normal((N, T, O) if target == "steps" else (N, O)).astype(dtype)
+        (loss_ours, gradient_ours), (loss_oracle, gradient_oracle) = (
+            net.gradient(X, Y, target=target, lengths=lengths, dropout_seed=4) for net in (ours, oracle)
+        )
+        yield "forward", np.array(loss_ours), np.array(loss_oracle)
+        yield "gradients", gradient_ours, gradient_oracle
