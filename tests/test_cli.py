@@ -777,6 +777,14 @@ def test_verify_fails_loudly(monkeypatch, capsys):
     assert "float32" in captured.err
 
 
+def test_verify_sees_the_options(monkeypatch, capsys):
+    activations = lstm_ext._stack.ACTIVATIONS
+    monkeypatch.setitem(activations, "relu", activations["identity"])
+    with pytest.raises(SystemExit):
+        run("verify")
+    assert "DISAGREES" in capsys.readouterr().out
+
+
 def test_a_constant_column_leaves_nothing_to_be_better_at(folder, capsys):
     (folder / "flat.csv").write_text("flow\n" + "3.5\n" * 97)
     run("train", "flat.csv", "--target", "flow", *TINY)
