@@ -365,9 +365,8 @@ def test_what_is_past_the_end_does_not_matter():
     X = np.random.default_rng(0).standard_normal((2, 4, 3)).astype("f")
     padded = X.copy()
     padded[0, 2:] = np.nan
-    for lengths in ([2, 4], [2, 3]):
-        ours, theirs = (layer.forward(x, lengths=lengths)[0] for x in (padded, X)) if lengths == [2, 4] else (0, 0)
-        assert np.array_equal(ours, theirs)
+    ours, theirs = (layer.forward(x, lengths=[2, 4])[0] for x in (padded, X))
+    assert np.array_equal(ours, theirs)
     *_, tape = layer.forward(padded, lengths=[2, 4], return_tape=True)
     dH = np.ones((2, 4, 10))
     dH[0, 2:] = np.inf
