@@ -30,6 +30,13 @@ def assert_close(actual, expected, what, tolerance=1e-12):
 # --- PyTorch ---
 
 
+def import_torch():
+    """Return PyTorch, on one thread: its own would wait for one another on a busy machine."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    return torch
+
+
 def torch_cells(layer):
     """Yield the suffixes of a torch.nn.LSTM's cells, theirs and ours."""
     for number, direction in product(range(layer.num_layers), ("", "_reverse")[: 1 + layer.bidirectional]):
@@ -89,7 +96,7 @@ def our_layer(module, layer):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_torch_layer(module, num_layers, bidirectional, proj_size, ragged, states):
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
     torch.manual_seed(7)
@@ -145,7 +152,7 @@ OPTIMIZERS = {  # ours and PyTorch's
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_training_follows_torch(num_layers, bidirectional, proj_size, ragged, optimizer):
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
     target = "steps" if ragged != bidirectional else "last"
