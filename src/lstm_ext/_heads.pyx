@@ -21,7 +21,7 @@ from lstm_ext._passes cimport Rows
 from lstm_ext._products cimport (
     OUTER_ROWS, cut, live_rows, multiply, pack_panels, panels_size, parts, weight_gradient,
 )
-from lstm_ext._stack cimport Batch, Layers, layer_outputs
+from lstm_ext._stack cimport Batch, Layers, layer_outputs, length_of
 from lstm_ext._threads cimport Call, begin as begin_call, end as end_call, recruit, share, team_task
 
 from lstm_ext.workspace import aligned_empty
@@ -103,10 +103,6 @@ cdef struct Pooling:
     const Batch *batch
     Py_ssize_t parts
     Rows rows
-
-
-cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogil:
-    return batch.lengths[b] if batch.lengths != NULL else batch.steps
 
 
 cdef inline real *top_row(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:

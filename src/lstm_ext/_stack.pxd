@@ -14,6 +14,10 @@ cdef struct Batch:
     Masks masks  # for stacks that draw any
 
 
+cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogil:
+    return batch.lengths[b] if batch.lengths != NULL else batch.steps
+
+
 cdef struct States:
     # h (cells, rows, R) and C (cells, rows, H) of so many sequences; each NULL: none.
     void *h

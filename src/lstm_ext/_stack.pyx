@@ -372,10 +372,6 @@ cdef inline Py_ssize_t state_row(const Batch *batch, Py_ssize_t b) noexcept nogi
     return batch.at[b] if batch.at != NULL else b
 
 
-cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogil:
-    return batch.lengths[b] if batch.lengths != NULL else batch.steps
-
-
 cdef void set_vectors(const Layers *s, Direction *d, const real *parameters) noexcept nogil:
     """Set where the weights are that are not packed: a pass reads those of its own vector."""
     cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H
