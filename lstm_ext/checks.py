@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+import reprlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -19,6 +22,17 @@ Data: TypeAlias = ArrayLike | Sequence[ArrayLike]
 """One array, or a list of arrays of different lengths."""
 
 _MANTISSA_BITS = {"float32": 24, "float64": 53}
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def short_repr(value: Any) -> str:
+    """Return what an error says of a value: its repr, in one line and of bounded length."""
+    try:
+        text = _REPR.repr(value)
+    except Exception:  # Python refuses to print an int of some thousand digits
+        text = f"<{type(value).__name__}>"
+    return " ".join(text.split())
 
 
 def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -43,6 +57,19 @@ def as_size(name: str, value: Any, low: int = 1) -> int:
     if size < low:
         raise ValueError(f"{name} is {size}; expected at least {low}")
     return size
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Return the path of a file, if the system can have one of that name."""
+    try:
+        path = Path(value)
+        if b"\0" not in os.fsencode(path):
+            return path
+    except TypeError:
+        raise TypeError(f"{name} is {short_repr(value)}; expected a str or a Path") from None
+    except UnicodeEncodeError:
+        pass
+    raise ValueError(f"{name} is {short_repr(str(value))}; expected no NUL and no lone surrogates")
 
 
 def as_seed(name: str, value: Any) -> int | None:

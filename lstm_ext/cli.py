@@ -215,7 +215,7 @@ def predict(model: Path, file: Path, output: Path | None, every_origin: bool, as
     table = forecaster.predict(file, every_origin=every_origin)
     if output is not None:
         content = encode_table(table, output)
-        write_whole(output, lambda part: part.write_bytes(content))
+        write_whole(output, lambda file: file.write(content))
     if as_json:
         columns = {name: column.astype(str) if column.dtype.kind == "M" else column for name, column in table.items()}
         click.echo(json.dumps({name: column.tolist() for name, column in columns.items()}))

@@ -1,36 +1,47 @@
 """Model files: what is in them, how they are read, and how any file is put in place whole.
 
-- The format is safetensors, by the package of that name: others find each weight by its name.
+- The format is safetensors: others find each weight by its name. The package of that name writes it.
 - All else is one JSON text in its metadata: version, architecture, scaler, details, and a SHA-256 over these and the
   weights. A changed bit is found by it.
-- Loading runs no code, and takes memory in proportion to the file.
+- Loading runs no code, and takes memory in proportion to the file. The file is read, not mapped: a process that reads
+  a mapped file dies when another one cuts it short.
+- A file is filled under another name, its part, and renamed. The writer holds a lock on its part; a part that nobody
+  holds is one that a killed process left, and the next save of the same file removes it.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from reprlib import repr as short_repr
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from lstm_ext._kernels import is_finite
 from lstm_ext._version import __version__
-from lstm_ext.checks import Array
+from lstm_ext.checks import Array, as_path, as_real, short_repr
 from lstm_ext.data import SequenceScaler
-from lstm_ext.options import SIZES, Architecture, as_architecture
+from lstm_ext.options import SIZES, Architecture, Options, as_architecture
 from lstm_ext.parameters import LAYOUT_VERSION, layout, parameter_count, parameter_views
 
 METADATA_KEY = "lstm_ext"
 FORMAT_VERSION = 2  # 1 had no options
-_DTYPES = ({"F32"}, {"F64"})
+_KEYS = {
+    "": {"version", "written_by", "architecture", "options", "parameter_layout", "scaler", "details", "checksum"},
+    "architecture": set(SIZES),
+    "options": {field.name for field in fields(Options)},
+    "scaler": {"mean", "scale"},
+}
+"""The keys of the metadata, and of the objects in them."""
+_LONGEST_HEADER = 100_000_000  # of any safetensors file
+_NO_MODEL = "is not a model file of lstm_ext, or is cut short or damaged"
 
 
 class ModelFileError(ValueError):
@@ -54,11 +65,14 @@ def write_model(
     details: Mapping[str, Any] | None,
 ) -> None:
     """Write a model file, whole or not at all; the arguments and errors are those of `LSTMNetwork.save`."""
-    path = _as_path(path)
+    path = as_path("path", path)
     if not isinstance(scaler, (SequenceScaler, NoneType)):
-        raise TypeError(f"scaler is {scaler!r}; expected a SequenceScaler or None")
+        raise TypeError(f"scaler is {short_repr(scaler)}; expected a SequenceScaler or None")
     library = _safetensors()
-    tensors = {name: weight.copy() for name, weight in parameter_views(parameters, architecture).items()}
+    tensors = {
+        name: as_real(name, weight.copy(), weight.dtype)
+        for name, weight in parameter_views(parameters, architecture).items()
+    }
     metadata = {
         "version": FORMAT_VERSION,
         "written_by": __version__,
@@ -73,32 +87,28 @@ def write_model(
         content = library.numpy.save(tensors, {METADATA_KEY: _dump(metadata)})
     except library.SafetensorError as error:  # a header can be too long
         raise ValueError(f"details cannot be kept: {error}") from None
-    write_whole(path, lambda part: part.write_bytes(content))
+    write_whole(path, lambda file: file.write(content))
 
 
 def read_model(path: str | os.PathLike[str]) -> Contents:
     """Return what a model file holds; the errors are those of `load_model`."""
-    path = _as_path(path)
+    path = as_path("path", path)
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for its other end
         raise ModelFileError(f"{path} is not a regular file")
-    library = _safetensors()
-    with path.open("rb"):
-        pass  # what cannot be read is an OSError of its own name
-    try:
-        return _read(library, path)
-    except library.SafetensorError:
-        raise ModelFileError(f"{path} is not a model file of lstm_ext, or is cut short or damaged") from None
-    except ModelFileError as error:
-        raise ModelFileError(f"{path} {error}") from None
-    except KeyError as error:
-        raise ModelFileError(f"{path} is damaged: its metadata lack {error}") from None
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]  # it may quote the file
-        raise ModelFileError(f"{path} is damaged: {reason}") from None
+    with path.open("rb") as file:  # what cannot be read is an OSError of its own name
+        try:
+            return _read(file, os.fstat(file.fileno()).st_size)
+        except ModelFileError as error:
+            raise ModelFileError(f"{path} {error}") from None
+        except KeyError as error:
+            raise ModelFileError(f"{path} is damaged: its metadata lack {error}") from None
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]  # it may quote the file
+            raise ModelFileError(f"{path} is damaged: {reason}") from None
 
 
-def write_whole(path: Path, write: Callable[[Path], Any], then: Callable[[], Any] | None = None) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], Any], then: Callable[[], Any] | None = None) -> None:
     """Let `write` fill a file beside `path`, then put it in place: a crash leaves the old file or the new one.
 
     `then` is called before that, when nothing is left to go wrong: what it raises leaves the old file. A link stays a
@@ -110,22 +120,18 @@ def write_whole(path: Path, write: Callable[[Path], Any], then: Callable[[], Any
         If the file cannot be written; an older one stays as it was.
     """
     path = Path(os.path.realpath(path))
-    with _part_beside(path) as part:
+    with _part_beside(path) as (part, file):
         with _naming(path):
-            write(part)
-            with part.open("ab") as file:  # some systems sync only what is open for writing
-                os.fsync(file.fileno())
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         if then is not None:
             then()
         with _naming(path):
+            if sys.platform == "win32":  # where an open file cannot be renamed
+                file.close()
             part.replace(path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        with _naming(path):
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+    _sync_folder(path.parent)
 
 
 def check_writable(path: Path) -> None:
@@ -135,19 +141,84 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def _part_beside(path: Path) -> Iterator[Path]:
-    """Create the file that may replace `path`, with its permissions; no part is left."""
-    part = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
+def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Create and open the file that may replace `path`, with its permissions; no part is left, nor an older one."""
+    with _naming(path):
+        mode = _writable_mode(path)
+        prefix = _part_prefix(path.name)
+        _remove_stale_parts(path.parent, prefix)
+        part, file = _create_part(path.parent, prefix)
     try:
-        with _naming(path):
-            mode = _writable_mode(path)
-            part.touch()
-            if mode is not None:
+        if mode is not None:
+            with _naming(path):
                 part.chmod(mode)
-        yield part
+        yield part, file
     finally:
-        with suppress(OSError):  # it is in place, or was never made
+        with suppress(OSError):  # all that matters was synced
+            file.close()
+        with suppress(OSError):  # it is in place
             part.unlink()
+
+
+def _part_prefix(name: str) -> str:
+    """Return how the parts of a file begin: short, for the name itself may be as long as the system allows."""
+    import hashlib
+
+    return f".lstm_ext-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}-"
+
+
+def _create_part(folder: Path, prefix: str) -> tuple[Path, BinaryIO]:
+    """Create and open a part, and hold its lock until it is closed."""
+    while True:
+        part = folder / f"{prefix}{os.urandom(8).hex()}.part"
+        file = part.open("xb")
+        if _hold(part, file):
+            return part, file
+        file.close()
+
+
+def _hold(part: Path, file: BinaryIO) -> bool:
+    """Lock a part; return False if another save takes it, not locked yet, for a stale one."""
+    try:
+        _lock(file)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks: nobody removes it
+    return part.exists()
+
+
+def _remove_stale_parts(folder: Path, prefix: str) -> None:
+    """Remove the parts that no process holds."""
+    with suppress(OSError):  # a folder may not be listed
+        for part in [folder / name for name in os.listdir(folder) if name.startswith(prefix)]:
+            with suppress(OSError):
+                if sys.platform == "win32":  # where an open file cannot be removed
+                    part.unlink()
+                else:
+                    with part.open("r+b") as file:
+                        _lock(file)
+                        part.unlink()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Hold a file's lock until it is closed; raise BlockingIOError if another opening of it does."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a folder's entries on the disk, where the system can do that: the new file is in place in any case."""
+    opened: list[int] = []
+    with suppress(OSError):
+        try:
+            opened.extend(map(os.open, [folder], [os.O_RDONLY]))  # one call: an interrupt comes before it or after
+            os.fsync(*opened)
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
 
 
 @contextmanager
@@ -174,17 +245,10 @@ def _writable_mode(path: Path) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _as_path(path: str | os.PathLike[str]) -> Path:
-    try:
-        return Path(path)
-    except TypeError:
-        raise TypeError(f"path is {path!r}; expected a str or a Path") from None
-
-
 def _as_details(details: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the details as they will come back from JSON."""
     if not isinstance(details, (Mapping, NoneType)):
-        raise TypeError(f"details is {details!r}; expected a mapping or None")
+        raise TypeError(f"details is {short_repr(details)}; expected a mapping or None")
     try:
         return _parse(_dump(dict(details or {})))
     except TypeError as error:
@@ -201,38 +265,79 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _read(library: Any, path: Path) -> Contents:
-    """Return what a file holds; a ModelFileError is to be completed by the file's name."""
-    with library.safe_open(str(path), framework="numpy") as file:
-        try:
-            metadata = _parse(file.metadata()[METADATA_KEY])
-        except (LookupError, TypeError):
-            raise ModelFileError("is a safetensors file, but not a model of lstm_ext") from None
-        _check_version(metadata)
-        input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
-        options: Any = {} if metadata["version"] == 1 else metadata["options"]
-        architecture = as_architecture(input_dim, hidden_dim, output_dim, options)
-        parameters = _read_parameters(file, architecture)
-    if metadata.pop("checksum") != _checksum(metadata, parameter_views(parameters, architecture)):
-        raise ValueError("its checksum is not that of its contents")
+def _read(file: BinaryIO, size: int) -> Contents:
+    """Return what a file of `size` bytes holds; a ModelFileError is to be completed by the file's name."""
+    metadata, tensors = _read_header(file, size)
+    _check_version(metadata)
+    unknown = _unknown_keys(metadata)
+    try:
+        architecture = _architecture(metadata)
+        parameters = _read_parameters(file, tensors, architecture)
+        if metadata.pop("checksum") != _checksum(metadata, parameter_views(parameters, architecture)):
+            raise ValueError("its checksum is not that of its contents")
+    except (TypeError, ValueError) as error:
+        if not unknown or isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(f"is damaged, or {_newer(metadata, unknown)}") from None
+    if unknown:
+        raise ModelFileError(_newer(metadata, unknown))
     if metadata["parameter_layout"] != LAYOUT_VERSION:
         raise ValueError(f"parameter_layout is {short_repr(metadata['parameter_layout'])}; expected {LAYOUT_VERSION}")
+    _check_finite(parameters, architecture)
     scaler = None if metadata["scaler"] is None else SequenceScaler.from_dict(metadata["scaler"])
     return Contents(architecture, parameters, scaler, dict(metadata["details"]))
 
 
-def _read_parameters(file: Any, architecture: Architecture) -> Array:
+def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return our metadata and the table of tensors of a safetensors file, whose data come next."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, _LONGEST_HEADER):
+        raise ModelFileError(_NO_MODEL)
+    try:
+        tensors = _parse(file.read(length).decode())
+        texts = tensors.pop("__metadata__", None) or {}
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError
+        end = 0
+        for first, last in sorted(tensor["data_offsets"] for tensor in tensors.values()):
+            if first != end:
+                raise ValueError
+            end = last
+        if end != size - 8 - length:
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ModelFileError(_NO_MODEL) from None
+    if METADATA_KEY not in texts:
+        raise ModelFileError("is a safetensors file, but not a model of lstm_ext")
+    return _parse(texts[METADATA_KEY]), tensors
+
+
+def _architecture(metadata: dict[str, Any]) -> Architecture:
+    """Return the architecture, as far as its keys are known."""
+    input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
+    given = {} if metadata["version"] == 1 else {**metadata["options"]}
+    options: Any = {name: value for name, value in given.items() if name in _KEYS["options"]}
+    return as_architecture(input_dim, hidden_dim, output_dim, options)
+
+
+def _read_parameters(file: BinaryIO, tensors: dict[str, Any], architecture: Architecture) -> Array:
     """Return the parameter vector; nothing is allocated before the tensors are known to fit."""
-    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    dtypes = {tensor.get_dtype() for tensor in found.values()}
-    shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
-    count = parameter_count(architecture)  # compared first: a layout has as many names as there are layers
-    fits = sum(map(math.prod, shapes.values())) == count and dtypes in _DTYPES
-    if not fits or shapes != {name: shape for name, (_, shape) in layout(architecture).items()}:
+    data, count = file.tell(), parameter_count(architecture)
+    size = sum(last - first for first, last in (tensor["data_offsets"] for tensor in tensors.values()))
+    code, dtype = {4 * count: ("F32", "float32"), 8 * count: ("F64", "float64")}.get(size, ("", ""))
+    if not code:  # compared first: a layout has as many names as there are layers
         raise ValueError("its tensors are not those of its architecture")
-    parameters = np.empty(count, "float32" if dtypes == {"F32"} else "float64")
+    shapes = {name: list(shape) for name, (_, shape) in layout(architecture).items()}
+    if {name: (tensor.get("dtype"), tensor.get("shape")) for name, tensor in tensors.items()} != {
+        name: (code, shape) for name, shape in shapes.items()
+    }:
+        raise ValueError("its tensors are not those of its architecture")
+    parameters = np.empty(count, dtype)
     for name, weight in parameter_views(parameters, architecture).items():
-        weight[...] = file.get_tensor(name)
+        first, last = tensors[name]["data_offsets"]
+        file.seek(data + first)
+        if last - first != weight.nbytes or file.readinto(weight.data) != weight.nbytes:  # type: ignore[attr-defined]
+            raise ModelFileError(_NO_MODEL)
     return parameters
 
 
@@ -245,6 +350,35 @@ def _check_version(metadata: dict[str, Any]) -> None:
             f"has format version {short_repr(version)}, written by lstm_ext {short_repr(metadata.get('written_by'))}; "
             f"this is lstm_ext {__version__}, which reads format version {FORMAT_VERSION}: upgrade lstm_ext to load it"
         )
+
+
+def _unknown_keys(metadata: dict[str, Any]) -> list[str]:
+    """Return the keys that this version does not know, with the object that they are in."""
+    found = []
+    for name, known in _KEYS.items():
+        part = metadata.get(name) if name else metadata
+        if isinstance(part, dict):
+            found += [f"{name}.{key}".lstrip(".") for key in part if key not in known]
+    return sorted(found)
+
+
+def _newer(metadata: dict[str, Any], unknown: list[str]) -> str:
+    names = " ".join(", ".join(unknown).split())
+    return (
+        f"was written by a newer lstm_ext, {short_repr(metadata.get('written_by'))}; this is lstm_ext {__version__}, "
+        f"which does not know {names if len(names) < 100 else f'{names[:100]}...'}: upgrade lstm_ext to load it"
+    )
+
+
+def _check_finite(parameters: Array, architecture: Architecture) -> None:
+    """Raise ModelFileError if a weight is NaN or infinite."""
+    if is_finite(parameters):
+        return
+    try:
+        for name, weight in parameter_views(parameters, architecture).items():
+            as_real(name, weight, weight.dtype)
+    except ValueError as error:
+        raise ModelFileError(f"holds a network that cannot compute: {error}") from None
 
 
 def _checksum(metadata: dict[str, Any], tensors: dict[str, Array]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import matplotlib
 import numpy as np
@@ -15,13 +14,13 @@ FORMATS = ("png", "svg", "pdf")
 
 
 def draw_evaluation(
-    path: Path, file_format: str, forecaster: Forecaster, series: Series, evaluation: Evaluation
+    file: BinaryIO, file_format: str, forecaster: Forecaster, series: Series, evaluation: Evaluation
 ) -> None:
     """Draw the forecasts of one series over what was observed, and the errors of all series by steps ahead.
 
     Parameters
     ----------
-    path : Path
+    file : binary file
     file_format : {"png", "svg", "pdf"}
     forecaster : Forecaster
     series : Series
@@ -37,7 +36,7 @@ def draw_evaluation(
         _draw_forecasts(above, forecaster, series, evaluation)
         _draw_errors(below, evaluation)
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format)  # the same file each time
-        figure.savefig(path, format=file_format, dpi=120, metadata=undated)
+        figure.savefig(file, format=file_format, dpi=120, metadata=undated)
         pyplot.close(figure)
 
 
