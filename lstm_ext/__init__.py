@@ -1,4 +1,9 @@
-"""LSTM networks that train and run on CPUs at the machine's speed, checked against a NumPy oracle."""
+"""LSTM networks that train and run on CPUs at the machine's speed, checked against a NumPy oracle.
+
+A public name is imported from its module when it is first used, so that `import lstm_ext` is quick.
+"""
+
+from importlib import import_module
 
 try:
     from lstm_ext._kernels import isa
@@ -9,20 +14,23 @@ except ModuleNotFoundError as _error:  # the source tree, or a folder named lstm
     ) from _error
 
 from lstm_ext._version import __version__
-from lstm_ext.activations import sigmoid, tanh
-from lstm_ext.config import show_config
-from lstm_ext.data import SequenceScaler, fill_gaps, load_co2, windows
-from lstm_ext.forecasting import Forecaster
-from lstm_ext.losses import MSE, CrossEntropy
-from lstm_ext.network import LSTM, LSTMCell, LSTMNetwork, Model, load, load_model
-from lstm_ext.optimizers import SGD, Adam
-from lstm_ext.options import Options
-from lstm_ext.parameters import parameter_layout
-from lstm_ext.persistence import ModelFileError
-from lstm_ext.plan import NonFiniteError
-from lstm_ext.threads import get_num_threads, set_num_threads
-from lstm_ext.training import History, train, train_lstm
-from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
+
+TYPE_CHECKING = False  # that of `typing`, without its import
+if TYPE_CHECKING:
+    from lstm_ext.activations import sigmoid, tanh
+    from lstm_ext.config import show_config
+    from lstm_ext.data import SequenceScaler, fill_gaps, load_co2, windows
+    from lstm_ext.forecasting import Forecaster
+    from lstm_ext.losses import MSE, CrossEntropy
+    from lstm_ext.network import LSTM, LSTMCell, LSTMNetwork, Model, load, load_model
+    from lstm_ext.optimizers import SGD, Adam
+    from lstm_ext.options import Options
+    from lstm_ext.parameters import parameter_layout
+    from lstm_ext.persistence import ModelFileError
+    from lstm_ext.plan import NonFiniteError
+    from lstm_ext.threads import get_num_threads, set_num_threads
+    from lstm_ext.training import History, train, train_lstm
+    from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
 
 __all__ = [
     "LSTM",
@@ -59,3 +67,44 @@ __all__ = [
     "verify",
     "windows",
 ]
+
+_NAMES: dict[str, list[str]] = {
+    "activations": ["sigmoid", "tanh"],
+    "checks": [],
+    "config": ["show_config"],
+    "data": ["SequenceScaler", "fill_gaps", "load_co2", "windows"],
+    "forecasting": ["Forecaster"],
+    "layers": [],
+    "losses": ["MSE", "CrossEntropy"],
+    "network": ["LSTM", "LSTMCell", "LSTMNetwork", "Model", "load", "load_model"],
+    "optimizers": ["SGD", "Adam"],
+    "options": ["Options"],
+    "parameters": ["parameter_layout"],
+    "persistence": ["ModelFileError"],
+    "plan": ["NonFiniteError"],
+    "sequences": [],
+    "tables": [],
+    "threads": ["get_num_threads", "set_num_threads"],
+    "training": ["History", "train", "train_lstm"],
+    "verification": ["VerificationError", "from_reference", "to_reference", "verify"],
+    "workspace": [],
+}
+"""The modules, and the public names that each of them has."""
+
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+
+if not TYPE_CHECKING:  # which would take every misspelt name for one of these
+
+    def __getattr__(name):
+        if name in _MODULE_OF:
+            value = getattr(import_module(f"lstm_ext.{_MODULE_OF[name]}"), name)
+        elif name in _NAMES:
+            value = import_module(f"lstm_ext.{name}")
+        else:
+            raise AttributeError(f"module 'lstm_ext' has no attribute {name!r}")
+        return globals().setdefault(name, value)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_NAMES})

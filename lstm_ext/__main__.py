@@ -1,6 +1,28 @@
-"""`python -m lstm_ext` is `lstm-ext`."""
+"""The start of `lstm-ext` and `python -m lstm_ext`, where Ctrl-C is answered while the rest is still being imported."""
 
-from lstm_ext.cli import main
+import os
+import signal
+
+
+def main() -> None:
+    """Run the command line; an interrupt is one line on stderr and exit status 130."""
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _stop)  # an import may take a KeyboardInterrupt for an ImportError
+        from lstm_ext import cli
+
+        if signal.getsignal(signal.SIGINT) is _stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        cli.main()
+    except KeyboardInterrupt:
+        _stop()
+
+
+def _stop(*_: object) -> None:
+    """End the process at once; a half-imported module is nothing to clean up."""
+    os.write(2, b"lstm-ext: interrupted\n")
+    os._exit(130)
+
 
 if __name__ == "__main__":
     main()

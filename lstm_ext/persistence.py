@@ -275,8 +275,8 @@ def _read(file: BinaryIO, size: int) -> Contents:
         parameters = _read_parameters(file, tensors, architecture)
         if metadata.pop("checksum") != _checksum(metadata, parameter_views(parameters, architecture)):
             raise ValueError("its checksum is not that of its contents")
-    except (TypeError, ValueError) as error:
-        if not unknown or isinstance(error, ModelFileError):
+    except ValueError:
+        if not unknown:
             raise
         raise ModelFileError(f"is damaged, or {_newer(metadata, unknown)}") from None
     if unknown:
@@ -317,7 +317,14 @@ def _architecture(metadata: dict[str, Any]) -> Architecture:
     input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
     given = {} if metadata["version"] == 1 else {**metadata["options"]}
     options: Any = {name: value for name, value in given.items() if name in _KEYS["options"]}
-    return as_architecture(input_dim, hidden_dim, output_dim, options)
+    try:
+        return as_architecture(input_dim, hidden_dim, output_dim, options)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelFileError(
+            f"was written by lstm_ext {short_repr(metadata.get('written_by'))} for an architecture that this lstm_ext, "
+            f"{__version__}, does not take: {reason}"
+        ) from None
 
 
 def _read_parameters(file: BinaryIO, tensors: dict[str, Any], architecture: Architecture) -> Array:

@@ -106,11 +106,15 @@ def test_the_package_needs_numpy_alone():
         assert foreign - {"lstm_ext", "numpy"} <= optional.get(module, set()), module
 
 
-def test_an_import_brings_nothing_but_numpy():
-    code = "import sys, lstm_ext; print(*{name.split('.')[0] for name in sys.modules})"
-    result = python("-c", code)
+def modules_after(code, given="import numpy"):
+    """Return the modules that another Python loads for some code, without those of the first import."""
+    result = python("-c", f"import sys; {given}; before = set(sys.modules); {code}; print(*set(sys.modules) - before)")
     assert result.returncode == 0, result.stderr
-    loaded = set(result.stdout.split())
+    return set(result.stdout.split())
+
+
+def test_the_package_brings_nothing_but_numpy():
+    loaded = {name.split(".")[0] for name in modules_after("from lstm_ext import *", given="pass")}
     assert {"lstm_ext", "numpy"} <= loaded
     optional = {"click", "keras", "matplotlib", "onnx", "pandas", "safetensors", "scipy", "torch"}
     assert not loaded & (optional | {"tqdm", "sklearn", "statsmodels", "pytest"})
@@ -118,12 +122,18 @@ def test_an_import_brings_nothing_but_numpy():
 
 def test_an_import_is_quick():
     """What takes long to load is loaded where it is used."""
-    code = "import sys, numpy; before = set(sys.modules); import lstm_ext; print(*set(sys.modules) - before)"
-    result = python("-c", code)
-    assert result.returncode == 0, result.stderr
-    loaded = set(result.stdout.split())
-    assert "lstm_ext.network" in loaded
-    assert not loaded & {"hashlib", "importlib.metadata", "importlib.resources", "json", "lstm_ext.reference"}
+    loaded = modules_after("import lstm_ext", given="pass")
+    own = {name for name in loaded if name.startswith("lstm_ext")}
+    assert own == {"lstm_ext", "lstm_ext._kernels", "lstm_ext._memoryviews", "lstm_ext._version"}
+    assert not loaded & {"numpy", "dataclasses", "inspect", "typing", "threading"}
+
+
+def test_networks_and_training_are_quick_to_load():
+    loaded = modules_after("import lstm_ext; lstm_ext.LSTMNetwork; lstm_ext.train; lstm_ext.load")
+    assert {"lstm_ext.network", "lstm_ext.training"} <= loaded
+    foreign = {"csv", "fcntl", "hashlib", "importlib.metadata", "importlib.resources", "json", "platform", "safetensors"}
+    own = {f"lstm_ext.{name}" for name in ("cli", "config", "forecasting", "reference", "tables", "verification")}
+    assert not loaded & (foreign | own)
 
 
 def test_public_names_exist():
@@ -132,6 +142,40 @@ def test_public_names_exist():
     assert not missing
     promised = "sigmoid tanh LSTMCell LSTM LSTMNetwork train train_lstm History verify"
     assert set(promised.split()) <= set(lstm_ext.__all__)
+
+
+def test_public_names_are_the_same_to_type_checkers():
+    """What is imported for them, what `__all__` lists and what is found at run time."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
+    homes = {alias.name: line.module for line in typed.body for alias in line.names}
+    assert homes.keys() | {"__version__", "isa"} == set(lstm_ext.__all__)
+    for name, module in homes.items():
+        assert vars(sys.modules[module])[name] is getattr(lstm_ext, name)
+
+
+NAMES = """
+import pickle, lstm_ext
+assert {*lstm_ext.__all__, "forecasting", "checks"} <= set(dir(lstm_ext))
+assert lstm_ext.forecasting.Forecaster is lstm_ext.Forecaster
+network = lstm_ext.LSTMNetwork(1, 2, 1)
+assert (pickle.loads(pickle.dumps(network)).parameters == network.parameters).all()
+assert not hasattr(lstm_ext, "nonsense")
+names = {}
+exec("from lstm_ext import *", names)
+assert set(lstm_ext.__all__) <= set(names)
+"""
+
+
+def test_names_are_there_from_the_start():
+    """In another Python, where nothing has loaded them."""
+    result = python("-c", NAMES)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_name_that_does_not_exist():
+    with pytest.raises(AttributeError, match=r"^module 'lstm_ext' has no attribute 'nonsense'$"):
+        _ = lstm_ext.nonsense
 
 
 # --- the version, and what a bug report says ---

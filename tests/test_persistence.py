@@ -375,6 +375,10 @@ def add_unknown_option_with_weights(metadata, tensors):
         (add_other_unknown_keys, "does not know architecture.depth, scaler.median, streams: upgrade lstm_ext"),
         (add_unknown_option_with_weights, "model is damaged, or was written by a newer lstm_ext"),
         (add_unknown_option_with_weights, "does not know options.attention: upgrade lstm_ext to load it"),
+        (
+            lambda metadata, _: metadata.update(written_by="7.1.0", options={"cell_activation": "gelu"}),
+            f"by lstm_ext '7.1.0' for an architecture that this lstm_ext, {lstm_ext.__version__}, does not take: cell_",
+        ),
         (lambda metadata, _: metadata.update({"k" * 10**6: 1, "a\nb": 2}), "does not know a b, kkk"),
     ],
 )
