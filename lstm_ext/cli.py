@@ -102,7 +102,8 @@ class _Passes:
     def __call__(self, _: LSTMNetwork, history: History) -> None:
         epoch = len(history.loss)
         if epoch % 5 == 0:
-            self._say([f"  pass {epoch}: loss {history.loss[-1]:.4g}, validation {history.validation_loss[-1]:.4g}"])
+            validation = f", validation {history.validation_loss[-1]:.4g}" if history.validation_loss else ""
+            self._say([f"  pass {epoch}: loss {history.loss[-1]:.4g}{validation}"])
 
 
 @commands.command()

@@ -24,21 +24,24 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_ext.checks import Array, as_number, as_size, make_generator
+from lstm_ext._version import __version__
+from lstm_ext.checks import Array, as_flag, as_number, as_size, make_generator, short_repr
 from lstm_ext.data import SequenceScaler
 from lstm_ext.network import LSTMNetwork, load_model
 from lstm_ext.optimizers import Adam
 from lstm_ext.options import Architecture
 from lstm_ext.persistence import ModelFileError
 from lstm_ext.tables import Floats, Series, Source, TimeAxis, bridge_gaps, find_series
-from lstm_ext.training import Callback, History, train
+from lstm_ext.training import Callback, History, as_callbacks, train
 
 Indices: TypeAlias = NDArray[np.intp]
 When: TypeAlias = float | str | np.datetime64 | Mapping[str, str]
 """A time of the table's time column; a number below 1, for that share of each series' rows; or a time by series."""
 
 _DETAILS_KEY = "forecaster"
+_SAVED = {"settings", "trained_before", "axis", "scalers"}
 _DRIFT_SEASONS = 10
+_LARGEST = 1e140  # the squares of larger numbers, and their sums, overflow
 _FORECAST_COLUMNS = ("origin", "steps_ahead", "forecast")
 
 
@@ -140,6 +143,8 @@ class Forecaster:
     seed : int or None
         Of the initial weights and the order of the windows.
 
+    The settings are read-only: ``dataclasses.replace(forecaster, horizon=3)`` makes another forecaster, not fitted.
+
     Attributes
     ----------
     network : LSTMNetwork or None
@@ -177,26 +182,44 @@ class Forecaster:
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, str) or not isinstance(self.inputs, Sequence):
-            raise TypeError(f"inputs is {self.inputs!r}; expected a list of column names")
-        self.inputs = tuple(self.inputs)
-        for name in self.columns:
+            raise TypeError(f"inputs is {short_repr(self.inputs)}; expected a list of column names")
+        settings = vars(self)
+        settings["inputs"] = tuple(self.inputs)
+        self._check_columns()
+        for size in ("window", "horizon", "season", "hidden_dim", "epochs", "patience", "batch_size"):
+            settings[size] = as_size(size, settings[size])
+        settings["max_gap"] = as_size("max_gap", self.window // 4 if self.max_gap is None else self.max_gap, low=0)
+        settings["trend_seasons"] = as_size("trend_seasons", self.trend_seasons, low=0)
+        settings["validation"] = as_number("validation", self.validation, low=0, high=1)
+        for number in ("learning_rate", "clip_norm"):
+            settings[number] = as_number(number, settings[number], low=0)
+        make_generator(self.seed)
+        settings["seed"] = None if self.seed is None else int(self.seed)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dataclass_fields__:
+            raise AttributeError(f"Forecaster has no attribute {name!r}")
+        if self.__dataclass_fields__[name].init and name in vars(self):
+            raise AttributeError(
+                f"{name} is read-only; dataclasses.replace(forecaster, {name}=...) makes another forecaster"
+            )
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name} cannot be deleted")
+
+    def _check_columns(self) -> None:
+        inputs = {f"inputs[{j}]": name for j, name in enumerate(self.inputs)}
+        optional = {key: name for key, name in (("time", self.time), ("series", self.series)) if name is not None}
+        for key, name in {"target": self.target, **inputs, **optional}.items():
             if not isinstance(name, str):
-                raise TypeError(f"a column is {name!r}; expected its name")
+                raise TypeError(f"{key} is {short_repr(name)}; expected the name of a column")
+        for name in self.columns:
             if self.columns.count(name) > 1:
                 raise ValueError(f"column {name!r} is named twice; expected different columns")
-        for column in (self.time, self.series):
+        for column in optional.values():
             if column in _FORECAST_COLUMNS or (column == "row" and self.time is None):
                 raise ValueError(f"column {column!r} is one of those of a forecast; rename it in the table")
-        sizes = ["window", "horizon", "season", "hidden_dim", "epochs", "patience", "batch_size"]
-        for size in sizes:
-            setattr(self, size, as_size(size, getattr(self, size)))
-        self.max_gap = as_size("max_gap", self.window // 4 if self.max_gap is None else self.max_gap, low=0)
-        self.trend_seasons = as_size("trend_seasons", self.trend_seasons, low=0)
-        self.validation = as_number("validation", self.validation, low=0, high=1)
-        for number in ("learning_rate", "clip_norm"):
-            setattr(self, number, as_number(number, getattr(self, number), low=0))
-        make_generator(self.seed)
-        self.seed = None if self.seed is None else int(self.seed)
 
     @property
     def columns(self) -> list[str]:
@@ -244,7 +267,7 @@ class Forecaster:
             default at all.
         callbacks : iterable of callable
             Each is called as ``callback(network, history)`` after every epoch of the training that chooses the number
-            of epochs.
+            of epochs, and of the only training if `validation` is 0; True stops it.
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 
@@ -262,11 +285,13 @@ class Forecaster:
         TypeError, ValueError
             If an argument or the table is not as needed, or the table is too short. The forecaster is as before then.
         """
+        callbacks = as_callbacks(callbacks)
+        _check_when("until", until)
         known = [
             one._replace(values=one.values[: row_of(one, until, len(one.values))])
             for one in self._find_series(table, None)
         ]
-        windows = {one.name: _Windows(self, one.values) for one in known}
+        windows = {one.name: _Windows(self, one) for one in known}
         scalers = self._scale(windows)
         epochs, watched = self.epochs, None
         if self.validation:
@@ -276,10 +301,11 @@ class Forecaster:
         if left_out:
             warnings.warn(f"{len(left_out)} series left out: {_reason(left_out)}", stacklevel=2)
         X, Y = self._examples(windows, scalers)
-        network, history = self._train(X, Y, epochs, num_threads=num_threads)
+        options = {"callbacks": () if self.validation else callbacks, "num_threads": num_threads}
+        network, history = self._train(X, Y, epochs, **options)
         self.network, self._scalers, self._axis = network, scalers, known[0].axis
         self.trained_before = {one.name: str(one.times(len(one.values))) for one in known if one.name in scalers}
-        return Fit(len(X), epochs, watched, history)
+        return Fit(len(X), len(history.loss), watched, history)
 
     def predict(self, table: Source, *, every_origin: bool = False, num_threads: int | None = None) -> dict[str, Array]:
         """Forecast the rows after each series' last observed row.
@@ -307,6 +333,7 @@ class Forecaster:
             As in `fit`, or if no series can be forecast. One that is too short, or was not in training, is left out
             with a warning.
         """
+        every_origin = as_flag("every_origin", every_origin)
         parts = []
         for one, windows, origins in self._prepare(table, ahead=False):
             if not every_origin:
@@ -353,6 +380,7 @@ class Forecaster:
             As in `fit`, or if nothing can be scored. A series that is too short, or was not in training, is left out
             with a warning.
         """
+        _check_when("since", since)
         parts = []
         for one, windows, origins in self._prepare(table, since=since, ahead=True):
             observed = one.values[origins[:, None] + self._ahead(), 0]
@@ -361,7 +389,7 @@ class Forecaster:
             parts.append(Evaluation(np.full(len(origins), one.name), one.times(origins), observed, forecasts))
         result = _join(parts)
         if np.isnan(result.observed).all():
-            raise ValueError(f"table holds nothing to score{'' if since is None else f' from {since} on'}")
+            raise ValueError(f"table holds nothing to score{_from(since)}")
         return result
 
     def save(self, path: str | os.PathLike[str], *, details: Mapping[str, Any] | None = None) -> None:
@@ -381,9 +409,15 @@ class Forecaster:
         OSError
             If the file cannot be written; an older one stays as it was.
         TypeError, ValueError
-            If `details` is not what JSON holds.
+            If `details` is not what JSON holds, or has the key "forecaster", under which the settings are kept.
         """
         network = self._fitted()
+        if details is not None and not isinstance(details, Mapping):
+            raise TypeError(f"details is {short_repr(details)}; expected a mapping or None")
+        if details is not None and _DETAILS_KEY in details:
+            raise ValueError(
+                f"details has the key {_DETAILS_KEY!r}, under which the settings are kept; expected others"
+            )
         assert self._axis is not None
         settings = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
         own = {
@@ -422,6 +456,12 @@ class Forecaster:
             )
         try:
             own = model.details[_DETAILS_KEY]
+            unknown = sorted({*own, *own["settings"]} - _SAVED - {one.name for one in fields(cls) if one.init})
+            if unknown:
+                raise ModelFileError(
+                    f"{path} was written by a newer lstm_ext than {__version__}, which does not know the settings "
+                    f"{', '.join(unknown)}: upgrade lstm_ext to load it"
+                )
             made = cls(**own["settings"])
             made._scalers = {name: SequenceScaler.from_dict(state) for name, state in own["scalers"].items()}
             made._axis = TimeAxis(**own["axis"]).checked()
@@ -430,13 +470,28 @@ class Forecaster:
             architecture = model.network.architecture
             if architecture != Architecture(*made._sizes()) or features != {architecture.input_dim}:
                 raise ValueError(f"a network with {architecture} does not fit its settings")
+        except ModelFileError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path} has damaged metadata: {error}") from None
         made.network = model.network
         return made
 
     def _find_series(self, table: Source, axis: TimeAxis | None) -> list[Series]:
-        return find_series(table, [self.target, *self.inputs], time=self.time, series=self.series, axis=axis)
+        found = find_series(table, [self.target, *self.inputs], time=self.time, series=self.series, axis=axis)
+        for one in found:
+            large = np.argwhere(np.abs(one.values) > _LARGEST)
+            if len(large):
+                row, column = map(int, large[0])
+                raise ValueError(f"{self._place(one, row, column)}; expected a number up to {_LARGEST} in magnitude")
+        return found
+
+    def _place(self, series: Series, row: int, column: int) -> str:
+        """Return what a table holds in a place, in its own terms."""
+        name = (self.target, *self.inputs)[column]
+        which = f"series {series.name!r}, " if series.name else ""
+        when = f"{self.time or 'row'} {series.times(row)}"
+        return f"{which}column {name!r}, {when} is {series.values[row, column]}"
 
     def _sizes(self) -> tuple[int, int, int]:
         return 1 + len(self.inputs), self.hidden_dim, self.horizon
@@ -456,16 +511,17 @@ class Forecaster:
         self._fitted()
         prepared, left_out = [], {}
         for one in self.find_series(table):
-            windows = _Windows(self, one.values)
+            windows = _Windows(self, one)
             if one.name not in self._scalers:
                 left_out[one.name] = f"it was not in training, which had {', '.join(self._scalers)}"
                 continue
-            start = row_of(one, since, 0)
+            first = since.get(one.name) if isinstance(since, Mapping) else since
+            start = row_of(one, first, 0)
             origins = windows.origins(start, ahead=ahead)
             if start == len(one.values):
-                left_out[one.name] = f"its last row, {one.times(start - 1)}, lies before {since}"
+                left_out[one.name] = f"its last row, {one.times(start - 1)}, lies before {first}"
             elif not len(origins):
-                left_out[one.name] = windows.too_short(since)
+                left_out[one.name] = windows.too_short(first)
             else:
                 prepared.append((one, windows, origins))
         if not prepared:
@@ -482,19 +538,20 @@ class Forecaster:
     def _watch(self, windows: dict[str, _Windows], callbacks: Iterable[Callback], num_threads: int | None) -> History:
         """Train on the first of the known rows, until the loss on the others no longer falls."""
         cuts = {name: int(len(one.values) * (1 - self.validation)) for name, one in windows.items()}
-        first = {name: _Windows(self, one.values[: cuts[name]]) for name, one in windows.items()}
+        first = {
+            name: _Windows(self, one.series._replace(values=one.values[: cuts[name]])) for name, one in windows.items()
+        }
         try:
             scalers = self._scale(first)
         except ValueError as error:
             raise ValueError(f"without the validation rows, a share of {self.validation}, {error}") from None
-        try:
-            validation = self._examples(windows, scalers, cuts)
-        except ValueError:
+        if not any(len(windows[name].origins(cuts[name], complete=True)) for name in scalers):
             rows = max(len(one.values) - cuts[name] for name, one in windows.items())
             raise ValueError(
                 f"validation is {self.validation}, at most {rows} rows of a series; expected a target of "
                 f"{self.horizon} rows, the horizon, in them; 0 trains without"
-            ) from None
+            )
+        validation = self._examples(windows, scalers, cuts)
 
         def stop(_: LSTMNetwork, history: History) -> bool:
             return len(history.loss) - int(np.argmin(history.validation_loss)) > self.patience
@@ -520,8 +577,6 @@ class Forecaster:
             for name, rows in origins.items()
             if len(rows)
         ]
-        if not parts:
-            raise ValueError(_reason({name: windows[name].too_short() for name in scalers}))
         X, Y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return X, Y
 
@@ -547,15 +602,16 @@ class _Windows:
     Parameters
     ----------
     settings : Forecaster
-    values : ndarray (T, F)
-        The target first; NaN in gaps.
+    series : Series
+        With the target in the first column; NaN in gaps.
     """
 
-    def __init__(self, settings: Forecaster, values: Floats) -> None:
+    def __init__(self, settings: Forecaster, series: Series) -> None:
         assert settings.max_gap is not None
-        self.values = values
+        self.series = series
+        self.values = series.values
         self._settings = settings
-        self._filled = bridge_gaps(values, settings.max_gap)
+        self._filled = bridge_gaps(series.values, settings.max_gap)
         self._history = max(settings.window, (settings.trend_seasons + 1) * settings.season)
         self._known = _run_lengths(~np.isnan(self._filled).any(axis=1))
         self._known_target = _run_lengths(~np.isnan(self._filled[:, 0]))
@@ -567,7 +623,7 @@ class _Windows:
             f"it has {len(self.values)} rows, at most {longest} of them without a gap of more than "
             f"{self._settings.max_gap}; expected {self._history} for the window and its seasons, the last of them "
             f"observed, and {self._settings.horizon} more for the horizon"
-            f"{'' if since is None else f', these from {since} on'}"
+            f"{_from(since, ', these')}"
         )
 
     def origins(self, start: int = 0, *, ahead: bool = True, complete: bool = False) -> Indices:
@@ -595,12 +651,13 @@ class _Windows:
         """Return a scaler of the target's windows and of the inputs."""
         origins = self.origins(complete=True)
         offsets = self._past() if self._history > 1 else self._settings._ahead()  # a single row departs by nothing
-        parts = [SequenceScaler().fit(self._departures(origins, offsets)[..., None]).to_dict()]
+        parts = [self._statistics(self._departures(origins, offsets)[..., None], 0)]
         if self.values.shape[1] > 1:
             inputs = self._filled[:, 1:]
-            parts.append(SequenceScaler().fit(inputs[~np.isnan(inputs).any(axis=1)]).to_dict())
+            parts.append(self._statistics(inputs[~np.isnan(inputs).any(axis=1)], 1))
         return SequenceScaler.from_dict({key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
 
+    @np.errstate(over="ignore")
     def inputs(self, origins: Indices, scaler: SequenceScaler) -> Array:
         """Return what the network sees, X (N, window, F), float32."""
         mean, scale = (np.asarray(part) for part in scaler.to_dict().values())
@@ -609,12 +666,16 @@ class _Windows:
         X[..., 0] = (self._departures(origins, self._past()) - mean[0]) / scale[0]
         for j in range(1, X.shape[2]):
             X[..., j] = (self._filled[rows, j] - mean[j]) / scale[j]
+        self._check_range(X, origins, self._past())
         return X
 
+    @np.errstate(over="ignore")
     def targets(self, origins: Indices, scaler: SequenceScaler) -> Array:
         """Return what the network learns, Y (N, horizon), float32."""
         mean, scale = (part[0] for part in scaler.to_dict().values())
-        return ((self._departures(origins, self._settings._ahead()) - mean) / scale).astype(np.float32)
+        Y = ((self._departures(origins, self._settings._ahead()) - mean) / scale).astype(np.float32)
+        self._check_range(Y[..., None], origins, self._settings._ahead())
+        return Y
 
     def forecasts(self, origins: Indices, outputs: Array, scaler: SequenceScaler) -> Floats:
         """Return a network's outputs in the unit of the target, (N, horizon)."""
@@ -634,6 +695,31 @@ class _Windows:
             growth = self._growth(origins, min(_DRIFT_SEASONS, full_seasons - 1))
             result["last season with drift"] = last + seasons * season * growth
         return result
+
+    def _statistics(self, values: Floats, first: int) -> dict[str, list[float]]:
+        """Return the scaler's statistics of columns, the first of which is column `first` of the series."""
+        try:
+            return SequenceScaler().fit(values).to_dict()
+        except ValueError:
+            deviations = values.reshape(-1, values.shape[-1]).std(axis=0)
+            name = (self._settings.target, *self._settings.inputs)[first + int(deviations.argmin())]
+            raise ValueError(
+                f"column {name!r} varies by too little for float64; expected it in a smaller unit"
+            ) from None
+
+    def _check_range(self, scaled: Array, origins: Indices, offsets: Indices) -> None:
+        """Raise unless (N, len(offsets), columns) scaled values are numbers of float32: name the row to blame."""
+        wrong = np.argwhere(~np.isfinite(scaled))
+        if len(wrong):
+            n, j, column = map(int, wrong[0])
+            row = int(origins[n] + offsets[j])
+            if column == 0:  # the target is measured from a line through the rows before
+                first = origins[n] - self._history + 1
+                row = int(first + np.abs(self._filled[first : max(row, origins[n]) + 1, 0]).argmax())
+            known = self.series._replace(values=self._filled)
+            raise ValueError(
+                f"{self._settings._place(known, row, column)}; expected a number nearer to those of the training"
+            )
 
     def _past(self) -> Indices:
         return np.arange(1 - self._settings.window, 1)
@@ -676,6 +762,20 @@ def row_of(series: Series, when: When | None, default: int) -> int:
     if isinstance(when, (int, float, np.integer, np.floating)) and 0 <= when < 1:
         return int(len(series.values) * when)
     return series.row_at(when)
+
+
+def _check_when(name: str, when: When | None) -> None:
+    """Raise TypeError for a bool, which would pass for a row."""
+    for one in when.values() if isinstance(when, Mapping) else [when]:
+        if isinstance(one, (bool, np.bool_)):
+            raise TypeError(f"{name} is {one}; expected a time, a share of the rows, or None")
+
+
+def _from(since: When | None, before: str = "") -> str:
+    """Return from when on rows count, in words."""
+    if since is None:
+        return ""
+    return f"{before} from {'the time of each series' if isinstance(since, Mapping) else since} on"
 
 
 def _check_latest(series: Series, origin: int) -> None:

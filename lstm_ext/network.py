@@ -648,7 +648,7 @@ class LSTMNetwork(_Layers):
         OSError
             If the file cannot be written; an older one stays as it was.
         TypeError, ValueError
-            If an argument is not as above.
+            If an argument is not as above, or a weight is NaN or infinite.
         RuntimeError
             If the scaler is not fitted.
         """
@@ -924,9 +924,12 @@ def load(path: str | os.PathLike[str]) -> LSTMNetwork:
     Raises
     ------
     ModelFileError
-        If the file is not such a model, is damaged, or was written by a newer version.
+        If the file is not such a model, is damaged, holds a weight that is NaN or infinite, or was written by a newer
+        version.
     OSError
         If the file cannot be read.
+    TypeError, ValueError
+        If `path` is not the path of a file.
     """
     return load_model(path).network
 
@@ -946,7 +949,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
     Raises
     ------
-    ModelFileError, OSError
+    ModelFileError, OSError, TypeError, ValueError
         As for `load`.
     """
     contents = read_model(path)

@@ -261,7 +261,9 @@ def _safetensors() -> Any:
     try:
         import safetensors.numpy  # here, like hashlib and json below, so that `import lstm_ext` is quick
     except ImportError as error:
-        raise ImportError('model files need the package safetensors: pip install "lstm_ext[models]"') from error
+        raise ImportError(
+            'model files are written by the package safetensors: pip install "lstm_ext[models]"'
+        ) from error
     return safetensors
 
 

@@ -18,13 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import Any, NamedTuple, Self, TextIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_ext.checks import Array, as_array, as_choice, as_number
+from lstm_ext.checks import Array, as_array, as_choice, as_number, as_path, short_repr
 
 Table: TypeAlias = Mapping[str, Any]
 """Columns by name, each (rows,); a pandas DataFrame is one too."""
@@ -35,6 +34,7 @@ Floats: TypeAlias = NDArray[np.float64]
 _GAPS = {"", "na", "n/a", "nan", "nat", "null", "none", "<na>"}
 _NO_NAME = {"", "nan", "None", "NaT", "<NA>"}  # NA may well be a series
 _COMPACT_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_MOST_NAMES = 20  # of columns in an error
 _DIGITS = 9  # of a step
 _JITTER = 0.1  # of a step
 _SPARSEST = 1000  # steps for each row: beyond that the step is not what it seems
@@ -96,7 +96,7 @@ class TimeAxis(NamedTuple):
                 raise ValueError
         except (TypeError, ValueError):
             expected = "an ISO date" if dates else "a number"
-            raise ValueError(f"time is {time!r}; expected {expected}, as in the table") from None
+            raise ValueError(f"time is {short_repr(time)}; expected {expected}, as in the table") from None
         if microseconds is None:
             return ticks
         if self.kind == "time":
@@ -187,7 +187,7 @@ def find_series(
 def read_columns(source: Source, names: Sequence[str]) -> dict[str, Array]:
     """Return some columns of a table, (rows,) each; the errors are those of `find_series`."""
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+        path = as_path("table", source)
         title = str(path)
         columns = (_read_parquet if is_parquet(path) else _read_csv)(path, names)
     elif isinstance(source, Mapping) or hasattr(source, "keys"):
@@ -324,7 +324,8 @@ def _check_names(title: str, names: Sequence[str], present: Sequence[str]) -> No
         times = present.count(name)
         if times != 1:
             found = f"{times} columns" if times else "no column"
-            raise ValueError(f"{title} has {found} {name!r}; its columns are {', '.join(map(str, present))}")
+            columns = ", ".join(map(str, present[:_MOST_NAMES])) + (", ..." if len(present) > _MOST_NAMES else "")
+            raise ValueError(f"{title} has {found} {name!r}; its columns are {columns}")
 
 
 def _numbers(name: str, column: Array) -> Floats:

@@ -25,6 +25,7 @@ from lstm_ext.checks import (
     as_size,
     check_length,
     make_generator,
+    short_repr,
 )
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
@@ -154,7 +155,7 @@ def train(
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
     epochs = as_size("epochs", epochs)
     rng = make_generator(seed)
-    callbacks = _as_callbacks(callbacks)
+    callbacks = as_callbacks(callbacks)
     common: dict[str, Any] = {
         "target": target,
         "loss": as_loss(loss),
@@ -333,14 +334,15 @@ def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:
     return plan.mean_loss()
 
 
-def _as_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
+def as_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
+    """Return the callbacks of a training, each of which can be called."""
     try:
         result = tuple(callbacks)
-    except TypeError:
-        raise TypeError(f"callbacks is {callbacks!r}; expected an iterable of callables") from None
+    except (NotImplementedError, TypeError):  # the former from a memoryview of several dimensions
+        raise TypeError(f"callbacks is {short_repr(callbacks)}; expected an iterable of callables") from None
     for n, callback in enumerate(result):
         if not callable(callback):
-            raise TypeError(f"callbacks[{n}] is {callback!r}; expected a callable")
+            raise TypeError(f"callbacks[{n}] is {short_repr(callback)}; expected a callable")
     return result
 
 

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from importlib import metadata
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import cli, forecasting, persistence
+from lstm_ext import cli, forecasting, persistence, reports
 from lstm_ext.cli import main
 from lstm_ext.forecasting import Forecaster
 
@@ -207,6 +209,11 @@ def test_until_is_a_time_or_a_share(river, capsys, until):
     assert report["held_out"]["first_origin"] == "2024-01-24"
 
 
+def test_all_rows_can_be_trained_on(river, capsys):
+    output = printed(capsys, *RIVER, "--epochs", "5", "--validation", "0")
+    assert re.search(r"\n  pass 5: loss [\d.e-]+\n", output.out)
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 @pytest.mark.parametrize("horizon", ["1", "3"])
 def test_pictures(river, suffix, horizon):
@@ -285,6 +292,13 @@ def test_evaluate_begins_where_the_training_ended(river, capsys):
     held_out = lstm_ext.load_model("river.safetensors").details["report"]["held_out"]
     assert as_json(capsys, "evaluate", "river.safetensors", "river.csv") == held_out
     assert (held_out["first_origin"], held_out["last_origin"]) == ("2024-02-14", "2024-03-04")
+
+
+def test_what_is_worse_is_called_worse():
+    report = {"horizon": 1, "origins": 9, "first_origin": "1", "last_origin": "9"}
+    errors = {"LSTM": 2.0, "good": 1.0, "bad": 4.0, "none": 0.0}
+    lines = list(reports.evaluation_lines({**report, "rmse": errors, "mae": errors}))
+    assert lines[5:] == ["  the LSTM is 100% WORSE than good", "  the LSTM is 50% better than bad"]
 
 
 @pytest.mark.parametrize(("since", "first"), [("2024-03-01", "2024-02-29"), ("0", "2023-12-05"), ("0.5", "2024-01-17")])
@@ -553,6 +567,23 @@ def test_a_network_alone_does_not_forecast(river, capsys, command):
     assert "network is a model without a forecaster's settings" in fails(capsys, command, "network", "river.csv")
 
 
+def test_a_table_that_ends_before_the_training_did(river, capsys):
+    (river / "river.csv").write_text(csv_text(river_table(60)))
+    line = fails(capsys, "evaluate", "river.safetensors", "river.csv")
+    assert line == "lstm-ext: table: its last row, 2024-01-29, lies before 2024-02-15\n"
+
+
+@pytest.mark.parametrize(("number", "row", "words"), [("1e300", 70, "up to 1e+140"), ("1e60", 70, "nearer to")])
+def test_numbers_beyond_all_measure_are_told_in_the_tables_terms(river, capsys, number, row, words):
+    table = river_table()
+    table["rain"] = np.array([number if place == row else "1" for place in range(97)])
+    (river / "river.csv").write_text(csv_text(table))
+    for command in (RIVER, ("predict", "river.safetensors", "river.csv", "--every-origin")):
+        line = fails(capsys, *command)
+        place = f"lstm-ext: column 'rain', date 2024-02-09 is {float(number)}"
+        assert line.startswith(f"{place}; expected a number {words}")
+
+
 def test_a_model_for_other_series(river, capsys):
     run("train", "river.csv", "--target", "flow", "--series", "site", *TINY)
     (river / "river.csv").write_text(csv_text(river_table() | {"site": np.full(97, "east")}))
@@ -680,8 +711,8 @@ def test_a_disk_that_is_full_at_the_end(river, capsys, monkeypatch, call):
     """The first file or the second cannot be written; those in their places stay as they were, and no part is left."""
     calls = []
 
-    def fsync(_):
-        calls.append(1)
+    def fsync(descriptor):
+        calls.extend([1] * stat.S_ISREG(os.fstat(descriptor).st_mode))
         if len(calls) == call:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,6 +1,8 @@
 """Forecasting: what the network sees and learns by definition, and nothing that was not known at the origin."""
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -368,6 +370,16 @@ def test_until_and_since_of_another_kind(when, message):
             use()
 
 
+@pytest.mark.parametrize("when", [True, np.False_, {"": True}])
+def test_a_bool_is_no_row(when):
+    forecaster = make()
+    with pytest.raises(TypeError, match=r"until is (True|False); expected a time, a share of the rows, or None"):
+        forecaster.fit(make_table(60), until=when)
+    forecaster.fit(make_table(60))
+    with pytest.raises(TypeError, match=r"since is (True|False); expected a time, a share of the rows, or None"):
+        forecaster.evaluate(make_table(60), since=when)
+
+
 @pytest.mark.parametrize("share", [np.float32(0.5), np.float16(0.5)])
 def test_a_share_of_any_precision(share):
     assert make().fit(make_table(60), until=share).examples == make().fit(make_table(60), until=0.5).examples
@@ -406,6 +418,57 @@ def test_callbacks_watch_and_may_stop():
     fit = make(epochs=5).fit(make_table(), callbacks=iter([stop_at_two]))
     assert lengths == [((1, 3, 3), 1, 1), ((1, 3, 3), 2, 2)]
     assert len(fit.watched.loss) == 2
+
+
+@pytest.mark.parametrize("answer", [True, np.True_])
+def test_callbacks_watch_the_only_training_without_validation(answer):
+    lengths = []
+
+    def stop_at_two(network, history):
+        lengths.append((len(history.loss), len(history.validation_loss)))
+        return answer if len(lengths) == 2 else None
+
+    fit = make(epochs=5, validation=0).fit(make_table(), callbacks=[stop_at_two])
+    assert lengths == [(1, 0), (2, 0)]
+    assert (fit.epochs, len(fit.history.loss), fit.watched) == (2, 2, None)
+
+
+@pytest.mark.parametrize("validation", [0, 0.2])
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (3, "callbacks is 3; expected an iterable of callables"),
+        (memoryview(np.zeros((2, 2))), "callbacks is <memory at 0x[0-9a-f]+>; expected an iterable"),
+        ([len, "stop"], r"callbacks\[1\] is 'stop'; expected a callable"),
+    ],
+)
+def test_callbacks_that_are_none(validation, callbacks, message):
+    with pytest.raises(TypeError, match=message):
+        make(validation=validation).fit({"y": "not even looked at"}, callbacks=callbacks)
+
+
+def test_the_settings_reach_the_training(monkeypatch):
+    seen, rates = [], []
+
+    def train(network, X, Y, **options):
+        seen.append(options)
+        return lstm_ext.train(network, X, Y, **options)
+
+    def adam(learning_rate):
+        rates.append(learning_rate)
+        return lstm_ext.Adam(learning_rate)
+
+    monkeypatch.setattr(forecasting, "train", train)
+    monkeypatch.setattr(forecasting, "Adam", adam)
+    settings = {"batch_size": 7, "clip_norm": 0.25, "seed": 9, "epochs": 2}
+    make(**settings, learning_rate=0.003).fit(make_table(), num_threads=1)
+    assert rates == [0.003, 0.003]
+    assert len(seen) == 2
+    assert {name: seen[0][name] for name in settings} == settings
+    assert {name: seen[1][name] for name in settings if name != "epochs"} == {
+        name: value for name, value in settings.items() if name != "epochs"
+    }
+    assert [options["num_threads"] for options in seen] == [1, 1]
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path):
@@ -514,8 +577,8 @@ def test_scores_by_hand():
 
 def test_co2_baselines():
     dates, ppm = lstm_ext.load_co2()
-    forecaster = Forecaster(target="ppm", time="date", window=52, horizon=52, season=52, hidden_dim=2, epochs=1)
-    forecaster.validation = 0.0
+    settings = {"window": 52, "horizon": 52, "season": 52, "hidden_dim": 2, "epochs": 1, "validation": 0}
+    forecaster = Forecaster(target="ppm", time="date", **settings)
     forecaster.fit({"date": dates, "ppm": ppm}, until="1962-01-01")
     kept = dates < np.datetime64("1994-01-01")
     evaluation = forecaster.evaluate({"date": dates[kept], "ppm": ppm[kept]}, since="1990-01-01")
@@ -704,12 +767,10 @@ def test_a_fit_that_fails_leaves_the_forecaster_as_it_was(settings, table, messa
     forecaster = make()
     forecaster.fit(make_table())
     before = model_bytes(forecaster, tmp_path)
-    for name, value in settings.items():
-        setattr(forecaster, name, value)
+    vars(forecaster).update(settings)  # which are read-only
     with pytest.raises((ValueError, lstm_ext.NonFiniteError), match=message):
         forecaster.fit(table)
-    for name in settings:
-        setattr(forecaster, name, getattr(make(), name))
+    vars(forecaster).update({name: getattr(make(), name) for name in settings})
     assert model_bytes(forecaster, tmp_path) == before
 
 
@@ -757,11 +818,14 @@ def test_nothing_to_score():
     table = make_table(gaps=0)
     forecaster = make()
     forecaster.fit(table)
-    with pytest.raises(ValueError, match="its last row, 91, lies before 92"):
-        forecaster.evaluate(table, since=92)
+    for since in (92, {"": 92}):
+        with pytest.raises(ValueError, match=r"its last row, 91, lies before 92$"):
+            forecaster.evaluate(table, since=since)
     table["y"][85:] = NAN
-    with pytest.raises(ValueError, match="table holds nothing to score from 86 on"):
+    with pytest.raises(ValueError, match=r"table holds nothing to score from 86 on$"):
         forecaster.evaluate(table, since=86)
+    with pytest.raises(ValueError, match=r"table holds nothing to score from the time of each series on$"):
+        forecaster.evaluate(table, since={"": 86})
 
 
 @pytest.mark.parametrize(
@@ -776,6 +840,8 @@ def test_nothing_to_score():
         ("inputs", ["y"], ValueError),
         ("inputs", ["a", "a"], ValueError),
         ("time", 3, TypeError),
+        ("time", np.arange(10**6), TypeError),
+        ("series", b"s", TypeError),
         ("time", "y", ValueError),
         ("time", "origin", ValueError),
         ("series", "y", ValueError),
@@ -807,9 +873,102 @@ def test_nothing_to_score():
     ],
 )
 def test_bad_arguments_are_named(name, value, error):
-    word = "column" if name in ("target", "time", "series") or value in (["y"], ["a", "a"], [3]) else name
-    with pytest.raises(error, match=word):
+    column = error is ValueError and name in ("inputs", "time", "series")
+    with pytest.raises(error, match="^column '" if column else rf"^{name}(\[\d\])? is ") as caught:
         Forecaster(**{"target": "y", name: value})
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("name", ["target", "inputs", "horizon", "window", "season", "validation", "seed", "max_gap"])
+def test_settings_are_read_only(name, tmp_path):
+    forecaster, other = make(), make(horizon=2)
+    forecaster.fit(make_table())
+    before = model_bytes(forecaster, tmp_path)
+    with pytest.raises(AttributeError, match=rf"^{name} is read-only; dataclasses\.replace"):
+        setattr(forecaster, name, getattr(other, name))
+    with pytest.raises(AttributeError, match=f"^{name} cannot be deleted"):
+        delattr(forecaster, name)
+    assert model_bytes(forecaster, tmp_path) == before
+
+
+def test_there_is_nothing_else_to_set():
+    with pytest.raises(AttributeError, match=r"^Forecaster has no attribute 'horizn'$"):
+        make().horizn = 3
+
+
+def test_a_copy_can_be_made():
+    forecaster = make(inputs=["a"])
+    forecaster.fit(make_table())
+    for other in (copy.copy(forecaster), copy.deepcopy(forecaster), pickle.loads(pickle.dumps(forecaster))):
+        assert repr(other) == repr(forecaster)
+        found, expected = (one.predict(make_table())["forecast"] for one in (other, forecaster))
+        np.testing.assert_array_equal(found, expected)
+    assert replace(forecaster, horizon=2).network is None
+
+
+@pytest.mark.parametrize("value", [1, "no", None, np.ones(3)])
+def test_every_origin_is_a_flag(value):
+    forecaster = make()
+    forecaster.fit(make_table())
+    with pytest.raises(TypeError, match=r"^every_origin is .*; expected True or False"):
+        forecaster.predict(make_table(), every_origin=value)
+
+
+# --- numbers beyond all measure, in the table's terms
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Return a forecaster with an input, trained on 60 days."""
+    forecaster = make(inputs=["a"], time="t")
+    forecaster.fit(make_table(60, gaps=0, times=True))
+    return forecaster
+
+
+OUTLIERS = {
+    "too large": (1e300, r"is 1e\+300; expected a number up to 1e\+140 in magnitude"),
+    "too large and negative": (-1e300, r"is -1e\+300; expected a number up to 1e\+140 in magnitude"),
+    "too large for float32": (1e60, r"is 1e\+60; expected a number nearer to those of the training"),
+}
+
+
+@pytest.mark.parametrize("value", OUTLIERS)
+@pytest.mark.parametrize("column", ["y", "a"])
+def test_a_number_that_is_too_large_is_found_in_the_table(fitted, value, column):
+    number, words = OUTLIERS[value]
+    table = make_table(90, gaps=0, times=True)
+    table[column][70] = number
+    message = f"^column '{column}', t 2000-05-07 {words}"
+    for use in (
+        lambda: fitted.predict(table, every_origin=True),
+        lambda: fitted.evaluate(table),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "words"),
+    [
+        (20, -1e300, r"-1e\+300; expected a number up to"),
+        (50, 1e20, r"1e\+20; expected a number nearer to those of the training"),
+        (57, 1e20, r"1e\+20; expected a number nearer to those of the training"),
+    ],
+)
+def test_a_number_that_is_too_large_to_be_learned(row, value, words):
+    """Among what is learned, in a target of the validation, in an input of it."""
+    table = make_table(60, gaps=0)
+    table["y"] *= 1e-30
+    table["y"][row] = value
+    with pytest.raises(ValueError, match=f"^series 'north', column 'y', row {row + 1} is {words}"):
+        make(series="who").fit(several(table))
+
+
+def test_a_column_that_hardly_varies():
+    table = make_table(60, gaps=0)
+    table["a"] = np.arange(60) * 1e-250
+    with pytest.raises(ValueError, match="column 'a' varies by too little for float64"):
+        make(inputs=["b", "a"]).fit(table)
 
 
 @pytest.mark.parametrize("name", ["max_gap", "trend_seasons"])
@@ -849,11 +1008,20 @@ def test_the_file_is_a_model_file_too(tmp_path):
     assert lstm_ext.load_model(tmp_path / "model").details["note"] == "x"
 
 
-def test_details_that_cannot_be_kept(tmp_path):
+@pytest.mark.parametrize(
+    ("details", "error", "message"),
+    [
+        ({"note": object()}, TypeError, "^details "),
+        (3, TypeError, "^details is 3; expected a mapping or None"),
+        ([("a", 1)] * 10**5, TypeError, r"^details is \[.{,200}; expected a mapping or None"),
+        ({"forecaster": 1}, ValueError, "^details has the key 'forecaster', under which the settings are kept"),
+    ],
+)
+def test_details_that_cannot_be_kept(tmp_path, details, error, message):
     forecaster = make()
     forecaster.fit(make_table())
-    with pytest.raises(TypeError, match="details"):
-        forecaster.save(tmp_path / "model", details={"note": object()})
+    with pytest.raises(error, match=message):
+        forecaster.save(tmp_path / "model", details=details)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -904,8 +1072,6 @@ def test_files_that_are_not_models(tmp_path):
         lambda own: own | {"settings": own["settings"] | {"hidden_dim": 4}},
         lambda own: own | {"settings": own["settings"] | {"inputs": ["a"]}},
         lambda own: own | {"settings": own["settings"] | {"inputs": "a"}},
-        lambda own: own | {"settings": own["settings"] | {"unknown": 1}},
-        lambda own: own | {"settings": own["settings"] | {"network": 1}},
         lambda own: own | {"scalers": {}},
         lambda own: own | {"scalers": [1]},
         lambda own: own | {"scalers": {"": {}}},
@@ -926,6 +1092,20 @@ def test_damaged_settings_are_a_model_file_error(change, tmp_path):
     own = json.loads(json.dumps(lstm_ext.load_model(tmp_path / "model").details["forecaster"]))
     forecaster.network.save(tmp_path / "model", details={"forecaster": change(own)})
     with pytest.raises(ModelFileError, match="model has damaged metadata"):
+        Forecaster.load(tmp_path / "model")
+
+
+def test_settings_of_a_newer_version_are_not_called_damage(tmp_path):
+    forecaster = make()
+    forecaster.fit(make_table())
+    forecaster.save(tmp_path / "model")
+    own = lstm_ext.load_model(tmp_path / "model").details["forecaster"]
+    newer = own | {"quantiles": [], "settings": own["settings"] | {"network": 1}}
+    forecaster.network.save(tmp_path / "model", details={"forecaster": newer})
+    words = (
+        f"model was written by a newer lstm_ext than {lstm_ext.__version__}, .* settings network, quantiles: upgrade"
+    )
+    with pytest.raises(ModelFileError, match=words):
         Forecaster.load(tmp_path / "model")
 
 

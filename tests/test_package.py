@@ -131,7 +131,16 @@ def test_an_import_is_quick():
 def test_networks_and_training_are_quick_to_load():
     loaded = modules_after("import lstm_ext; lstm_ext.LSTMNetwork; lstm_ext.train; lstm_ext.load")
     assert {"lstm_ext.network", "lstm_ext.training"} <= loaded
-    foreign = {"csv", "fcntl", "hashlib", "importlib.metadata", "importlib.resources", "json", "platform", "safetensors"}
+    foreign = {
+        "csv",
+        "fcntl",
+        "hashlib",
+        "importlib.metadata",
+        "importlib.resources",
+        "json",
+        "platform",
+        "safetensors",
+    }
     own = {f"lstm_ext.{name}" for name in ("cli", "config", "forecasting", "reference", "tables", "verification")}
     assert not loaded & (foreign | own)
 

@@ -184,6 +184,14 @@ def test_every_format_version_has_golden_files():
     assert {golden.stem for golden in GOLDEN.glob("*.safetensors")} == names
 
 
+def test_the_package_safetensors_is_needed_to_write_alone(path, network, monkeypatch):
+    network.save(path)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    assert load(path).parameters.tobytes() == network.parameters.tobytes()
+    with pytest.raises(ImportError, match=r'package safetensors: pip install "lstm_ext\[models\]"'):
+        network.save(path)
+
+
 # --- damaged, foreign and newer files ---
 
 

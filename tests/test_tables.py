@@ -699,11 +699,30 @@ def test_a_csv_file_has_plain_lines():
     assert encode_table({"t": DATES[:1] + np.timedelta64(1, "h")}) == b"t\n1999-12-31T01\n"
 
 
-@pytest.mark.parametrize("days", [["20240131", "20240201", "20240203"], [20240131, 20240201, 20240203]])
-def test_eight_digits_are_a_date(days):
+@pytest.mark.parametrize(
+    ("days", "after"),
+    [
+        (["20240131", "20240201", "20240203"], "2024-02-04"),
+        ([20240131, 20240201, 20240203], "2024-02-04"),
+        (["19991231", "20000101", "20000103"], "2000-01-04"),
+    ],
+)
+def test_eight_digits_are_a_date(days, after):
     found = only({"t": days, "y": [1, 2, 4]}, time="t")
     np.testing.assert_array_equal(found.values[:, 0], [1, 2, NAN, 4])
-    assert str(found.times(4)) == "2024-02-04"
+    assert str(found.times(4)) == after
+
+
+def test_an_error_lists_a_few_of_many_columns():
+    table = {f"c{j}": [1.0] for j in range(10**5)}
+    with pytest.raises(ValueError, match=r"no column 'y'; its columns are c0, .*, c19, ...$"):
+        only(table)
+
+
+@pytest.mark.parametrize("name", ["a\0.csv", "a\ud800.csv"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(ValueError, match=r"^table is 'a.*; expected no NUL and no lone surrogates"):
+        only(name)
 
 
 def test_an_empty_line_is_a_gap_in_a_table_of_one_column(csv):
