@@ -847,15 +847,18 @@ def test_names_as_long_as_the_system_allows(path, network, name):
 
 def interrupt_after_call(number):
     """Return a tracer that raises KeyboardInterrupt after a given call: there Python looks for signals."""
-    left = [number]
+    left, in_call = [number], {}
 
     def trace(frame, event, argument):
         frame.f_trace_opcodes = True
-        if event == "opcode" and operations(frame.f_code).get(frame.f_lasti, "").startswith("CALL"):
-            left[0] -= 1
-        elif event == "opcode" and left[0] == 0:
-            left[0] = -1
-            raise KeyboardInterrupt
+        if event == "call":
+            in_call[id(frame)] = False  # frames themselves would keep what they hold
+        elif event == "opcode":
+            left[0] -= in_call.get(id(frame), False)
+            in_call[id(frame)] = operations(frame.f_code).get(frame.f_lasti, "").startswith("CALL")
+            if left[0] == 0:
+                left[0] = -1
+                raise KeyboardInterrupt
         return trace
 
     return trace
