@@ -41,6 +41,7 @@ When: TypeAlias = float | str | np.datetime64 | Mapping[str, str]
 _DETAILS_KEY = "forecaster"
 _SAVED = {"settings", "trained_before", "axis", "scalers"}
 _DRIFT_SEASONS = 10
+_MOST_NAMES = 20  # of series in an error
 _LARGEST = 1e140  # the squares of larger numbers, and their sums, overflow
 _FORECAST_COLUMNS = ("origin", "steps_ahead", "forecast")
 
@@ -286,6 +287,7 @@ class Forecaster:
             If an argument or the table is not as needed, or the table is too short. The forecaster is as before then.
         """
         callbacks = as_callbacks(callbacks)
+        options: dict[str, Any] = {"num_threads": num_threads}
         _check_when("until", until)
         known = [
             one._replace(values=one.values[: row_of(one, until, len(one.values))])
@@ -295,14 +297,13 @@ class Forecaster:
         scalers = self._scale(windows)
         epochs, watched = self.epochs, None
         if self.validation:
-            watched = self._watch(windows, callbacks, num_threads)
+            watched = self._watch(windows, callbacks, options)
             epochs = 1 + int(np.argmin(watched.validation_loss))
         left_out = {name: one.too_short() for name, one in windows.items() if name not in scalers}
         if left_out:
             warnings.warn(f"{len(left_out)} series left out: {_reason(left_out)}", stacklevel=2)
         X, Y = self._examples(windows, scalers)
-        options = {"callbacks": () if self.validation else callbacks, "num_threads": num_threads}
-        network, history = self._train(X, Y, epochs, **options)
+        network, history = self._train(X, Y, epochs, callbacks=() if self.validation else callbacks, **options)
         self.network, self._scalers, self._axis = network, scalers, known[0].axis
         self.trained_before = {one.name: str(one.times(len(one.values))) for one in known if one.name in scalers}
         return Fit(len(X), len(history.loss), watched, history)
@@ -513,7 +514,8 @@ class Forecaster:
         for one in self.find_series(table):
             windows = _Windows(self, one)
             if one.name not in self._scalers:
-                left_out[one.name] = f"it was not in training, which had {', '.join(self._scalers)}"
+                known = ", ".join(list(self._scalers)[:_MOST_NAMES]) + ", ..." * (len(self._scalers) > _MOST_NAMES)
+                left_out[one.name] = f"it was not in training, which had {known}"
                 continue
             first = since.get(one.name) if isinstance(since, Mapping) else since
             start = row_of(one, first, 0)
@@ -535,7 +537,7 @@ class Forecaster:
         outputs = self._fitted().predict(windows.inputs(origins, scaler), num_threads=num_threads)
         return windows.forecasts(origins, outputs, scaler)
 
-    def _watch(self, windows: dict[str, _Windows], callbacks: Iterable[Callback], num_threads: int | None) -> History:
+    def _watch(self, windows: dict[str, _Windows], callbacks: Iterable[Callback], options: dict[str, Any]) -> History:
         """Train on the first of the known rows, until the loss on the others no longer falls."""
         cuts = {name: int(len(one.values) * (1 - self.validation)) for name, one in windows.items()}
         first = {
@@ -557,8 +559,7 @@ class Forecaster:
             return len(history.loss) - int(np.argmin(history.validation_loss)) > self.patience
 
         X, Y = self._examples(first, scalers)
-        options = {"validation_data": validation, "callbacks": [*callbacks, stop], "num_threads": num_threads}
-        return self._train(X, Y, self.epochs, **options)[1]
+        return self._train(X, Y, self.epochs, validation_data=validation, callbacks=[*callbacks, stop], **options)[1]
 
     def _scale(self, windows: dict[str, _Windows]) -> dict[str, SequenceScaler]:
         """Return a scaler for each series that has examples."""

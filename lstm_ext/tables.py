@@ -403,7 +403,8 @@ def _dates(name: str, column: Array) -> Array:
                 dates[row] = _date(text)
         except ValueError:
             raise ValueError(
-                f"column {name!r}, row {row + 1} is {text!r}; expected a number or an ISO date like 2024-02-01 12:30"
+                f"column {name!r}, row {row + 1} is {short_repr(text)}; expected a number or an ISO date like "
+                "2024-02-01 12:30"
             ) from None
     return dates
 

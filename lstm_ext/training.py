@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,6 @@ from lstm_ext.checks import (
     as_size,
     check_length,
     make_generator,
-    short_repr,
 )
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
@@ -195,7 +195,7 @@ def train(
             history.loss.append(plan.mean_loss())
             if validation is not None:
                 history.validation_loss.append(_evaluate(validation, epoch, epochs))
-            if any([callback(network, history) is True for callback in callbacks]):  # noqa: C419 - call them all
+            if run_callbacks(callbacks, network, history):
                 break
     return history
 
@@ -338,12 +338,22 @@ def as_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     """Return the callbacks of a training, each of which can be called."""
     try:
         result = tuple(callbacks)
-    except (NotImplementedError, TypeError):  # the former from a memoryview of several dimensions
-        raise TypeError(f"callbacks is {short_repr(callbacks)}; expected an iterable of callables") from None
+    except (TypeError, NotImplementedError):  # the latter from a memoryview
+        raise TypeError(f"callbacks is {reprlib.repr(callbacks)}; expected an iterable of callables") from None
     for n, callback in enumerate(result):
         if not callable(callback):
-            raise TypeError(f"callbacks[{n}] is {short_repr(callback)}; expected a callable")
+            raise TypeError(f"callbacks[{n}] is {reprlib.repr(callback)}; expected a callable")
     return result
+
+
+def run_callbacks(callbacks: Sequence[Callback], network: LSTMNetwork, history: History) -> bool:
+    """Call all callbacks and return whether one of them stops the training."""
+    answers = [callback(network, history) for callback in callbacks]
+    for n, answer in enumerate(answers):
+        if answer is not None and not isinstance(answer, (bool, np.bool_)):
+            returned = reprlib.repr(answer)
+            raise TypeError(f"callbacks[{n}] returned {returned}; expected True to stop, or None or False to go on")
+    return any(answers)
 
 
 @contextmanager

@@ -434,6 +434,15 @@ def test_callbacks_watch_the_only_training_without_validation(answer):
 
 
 @pytest.mark.parametrize("validation", [0, 0.2])
+@pytest.mark.parametrize("answer", [1, "no", np.ones(2)])
+def test_a_callback_that_returns_no_flag(validation, answer):
+    forecaster = make(validation=validation)
+    with pytest.raises(TypeError, match=r"callbacks\[0\] returned .*; expected True to stop, or None or False"):
+        forecaster.fit(make_table(), callbacks=[lambda *_: answer])
+    assert forecaster.network is None
+
+
+@pytest.mark.parametrize("validation", [0, 0.2])
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
@@ -637,6 +646,15 @@ def test_series_that_are_too_short_are_left_out_and_named():
         assert set(forecaster.predict(several(*tables))["who"]) == {"north"}
     with pytest.raises(ValueError, match="series 'south': it was not in training, which had north"):
         forecaster.predict({"who": ["south"] * 6, "y": tables[1]["y"]})
+
+
+def test_an_error_lists_a_few_of_many_series():
+    forecaster = make(series="who", validation=0, epochs=1)
+    table = make_table(10, gaps=0)
+    names = np.repeat([f"s{j}" for j in range(30)], 10)
+    forecaster.fit({"who": names, "y": np.tile(table["y"], 30)})
+    with pytest.raises(ValueError, match=r"series 'other': it was not in training, which had s0, .*, s19, \.\.\.$"):
+        forecaster.predict({"who": ["other"] * 10, "y": table["y"]})
 
 
 def test_all_series_too_short():
