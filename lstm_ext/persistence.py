@@ -334,12 +334,9 @@ def _read_parameters(file: BinaryIO, tensors: dict[str, Any], architecture: Arch
     data, count = file.tell(), parameter_count(architecture)
     size = sum(last - first for first, last in (tensor["data_offsets"] for tensor in tensors.values()))
     code, dtype = {4 * count: ("F32", "float32"), 8 * count: ("F64", "float64")}.get(size, ("", ""))
-    if not code:  # compared first: a layout has as many names as there are layers
-        raise ValueError("its tensors are not those of its architecture")
-    shapes = {name: list(shape) for name, (_, shape) in layout(architecture).items()}
-    if {name: (tensor.get("dtype"), tensor.get("shape")) for name, tensor in tensors.items()} != {
-        name: (code, shape) for name, shape in shapes.items()
-    }:
+    found = {name: (tensor.get("dtype"), tensor.get("shape")) for name, tensor in tensors.items()}
+    # The size is compared first: a layout has as many names as there are layers.
+    if not code or found != {name: (code, [*shape]) for name, (_, shape) in layout(architecture).items()}:
         raise ValueError("its tensors are not those of its architecture")
     parameters = np.empty(count, dtype)
     for name, weight in parameter_views(parameters, architecture).items():
@@ -354,11 +351,15 @@ def _check_version(metadata: dict[str, Any]) -> None:
     version = metadata.get("version")
     if type(version) is not int or version < 1:
         raise ValueError(f"version is {short_repr(version)}; expected an integer of at least 1")
-    if version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"has format version {short_repr(version)}, written by lstm_ext {short_repr(metadata.get('written_by'))}; "
-            f"this is lstm_ext {__version__}, which reads format version {FORMAT_VERSION}: upgrade lstm_ext to load it"
-        )
+    for what, known in (("version", FORMAT_VERSION), ("parameter_layout", LAYOUT_VERSION)):
+        found = metadata.get(what)
+        if type(found) is int and found > known:
+            name = "format version" if what == "version" else what
+            writer = short_repr(metadata.get("written_by"))
+            raise ModelFileError(
+                f"has {name} {short_repr(found)}, written by lstm_ext {writer}; this is lstm_ext {__version__}, which "
+                f"reads {name} {known}: upgrade lstm_ext to load it"
+            )
 
 
 def _unknown_keys(metadata: dict[str, Any]) -> list[str]:
