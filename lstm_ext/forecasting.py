@@ -109,7 +109,8 @@ class Forecaster:
     """An LSTM network that forecasts a column of a table from the rows before.
 
     It sees the last `window` rows of the target and of the inputs and gives the target of the next `horizon` rows at
-    once. Several series are learned by one network, each scaled by itself.
+    once. Several series are learned by one network, each scaled by itself. The settings are read-only:
+    ``dataclasses.replace(forecaster, horizon=3)`` makes another forecaster, not fitted.
 
     Parameters
     ----------
@@ -143,8 +144,6 @@ class Forecaster:
         Of Adam.
     seed : int or None
         Of the initial weights and the order of the windows.
-
-    The settings are read-only: ``dataclasses.replace(forecaster, horizon=3)`` makes another forecaster, not fitted.
 
     Attributes
     ----------
