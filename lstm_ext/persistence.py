@@ -25,7 +25,7 @@ import numpy as np
 from lstm_ext._version import __version__
 from lstm_ext.checks import Array
 from lstm_ext.data import SequenceScaler
-from lstm_ext.options import SIZES, Architecture, as_architecture
+from lstm_ext.options import SIZES, Architecture, Options, as_architecture
 from lstm_ext.parameters import LAYOUT_VERSION, layout, parameter_count, parameter_views
 
 METADATA_KEY = "lstm_ext"
@@ -63,7 +63,7 @@ def write_model(
         "version": FORMAT_VERSION,
         "written_by": __version__,
         "architecture": {name: getattr(architecture, name) for name in SIZES},
-        "options": asdict(architecture.options),
+        "options": _kept_options(architecture.options),
         "parameter_layout": LAYOUT_VERSION,
         "scaler": None if scaler is None else scaler.to_dict(),
         "details": _as_details(details),
@@ -210,7 +210,7 @@ def _read(library: Any, path: Path) -> Contents:
             raise ModelFileError("is a safetensors file, but not a model of lstm_ext") from None
         _check_version(metadata)
         input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
-        options: Any = {} if metadata["version"] == 1 else metadata["options"]
+        options: Any = {} if metadata["version"] == 1 else _read_options(metadata["options"])
         architecture = as_architecture(input_dim, hidden_dim, output_dim, options)
         parameters = _read_parameters(file, architecture)
     if metadata.pop("checksum") != _checksum(metadata, parameter_views(parameters, architecture)):
@@ -219,6 +219,20 @@ def _read(library: Any, path: Path) -> Contents:
         raise ValueError(f"parameter_layout is {short_repr(metadata['parameter_layout'])}; expected {LAYOUT_VERSION}")
     scaler = None if metadata["scaler"] is None else SequenceScaler.from_dict(metadata["scaler"])
     return Contents(architecture, parameters, scaler, dict(metadata["details"]))
+
+
+def _kept_options(options: Options) -> dict[str, Any]:
+    """Return what a file says of the options: without a forget_bias of None, which earlier versions do not know."""
+    kept = asdict(options)
+    if options.forget_bias is None:
+        del kept["forget_bias"]
+    return kept
+
+
+def _read_options(kept: Any) -> Any:
+    """Return the arguments of `Options`: files of earlier versions have a forget_bias where there is no b_f, too."""
+    without_b_f = isinstance(kept, dict) and (kept.get("coupled_gates") is True or kept.get("use_bias") is False)
+    return {name: kept[name] for name in kept if name != "forget_bias"} if without_b_f else kept
 
 
 def _read_parameters(file: Any, architecture: Architecture) -> Array:

@@ -245,7 +245,7 @@ class Plan:
             return step + 1
         if self.norms[step] > self.clip_norm:
             self.gradient *= self.clip_norm / self.norms[step]
-        if cast(Any, self.python_optimizer).update(self.parameters, self.gradient) is not None:
+        if cast(Any, self.python_optimizer).update(self.parameters[:], self.gradient[:]) is not None:
             raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
         self.updates += np.uint64(1)
         return step + 1
