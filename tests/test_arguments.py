@@ -171,3 +171,122 @@ def test_a_subclass_keeps_its_attributes(copied):
     assert not np.shares_memory(twin.parameters, network.parameters)
     assert (twin.label is network.label) == (copied is copy.copy)
     assert twin.predict_positive(np.ones((1, 2, 2))).shape == (1, 1)
+
+
+# --- odd values for every argument ---
+
+
+class Raises:
+    """Has no array, no length, no truth and no repr."""
+
+    def fail(self, *_, **__):
+        raise RuntimeError("not today")
+
+    __array__ = __len__ = __bool__ = __repr__ = __getitem__ = fail
+
+
+ENDLESS: list = []
+ENDLESS.append(ENDLESS)
+
+ODD_VALUES = {
+    **{str(value): value for value in (None, True, 0, -1, 1.5, 1j, 2**63, 10**30, float("nan"), -np.inf, ..., int)},
+    **{repr(value): value for value in ("", "no", b"ab", (), [], {}, {"a": 1}, {1}, range(3), np.True_, np.int64(2))},
+    "digits": -(10**5000),
+    "long string": "x" * 10**5,
+    "long list": list(range(10**4)),
+    "ragged": [[[1, 2], [3]], [[1, 2], [3, 4]]],
+    "endless": ENDLESS,
+    "function": lambda: None,
+    "bytearray": bytearray(8),
+    "memoryview": memoryview(np.ones((2, 3))),
+    "raises": Raises(),
+    "date": np.datetime64("NaT"),
+    "objects": np.array([None, 1], object),
+    "complex array": np.ones((2, 5, 2), complex),
+    "long double": np.full((2, 5, 2), np.longdouble("1e400") if np.finfo(np.longdouble).max > 1e308 else np.inf),
+    "big-endian": np.full((2, 5, 2), np.nan, ">f4"),
+    "structured": np.zeros(3, [("a", "f4")]),
+    "0-d": np.array(7),
+    "empty": np.zeros((0, 5, 2)),
+    "masked": np.ma.masked_all((2, 5, 2)),
+    "unsigned": np.full((2, 5, 2), 2**64 - 1, np.uint64),
+    "strings": np.array(["a", "b"]),
+    "booleans": np.zeros((2, 5), bool),
+}
+X, COLUMN = np.ones((2, 5, 2), "f4"), np.ones((3, 1))
+CELL, LAYER, NETWORK = made(LSTMCell), made(LSTM), made(LSTMNetwork)
+LAYERS = LSTMNetwork(2, 3, 2, num_layers=2, bidirectional="concat", seed=0)
+*_, TAPE = LAYER.forward(X, return_tape=True)
+STATE = NETWORK.initial_state(2)
+DEFAULTS = {name: getattr(lstm_ext.Options(), name) for name in lstm_ext.options.OptionArguments.__annotations__}
+MODEL = {"input_dim": 2, "hidden_dim": 3, "dtype": "f4", "init": "glorot", "seed": 0}
+OF_X = {"X": X, "target": "steps", "lengths": [5, 2], "mask": None, "num_threads": 1}
+MEMORY = {"dropout_seed": None, "checkpoint_every": None, "memory_budget": None}
+CALLS = {
+    "LSTMCell": (LSTMCell, MODEL),
+    "LSTM": (LSTM, MODEL | DEFAULTS),
+    "LSTMNetwork": (LSTMNetwork, MODEL | {"output_dim": 2} | DEFAULTS),
+    "Options": (lstm_ext.Options, DEFAULTS),
+    "parameter_layout": (lstm_ext.parameter_layout, {"input_dim": 2, "hidden_dim": 3, "output_dim": 2} | DEFAULTS),
+    "LSTMCell.forward": (CELL.forward, {"x_t": X[0, 0], "h_prev": COLUMN, "C_prev": COLUMN}),
+    "LSTMCell.backward": (
+        CELL.backward,
+        {"x_t": X[0, 0], "h_prev": COLUMN, "C_prev": COLUMN, "dh_t": COLUMN, "dC_t": COLUMN},
+    ),
+    "LSTM.forward": (
+        LAYER.forward,
+        {"X": X, "h0": None, "C0": None, "lengths": [5, 2], "mask": None, "dropout_seed": 1}
+        | {"return_tape": True, "num_threads": 1},
+    ),
+    "LSTM.backward": (LAYER.backward, {"tape": TAPE, "dH": None, "dh_T": None, "dC_T": None, "num_threads": 1}),
+    "LSTMNetwork.forward": (NETWORK.forward, {"X": X[0], "num_threads": 1}),
+    "LSTMNetwork.predict": (NETWORK.predict, OF_X),
+    "LSTMNetwork.predict of layers": (LAYERS.predict, OF_X | {"lengths": None}),
+    "LSTMNetwork.gradient": (NETWORK.gradient, OF_X | {"Y": np.ones((2, 5, 2))} | MEMORY),
+    "LSTMNetwork.gradient of classes": (
+        NETWORK.gradient,
+        {"X": X, "Y": [0, 1], "loss": "cross_entropy", "target": "last"} | MEMORY,
+    ),
+    "LSTMNetwork.initial_state": (NETWORK.initial_state, {"batch": 2, "num_threads": 1}),
+    "LSTMNetwork.step": (NETWORK.step, {"x": X[:, 0], "state": STATE, "out": np.empty((2, 2), "f4")}),
+    "parameters": (lambda parameters: setattr(made(LSTM), "parameters", parameters), {"parameters": LAYER.parameters}),
+    "W_f": (lambda W_f: setattr(made(LSTMCell), "W_f", W_f), {"W_f": CELL.W_f}),
+    "sigmoid": (lstm_ext.sigmoid, {"x": X}),
+    "tanh": (lstm_ext.tanh, {"x": X}),
+    "set_num_threads": (lstm_ext.set_num_threads, {"num_threads": None}),
+    "to_reference": (lstm_ext.to_reference, {"network": NETWORK, "dtype": "float64"}),
+    "from_reference": (lstm_ext.from_reference, {"oracle": lstm_ext.to_reference(NETWORK)}),
+}
+ARGUMENTS = [(name, argument) for name, (_, good) in CALLS.items() for argument in good if argument != "loss"]
+# What names another argument, which excludes it: a list of sequences has no lengths; classes have no such Y
+EXCLUDED = {("X", "lengths"), ("mask", "lengths"), ("lengths", "mask"), ("coupled_gates", "forget_bias")}
+
+
+def snapshot():
+    """Return the bits of all that a failed call must leave alone."""
+    arrays = [CELL.parameters, LAYER.parameters, NETWORK.parameters, LAYERS.parameters, STATE.h, STATE.C]
+    return [array.tobytes() for array in (*arrays, X, COLUMN)] + [np.random.get_state()[1].tobytes()]
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_an_odd_value_is_named(name, argument):
+    """It is taken, or refused by one short line that names its argument, and nothing has changed."""
+    call, good = CALLS[name]
+    lstm_ext.set_num_threads(None)
+    before, refused = snapshot(), 0
+    for what, value in ODD_VALUES.items():
+        try:
+            call(**good | {argument: value})
+        except (TypeError, ValueError) as error:
+            message, refused = str(error), refused + 1
+            assert any(word in message for word in names_of(argument)), (what, message)
+            assert len(message) < 400 and "\n" not in message, (what, message)
+        else:
+            lstm_ext.set_num_threads(None)
+            before = snapshot()  # a step changes its state
+        assert snapshot() == before, what
+    assert refused > len(ODD_VALUES) // 2
+
+
+def names_of(argument):
+    return [argument, *(other for one, other in EXCLUDED if one == argument)]
