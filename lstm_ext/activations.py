@@ -60,5 +60,7 @@ def _apply(kernel: Callable[[Array, Array], None], x: ArrayLike) -> Array:
         raise TypeError(f"x has dtype {source.dtype}; expected real numbers")
     dtype = float_dtype(source)
     result = np.empty(source.shape, dtype)
-    kernel(np.ascontiguousarray(source, dtype).reshape(-1), result.reshape(-1))
+    with np.errstate(over="ignore"):  # a long double beyond float64 is Inf
+        source = np.ascontiguousarray(source, dtype)
+    kernel(source.reshape(-1), result.reshape(-1))
     return result

@@ -18,6 +18,8 @@ from lstm_ext import _kernels
 
 Array: TypeAlias = NDArray[Any]
 Index: TypeAlias = NDArray[np.intp]
+Shape: TypeAlias = tuple[int | str, ...]
+"""A name stands for any length."""
 Data: TypeAlias = ArrayLike | Sequence[ArrayLike]
 """One array, or a list of arrays of different lengths."""
 
@@ -39,10 +41,10 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return `dtype` as a NumPy dtype; float32 and float64 are compiled."""
     try:
         result = None if dtype is None else np.dtype(dtype)
-    except TypeError:
+    except Exception:  # whatever NumPy makes of it: TypeError, ValueError, SyntaxError, ...
         result = None
     if result is None or result.name not in _MANTISSA_BITS:
-        raise ValueError(f"dtype is {dtype!r}; expected float32 or float64")
+        raise ValueError(f"dtype is {short_repr(dtype)}; expected float32 or float64")
     return result.newbyteorder("=")
 
 
@@ -51,11 +53,11 @@ def as_size(name: str, value: Any, low: int = 1) -> int:
     try:
         size = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; expected an integer") from None
+        raise TypeError(f"{name} is {short_repr(value)}; expected an integer") from None
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}; expected an integer")
+        raise TypeError(f"{name} is {short_repr(value)}; expected an integer")
     if size < low:
-        raise ValueError(f"{name} is {size}; expected at least {low}")
+        raise ValueError(f"{name} is {short_repr(size)}; expected at least {low}")
     return size
 
 
@@ -78,30 +80,30 @@ def as_seed(name: str, value: Any) -> int | None:
         return None
     seed = as_size(name, value, 0)
     if seed >= 2**64:
-        raise ValueError(f"{name} is {seed}; expected less than 2**64")
+        raise ValueError(f"{name} is {short_repr(seed)}; expected less than 2**64")
     return seed
 
 
 def make_generator(seed: Any) -> np.random.Generator:
     """Return a generator for a seed: None, or an integer of at least 0."""
     if seed is not None and (isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer))):
-        raise TypeError(f"seed is {seed!r}; expected an integer or None")
+        raise TypeError(f"seed is {short_repr(seed)}; expected an integer or None")
     if seed is not None and seed < 0:
-        raise ValueError(f"seed is {seed}; expected at least 0")
+        raise ValueError(f"seed is {short_repr(seed)}; expected at least 0")
     return np.random.default_rng(seed)
 
 
 def as_flag(name: str, value: Any) -> bool:
     """Return a bool."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}; expected True or False")
+        raise TypeError(f"{name} is {short_repr(value)}; expected True or False")
     return bool(value)
 
 
 def as_number(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
     """Return a finite float in [low, high)."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} is {value!r}; expected a number")
+        raise TypeError(f"{name} is {short_repr(value)}; expected a number")
     try:
         number = float(value)
     except OverflowError:
@@ -116,7 +118,7 @@ def as_number(name: str, value: Any, *, low: float = -math.inf, high: float = ma
 def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not (isinstance(value, str) and value in choices):
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name} is {short_repr(value)}; expected one of {', '.join(map(repr, choices))}")
     return value
 
 
@@ -125,7 +127,9 @@ def check_length(name: str, value: Any, length: int) -> None:
     try:
         given = len(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; expected {length} targets, one for each sequence of X") from None
+        raise TypeError(
+            f"{name} is {short_repr(value)}; expected {length} targets, one for each sequence of X"
+        ) from None
     if given != length:
         raise ValueError(f"{name} has length {given}; expected {length}, one for each sequence of X")
 
@@ -133,12 +137,14 @@ def check_length(name: str, value: Any, length: int) -> None:
 def check_allocatable(what: str, *factors: int) -> None:
     """Raise if a product of sizes, in elements of eight bytes, is more than a machine can address."""
     if math.prod(factors) > sys.maxsize // 16:
-        sizes = " x ".join(map(str, factors))
+        sizes = " x ".join(map(short_repr, factors))
         raise ValueError(f"{what} would have {sizes} elements; expected a size that memory can hold")
 
 
-def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = None) -> Array:
     """Return `value` as an aligned C-contiguous array of `dtype` with the same numbers: a copy only where it must be.
+
+    The `shape` is for the error's text alone.
 
     Raises
     ------
@@ -151,7 +157,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         flags = value.flags
         if flags.c_contiguous and flags.aligned and _kernels.is_finite(value):  # the usual case takes the short way
             return cast(Array, value)
-    source = as_numbers(name, value)
+    source = as_numbers(name, value, shape)
     if source.dtype.kind in "iu":
         limit = 2 ** _MANTISSA_BITS[dtype.name]
         largest = max(int(source.max()), -int(source.min()))
@@ -168,9 +174,9 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     return result.reshape(source.shape)
 
 
-def as_numbers(name: str, value: Any) -> Array:
+def as_numbers(name: str, value: Any, shape: Shape | None = None) -> Array:
     """Return `value` as an array of real numbers with no axis of length 0."""
-    source = as_array(name, value)
+    source = as_array(name, value, shape)
     if source.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {source.dtype}; expected real numbers")
     if source.size == 0:
@@ -178,14 +184,20 @@ def as_numbers(name: str, value: Any) -> Array:
     return source
 
 
-def as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any, shape: Shape | None = None) -> Array:
     """Return `value` as an array; ragged lists and masked elements are refused."""
     if np.ma.is_masked(value):
         raise ValueError(f"{name} has masked elements; expected none: fill or drop them first")
     try:
         return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} is not an array: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # an object's own conversion may raise anything
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        reason = f"is not an array: {short_repr(value)} gives {type(error).__name__} ({error})"
+        if "inhomogeneous" in str(error):  # NumPy's word for it
+            reason = f"is a {type(value).__name__} of {len(value)} entries that differ in shape"
+        raise kind(f"{name} {reason}; expected {_expected(shape)}") from None
 
 
 def float_dtype(value: Any) -> np.dtype[Any]:
@@ -206,14 +218,14 @@ def _check_finite(name: str, source: Array, converted: Array) -> None:
     raise ValueError(f"{place} is {given}; expected finite numbers")
 
 
-def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int | str, ...]) -> Array:
+def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: Shape) -> Array:
     """Return `as_real` of a `value` whose shape is `shape`; a name in it stands for any length."""
-    result = as_real(name, value, dtype)
+    result = as_real(name, value, dtype, shape)
     check_shape(name, result.shape, shape)
     return result
 
 
-def check_shape(name: str, given: tuple[int, ...], shape: tuple[int | str, ...]) -> None:
+def check_shape(name: str, given: tuple[int, ...], shape: Shape) -> None:
     """Raise unless an array's shape is `shape`; a name in it stands for any length."""
     if given == shape:
         return
@@ -221,14 +233,20 @@ def check_shape(name: str, given: tuple[int, ...], shape: tuple[int | str, ...])
         isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, given, strict=True)
     )
     if not fits:
-        expected = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
-        raise ValueError(f"{name} has shape {given}; expected {expected}")
+        raise ValueError(f"{name} has shape {given}; expected {_expected(shape)}")
+
+
+def _expected(shape: Shape | None) -> str:
+    """Return what an error says is expected; None: an array of any shape."""
+    if shape is None:
+        return "an array"
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
 def check_output(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """Raise unless `value` is an array that results can be written to as it is."""
     if type(value) is not np.ndarray:
-        raise TypeError(f"{name} is {value!r}; expected an ndarray")
+        raise TypeError(f"{name} is {short_repr(value)}; expected an ndarray")
     if value.dtype != dtype:
         raise TypeError(f"{name} has dtype {value.dtype}; expected {dtype}")
     if value.shape != shape:
@@ -239,7 +257,7 @@ def check_output(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, 
 
 def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array:
     """Return a column (length, 1) given as such or as (length,)."""
-    result = as_real(name, value, dtype)
+    result = as_real(name, value, dtype, (length, 1))
     if result.shape not in ((length,), (length, 1)):
         raise ValueError(f"{name} has shape {result.shape}; expected ({length}, 1) or ({length},)")
     return result.reshape(length, 1)
@@ -247,7 +265,7 @@ def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array
 
 def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> NDArray[np.intp]:
     """Return class labels of a given shape as a contiguous copy of integers in [0, classes)."""
-    source = as_array(name, value)
+    source = as_array(name, value, shape)
     if source.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {source.dtype}; expected integer classes")
     if source.shape != shape:

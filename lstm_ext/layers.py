@@ -71,17 +71,20 @@ def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterat
             yield Batch(len(at), int(steps[0]), first, steps, live, at, dropout_seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tape:
-    """What a backward pass needs of one forward pass: activations, and the weights as they were."""
+    """What a backward pass needs of one forward pass: activations, and the weights as they were.
+
+    Its arrays are private: a pass relies on their contents, shapes and dtypes.
+    """
 
     architecture: Architecture
-    parameters: Array
-    sequences: Sequences
-    stack: _stack.Stack
-    batch: Batch
-    h_given: bool
-    busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _parameters: Array = field(repr=False)
+    _sequences: Sequences = field(repr=False)
+    _stack: _stack.Stack = field(repr=False)
+    _batch: Batch = field(repr=False)
+    _h_given: bool = field(repr=False)
+    _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("tapes are packed for this process; save the network instead")
@@ -159,18 +162,18 @@ def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tu
 
     dH (rows, F or D R) and dlast belong to what `forward` returned; None is zeros.
     """
-    architecture, dtype, N = tape.architecture, tape.parameters.dtype, len(tape.sequences)
+    architecture, dtype, N = tape.architecture, tape._parameters.dtype, len(tape._sequences)
     count = len(architecture.cells)
-    dX = np.empty_like(tape.sequences.rows)
+    dX = np.empty_like(tape._sequences.rows)
     dh0 = np.empty((count, N, architecture.state_dim), dtype)
     dC0 = np.empty((count, N, architecture.hidden_dim), dtype)
-    gradient = np.zeros_like(tape.parameters)
-    with tape.busy:
+    gradient = np.zeros_like(tape._parameters)
+    with tape._busy:
         _stack.backward(
-            tape.stack,
+            tape._stack,
             threads,
-            tape.batch,
-            tape.parameters,
+            tape._batch,
+            tape._parameters,
             dH,
             *dlast,
             dh0,

@@ -8,6 +8,7 @@ returns on request, so threads can share a network.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self, Unpack, overload
@@ -22,6 +23,7 @@ from lstm_ext.checks import (
     as_choice,
     as_column,
     as_dtype,
+    as_flag,
     as_numbers,
     as_real,
     as_seed,
@@ -30,11 +32,12 @@ from lstm_ext.checks import (
     check_allocatable,
     check_output,
     check_shape,
+    short_repr,
 )
 from lstm_ext.data import SequenceScaler
 from lstm_ext.layers import INFERENCE_ROWS, Carried, Tape, top_states
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
-from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture
+from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
 from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
 from lstm_ext.persistence import read_model, write_model
 from lstm_ext.plan import TARGETS, Plan, as_memory
@@ -77,36 +80,46 @@ class _Weight:
         view[...] = as_shape(self._name, value, view.dtype, view.shape)
 
     def _view(self, owner: Any) -> Array:
-        view: Array | None = owner.named_parameters().get(self._name)
+        view: Array | None = owner._views.get(self._name)
         if view is None:
             raise AttributeError(f"{owner!r} has no {self._name}")
-        return view
+        return view[:]
 
 
 class _Parametrised:
-    """Architecture, dtype, and the flat parameter vector with its named views."""
+    """Architecture, dtype, and the flat parameter vector with its named views.
+
+    Users get views of their own: their shape, dtype and flags can be set, and the passes rely on those of ours.
+    """
+
+    __slots__ = ("__weakref__", "_architecture", "_parameters", "_sizes", "_views")
 
     def __init__(self, architecture: Architecture, dtype: DTypeLike, init: str, seed: int | None) -> None:
         native = as_dtype(dtype)
         hidden_dim, output_dim, features = architecture.hidden_dim, architecture.output_dim, architecture.features
-        check_allocatable("W", architecture.gates, hidden_dim, architecture.state_dim + architecture.input_dim)
-        check_allocatable("W_y", output_dim or 0, features)
+        columns, made = architecture.state_dim + architecture.input_dim, f"for {architecture}"
+        check_allocatable(f"W {made}", architecture.gates, hidden_dim, columns)
+        check_allocatable(f"W_y {made}", output_dim or 0, features)
         count = parameter_count(architecture)
-        check_allocatable("the parameter vector", count)
+        check_allocatable(f"the parameter vector {made}", count)
         self._use(architecture, np.zeros(count, native))
         initialize(self._views, architecture, init, seed)
 
     def _use(self, architecture: Architecture, vector: Array) -> None:
         self._architecture, self._sizes = architecture, architecture.sizes
-        self._parameters = vector
+        self._parameters = vector[:]  # not `vector`, which is the base of every view
         self._views = parameter_views(vector, architecture)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"architecture": self._architecture, "parameters": self._parameters}
+        own = {"architecture": self._architecture, "parameters": self._parameters}
+        return own | getattr(self, "__dict__", {})  # of a subclass
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = state.copy()
         # from `copy.copy` the parameters are another's, from a buffer read-only
-        self._use(state["architecture"], np.array(state["parameters"]))
+        self._use(state.pop("architecture"), np.array(state.pop("parameters")))
+        if state:
+            vars(self).update(state)
 
     @classmethod
     def _from_parameters(cls, vector: Array, architecture: Architecture) -> Self:
@@ -147,8 +160,8 @@ class _Parametrised:
 
     @property
     def parameters(self) -> Array:
-        """The flat parameter vector, writable (`parameter_layout`). Assigning writes into it."""
-        return self._parameters
+        """A writable view of the flat parameter vector (`parameter_layout`). Assigning writes into it."""
+        return self._parameters[:]
 
     @parameters.setter
     def parameters(self, value: ArrayLike) -> None:
@@ -163,7 +176,7 @@ class _Parametrised:
         dict
             Writable views of `parameters`, in its order.
         """
-        return dict(self._views)
+        return {name: view[:] for name, view in self._views.items()}
 
 
 class LSTMCell(_Parametrised):
@@ -179,7 +192,8 @@ class LSTMCell(_Parametrised):
     dtype : {"float32", "float64"}
         Of parameters and results.
     init : {"glorot", "keras", "pytorch", "reference"}
-        See `lstm_ext.parameters.initialize`.
+        How the initial weights are drawn (`lstm_ext.parameters.initialize`). Keep the default for new models; "keras"
+        and "pytorch" reproduce those packages' models, "reference" reproduces the article's.
     seed : int, optional
         The same seed gives the same weights. With ``init="reference"`` the draws come from
         `numpy.random`'s global state.
@@ -196,9 +210,12 @@ class LSTMCell(_Parametrised):
         If a size is not an integer of at least 1, or dtype or init is unknown.
     """
 
+    __slots__ = ()
+
     W_f, b_f, W_i, b_i = _Weight(), _Weight(), _Weight(), _Weight()
     W_C, b_C, W_o, b_o = _Weight(), _Weight(), _Weight(), _Weight()
 
+    @hinting
     def __init__(
         self,
         input_dim: int,
@@ -211,7 +228,7 @@ class LSTMCell(_Parametrised):
         super().__init__(Architecture(input_dim, hidden_dim), dtype, init, seed)
 
     def forward(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[Array, Array]:
-        """Run one step.
+        """Run one step. Outputs are not checked for NaN and Inf, as in NumPy.
 
         Parameters
         ----------
@@ -244,6 +261,8 @@ class LSTMCell(_Parametrised):
         dC_t: ArrayLike,
     ) -> CellGradients:
         """Backpropagate through one step; the forward step is computed again.
+
+        Gradients are not checked for NaN and Inf, as in NumPy.
 
         Parameters
         ----------
@@ -283,9 +302,11 @@ class LSTMCell(_Parametrised):
 class _Layers(_Parametrised):
     """What has cells by `Options`, and maybe a head."""
 
+    __slots__ = ("_lstm_cell",)
+
     def _use(self, architecture: Architecture, vector: Array) -> None:
         super()._use(architecture, vector)
-        self._lstm_cell = None
+        self._lstm_cell: LSTMCell | None = None
         if architecture.is_plain:
             cell = Architecture(architecture.input_dim, architecture.hidden_dim)
             self._lstm_cell = LSTMCell._from_parameters(vector[: parameter_count(cell)], cell)
@@ -327,6 +348,9 @@ class LSTM(_Layers):
         If a size is not an integer of at least 1, dtype or init is unknown, or an option is not as for `Options`.
     """
 
+    __slots__ = ()
+
+    @hinting
     def __init__(
         self,
         input_dim: int,
@@ -382,7 +406,7 @@ class LSTM(_Layers):
         """Run over N sequences of up to T steps.
 
         Below, R is the width of h_t: hidden_dim, or proj_size; F that of an output: R, or 2 R where two directions are
-        put side by side.
+        put side by side. Outputs are not checked for NaN and Inf, as in NumPy.
 
         Parameters
         ----------
@@ -420,7 +444,7 @@ class LSTM(_Layers):
         """
         sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask)
         initial = self._state_pair(len(sequences), h0=h0, C0=C0)
-        seed = as_seed("dropout_seed", dropout_seed)
+        seed, return_tape = as_seed("dropout_seed", dropout_seed), as_flag("return_tape", return_tape)
         outputs = layers.forward(
             self._architecture,
             self._parameters,
@@ -447,7 +471,7 @@ class LSTM(_Layers):
         *,
         num_threads: int | None = None,
     ) -> LSTMGradients:
-        """Backpropagate through time.
+        """Backpropagate through time. Gradients are not checked for NaN and Inf, as in NumPy.
 
         Parameters
         ----------
@@ -472,20 +496,20 @@ class LSTM(_Layers):
             If an argument has another shape or does not hold finite real numbers.
         """
         if not isinstance(tape, Tape):
-            raise TypeError(f"tape is {tape!r}; expected what forward returns with return_tape")
-        if tape.architecture != self._architecture or tape.parameters.dtype != self.dtype:
+            raise TypeError(f"tape is {short_repr(tape)}; expected what forward returns with return_tape")
+        if tape.architecture != self._architecture or tape._parameters.dtype != self.dtype:
             raise ValueError(
-                f"tape is of a layer with {tape.architecture}, {tape.parameters.dtype}; "
+                f"tape is of a layer with {tape.architecture}, {tape._parameters.dtype}; "
                 f"expected {self._architecture}, {self.dtype}"
             )
-        sequences, threads = tape.sequences, thread_count(num_threads)
+        sequences, threads = tape._sequences, thread_count(num_threads)
         N = len(sequences)
         dlast = self._state_pair(N, dh_T=dh_T, dC_T=dC_T)
         rows, before = self._output_gradient(sequences, dH)
         dX, dh0, dC0, gradient = layers.backward(tape, rows, dlast, threads=threads)
         if before is not None:
             top_states(self._architecture, dh0)[...] += before
-            if self.options.learn_initial_state and not tape.h_given:
+            if self.options.learn_initial_state and not tape._h_given:
                 self._add_to_learned(gradient, before)
         return LSTMGradients(sequences.pad(dX), self._public(dh0), self._public(dC0), gradient)
 
@@ -498,7 +522,7 @@ class LSTM(_Layers):
             return Carried(self._architecture, sequences).gather(as_shape("dH", dH, self.dtype, shape))
         if sequences.same_length and sequences.longest == sequences.steps:
             return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
-        source = as_numbers("dH", dH)
+        source = as_numbers("dH", dH, shape)
         check_shape("dH", source.shape, shape)
         return as_real("dH", source[sequences.places], self.dtype), None
 
@@ -559,8 +583,11 @@ class LSTMNetwork(_Layers):
         If a size is not an integer of at least 1, dtype or init is unknown, or an option is not as for `Options`.
     """
 
+    __slots__ = ()
+
     W_y, b_y = _Weight(), _Weight()
 
+    @hinting
     def __init__(
         self,
         input_dim: int,
@@ -657,6 +684,8 @@ class LSTMNetwork(_Layers):
     def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
         """Run over one sequence from the zero states, or the learned ones.
 
+        Outputs are not checked for NaN and Inf, as in NumPy.
+
         Parameters
         ----------
         X : array_like (T, input_dim)
@@ -688,6 +717,9 @@ class LSTMNetwork(_Layers):
         num_threads: int | None = None,
     ) -> Any:
         """Run over N sequences from zero states, or the learned ones.
+
+        Outputs are not checked, as in NumPy: weights that are NaN give outputs that are NaN. `gradient` and `train`
+        raise NonFiniteError.
 
         Parameters
         ----------
@@ -842,12 +874,16 @@ class LSTMNetwork(_Layers):
         """
         if self._architecture.directions == 2 or self.options.go_backwards:
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
-        batch, threads = as_size("batch", batch), thread_count(num_threads)
-        check_allocatable("a work array", batch, 2 * (self.input_dim + self.hidden_dim) + self.hidden_dim)
-        return _inference.begin_streams(_kernels.current(), threads, self._architecture, batch, self._parameters)
+        batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
+        widths = made.input_dim + made.hidden_dim + made.features + (made.output_dim or 0)
+        if batch > sys.maxsize // (2**14 * len(made.cells) * widths):
+            raise ValueError(f"batch is {short_repr(batch)}; expected a number of streams that memory can hold")
+        return _inference.begin_streams(_kernels.current(), threads, made, batch, self._parameters)
 
     def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
+
+        Outputs are not checked for NaN and Inf, as in NumPy.
 
         Parameters
         ----------
@@ -874,7 +910,7 @@ class LSTMNetwork(_Layers):
             if `out` is not as above; nothing has changed then.
         """
         if not isinstance(state, State):
-            raise TypeError(f"state is {state!r}; expected what initial_state returns")
+            raise TypeError(f"state is {short_repr(state)}; expected what initial_state returns")
         dtype, architecture = self._parameters.dtype, self._architecture
         if (state.architecture is not architecture and state.architecture != architecture) or state.dtype != dtype:
             raise ValueError(

@@ -5,16 +5,20 @@ An `Architecture` is all that the layout of the parameters, the model files and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from functools import cached_property, wraps
+from typing import Any, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, cast
 
-from lstm_ext.checks import as_choice, as_flag, as_number, as_size
+import numpy as np
+
+from lstm_ext.checks import as_choice, as_flag, as_number, as_size, short_repr
 
 SIZES = ("input_dim", "hidden_dim", "output_dim")
 """A network's sizes, in the order of every signature; a cell and a layer have the first two."""
 
+MOST_LAYERS = 2**16
 MERGES = ("concat", "sum")
 GATE_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
 CELL_ACTIVATIONS = ("tanh", "identity", "relu")
@@ -24,7 +28,7 @@ class OptionArguments(TypedDict, total=False):
     """The options as keyword arguments; `Options` describes them."""
 
     num_layers: int
-    bidirectional: Literal["concat", "sum"] | None
+    bidirectional: Literal["concat", "sum"] | bool | None
     go_backwards: bool
     proj_size: int | None
     peephole: bool
@@ -32,7 +36,7 @@ class OptionArguments(TypedDict, total=False):
     coupled_gates: bool
     cell_clip: float | None
     use_bias: bool
-    forget_bias: float
+    forget_bias: float | None
     gate_activation: Literal["sigmoid", "hard_sigmoid"]
     cell_activation: Literal["tanh", "identity", "relu"]
     learn_initial_state: bool
@@ -56,10 +60,11 @@ class Options:
     Parameters
     ----------
     num_layers : int
-        How many layers are stacked; the outputs of one are the inputs of the next.
-    bidirectional : {None, "concat", "sum"}
+        How many layers are stacked, at most 65,536; the outputs of one are the inputs of the next.
+    bidirectional : {None, "concat", "sum"} or bool
         With one of the names, every layer has a second cell that runs from each sequence's last step to its first; the
-        outputs of the two are put side by side or added (Schuster and Paliwal 1997).
+        outputs of the two are put side by side or added (Schuster and Paliwal 1997). True is kept as "concat", False
+        as None.
     go_backwards : bool
         Whether the sequences are run in reverse; the outputs come in the order of the run (Keras). Not together with
         `bidirectional`.
@@ -78,9 +83,10 @@ class Options:
         A number above 0: C_t is limited to [-cell_clip, cell_clip] (Sak et al. 2014).
     use_bias : bool
         Whether the cells have a b; a network's head always has its b_y.
-    forget_bias : float
-        What b_f starts at (Jozefowicz et al. 2015); without effect where there is no b_f and for the initial weights
-        of "pytorch" and "reference".
+    forget_bias : float, optional
+        The initial value of b_f (Jozefowicz et al. 2015). By default it depends on the network's `init`: 1.0 for
+        "glorot" and "keras", drawn for "pytorch", 0 for "reference", which takes no other. Not together with
+        `coupled_gates` or ``use_bias=False``, which have no b_f.
     gate_activation : {"sigmoid", "hard_sigmoid"}
         sigma; the hard one is max(0, min(1, 0.2 z + 0.5)) (ONNX).
     cell_activation : {"tanh", "identity", "relu"}
@@ -115,7 +121,7 @@ class Options:
     coupled_gates: bool = False
     cell_clip: float | None = None
     use_bias: bool = True
-    forget_bias: float = 1.0
+    forget_bias: float | None = None
     gate_activation: Literal["sigmoid", "hard_sigmoid"] = "sigmoid"
     cell_activation: Literal["tanh", "identity", "relu"] = "tanh"
     learn_initial_state: bool = False
@@ -138,6 +144,9 @@ class Options:
                 f"dropout is {self.dropout} and num_layers is 1; expected 0.0: it acts between layers, "
                 "as recurrent_dropout does within one"
             )
+        if self.forget_bias is not None and (self.coupled_gates or not self.use_bias):
+            other = "coupled_gates is True" if self.coupled_gates else "use_bias is False"
+            raise ValueError(f"forget_bias is {self.forget_bias} and {other}; expected None: there is no b_f")
 
     def changed(self) -> dict[str, Any]:
         """Return those options that are not at their defaults.
@@ -159,7 +168,7 @@ def _as_pair(name: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, (tuple, list)):
         value = (value, value)
     if len(value) != 2:
-        raise ValueError(f"{name} is {value!r}; expected a number, or a pair for h and C")
+        raise ValueError(f"{name} is {short_repr(value)}; expected a number, or a pair for h and C")
     return _as_probability(name, value[0]), _as_probability(name, value[1])
 
 
@@ -167,9 +176,18 @@ def _as_optional_size(name: str, value: Any) -> int | None:
     return None if value is None else as_size(name, value)
 
 
+def _as_layers(name: str, value: Any) -> int:
+    layers = as_size(name, value)
+    if layers > MOST_LAYERS:
+        raise ValueError(f"{name} is {short_repr(layers)}; expected at most {MOST_LAYERS}")
+    return layers
+
+
 def _as_merge(name: str, value: Any) -> str | None:
+    if isinstance(value, (bool, np.bool_)):
+        return "concat" if value else None
     if value is not None and not (isinstance(value, str) and value in MERGES):
-        raise ValueError(f"{name} is {value!r}; expected None, 'concat' or 'sum'")
+        raise ValueError(f"{name} is {short_repr(value)}; expected None, 'concat', 'sum', True or False")
     return value
 
 
@@ -180,8 +198,12 @@ def _as_clip(name: str, value: Any) -> float | None:
     return clip
 
 
+def _as_bias(name: str, value: Any) -> float | None:
+    return None if value is None else as_number(name, value)
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "num_layers": as_size,
+    "num_layers": _as_layers,
     "bidirectional": _as_merge,
     "go_backwards": as_flag,
     "proj_size": _as_optional_size,
@@ -190,7 +212,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "coupled_gates": as_flag,
     "cell_clip": _as_clip,
     "use_bias": as_flag,
-    "forget_bias": as_number,
+    "forget_bias": _as_bias,
     "gate_activation": lambda name, value: as_choice(name, value, GATE_ACTIVATIONS),
     "cell_activation": lambda name, value: as_choice(name, value, CELL_ACTIVATIONS),
     "learn_initial_state": as_flag,
@@ -251,12 +273,13 @@ class Architecture:
             object.__setattr__(self, name, as_size(name, value))
         proj_size = self.options.proj_size
         if proj_size is not None and proj_size >= self.hidden_dim:
-            raise ValueError(f"proj_size is {proj_size}; expected less than hidden_dim, which is {self.hidden_dim}")
+            given, hidden_dim = short_repr(proj_size), short_repr(self.hidden_dim)
+            raise ValueError(f"proj_size is {given}; expected less than hidden_dim, which is {hidden_dim}")
 
     def __str__(self) -> str:
         """Return the arguments that make it: the sizes, and the options that are not at their defaults."""
         arguments = dict(zip(SIZES, self.sizes, strict=False))
-        return ", ".join(f"{name}={value!r}" for name, value in (arguments | self.options.changed()).items())
+        return ", ".join(f"{name}={short_repr(value)}" for name, value in (arguments | self.options.changed()).items())
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # nothing that follows from them
@@ -309,7 +332,73 @@ class Architecture:
 
 def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments) -> Architecture:
     """Return what the arguments of a constructor ask for; the errors are those of `Options` and `Architecture`."""
-    unknown = set(options) - _CHECKS.keys()
-    if unknown:
-        raise TypeError(f"{min(unknown)} is not an option; expected some of {', '.join(_CHECKS)}")
+    _check_names(options, _CHECKS)
     return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)))
+
+
+_MEANT = {
+    "input_size": "input_dim",
+    "hidden_size": "hidden_dim",
+    "hidden_units": "hidden_dim",
+    "units": "hidden_dim",
+    "num_units": "hidden_dim",
+    "num_hidden": "hidden_dim",
+    "output_size": "output_dim",
+    "layers": "num_layers",
+    "n_layers": "num_layers",
+    "bias": "use_bias",
+    "unit_forget_bias": "forget_bias",
+    "proj": "proj_size",
+    "projection": "proj_size",
+    "activation": "cell_activation",
+    "recurrent_activation": "gate_activation",
+    "kernel_initializer": "init",
+    "recurrent_initializer": "init",
+    "random_state": "seed",
+    "batch_first": "X is (N, T, input_dim) always",
+    "time_major": "X is (N, T, input_dim) always",
+    "return_sequences": "pass target='steps' to predict, gradient or train",
+    "stateful": "initial_state and step keep states",
+}
+"""What other packages' arguments are called here, or what to do instead."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def hinting(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function that takes sizes and maybe options say which name is meant by an unknown one.
+
+    Python itself tells of missing sizes before it calls the function.
+    """
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    known = [name for name in names if name != "self"]
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        known += _CHECKS
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        _check_names(kwargs, known)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _check_names(given: Iterable[str], known: Collection[str]) -> None:
+    """Raise TypeError for the first name that is not known."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{name} is not an option; {_hint(name, known)}")
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """Return what to write instead of an unknown name."""
+    import difflib  # here, so that `import lstm_ext` is quick
+
+    meant = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, known, n=1)
+    if meant and meant[0] in known:
+        return f"did you mean {meant[0]}?"
+    if meant and not meant[0].isidentifier():
+        return meant[0]
+    return f"expected some of {', '.join(known)}"

@@ -6,8 +6,8 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from lstm_ext.checks import Array, as_choice, as_real, make_generator
-from lstm_ext.options import Architecture, OptionArguments, as_architecture
+from lstm_ext.checks import Array, as_choice, as_real, make_generator, short_repr
+from lstm_ext.options import Architecture, OptionArguments, as_architecture, hinting
 
 LAYOUT_VERSION = 1
 """The version of `parameter_layout`: a change of names, order or shapes changes it."""
@@ -18,6 +18,7 @@ GATES = ("i", "f", "C", "o")
 INITS = ("glorot", "keras", "pytorch", "reference")
 
 
+@hinting
 def parameter_layout(
     input_dim: int, hidden_dim: int, output_dim: int | None = None, **options: Unpack[OptionArguments]
 ) -> dict[str, tuple[int, tuple[int, int]]]:
@@ -119,7 +120,10 @@ def initialize(views: dict[str, Array], architecture: Architecture, init: str, s
     """Draw the weights, which are zeros, in place.
 
     Cells are drawn in the order of storage, from `seed`; the head last. What is not named stays 0, gains are 1, and b_f
-    is forget_bias (Jozefowicz et al. 2015) where biases are not drawn.
+    is the option forget_bias (Jozefowicz et al. 2015): by default 1, or for "pytorch" drawn and for "reference" 0.
+
+    Keep the default for new models. ``"keras"`` and ``"pytorch"`` reproduce models of those packages, ``"reference"``
+    the article's program.
 
     ``"glorot"``: uniform in +-sqrt(6 / (fan_in + fan_out)) for the columns of x of each gate, W_r and W_y (Glorot and
     Bengio 2010), orthonormal for the columns of h of each gate (Saxe et al. 2014).
@@ -132,17 +136,20 @@ def initialize(views: dict[str, Array], architecture: Architecture, init: str, s
     if as_choice("init", init, INITS) == "reference":
         _initialize_reference(views, architecture, seed)
         return
-    rng, cell_dtype = make_generator(seed), views["W_i"].dtype
-    forget_bias = as_real("forget_bias", architecture.options.forget_bias, cell_dtype)
+    rng, forget_bias = make_generator(seed), architecture.options.forget_bias
+    if forget_bias is None and init != "pytorch":
+        forget_bias = 1.0
+    if forget_bias is not None:
+        as_real("forget_bias", forget_bias, views["W_i"].dtype)
     draw = {"glorot": _draw_glorot, "keras": _draw_keras, "pytorch": _draw_pytorch}[init]
     for cell in architecture.cells:
         weights = {name: views[name + cell.suffix] for name in cell_shapes(architecture, cell.input_dim)}
-        if "b_f" in weights:
-            weights["b_f"][...] = forget_bias
         for name in ("gain_x", "gain_h", "gain_C"):
             if name in weights:
                 weights[name][...] = 1
         draw(rng, weights, gate_names(architecture), architecture.state_dim)
+        if "b_f" in weights and forget_bias is not None:
+            weights["b_f"][...] = forget_bias
     if architecture.output_dim is None:
         return
     if init == "pytorch":
@@ -156,11 +163,17 @@ def initialize(views: dict[str, Array], architecture: Architecture, init: str, s
 def _initialize_reference(views: dict[str, Array], architecture: Architecture, seed: int | None) -> None:
     if seed is not None:
         raise ValueError(
-            f"seed is {seed!r}; expected None with init='reference', which draws from numpy.random's global state"
+            f"seed is {short_repr(seed)}; expected None with init='reference', which draws from numpy.random's global "
+            "state"
         )
     if not architecture.is_plain:
         given = ", ".join(f"{name}={value!r}" for name, value in architecture.options.changed().items())
         raise ValueError(f"init is 'reference' with {given}; expected another one: the article has no such network")
+    if architecture.options.forget_bias is not None:
+        raise ValueError(
+            f"forget_bias is {architecture.options.forget_bias}; expected None with init='reference': "
+            "the article's biases start at 0"
+        )
     for name in ("W_f", "W_i", "W_C", "W_o", "W_y"):
         if name in views:
             views[name][...] = np.random.randn(*views[name].shape)

@@ -77,7 +77,7 @@ def write_model(
         "version": FORMAT_VERSION,
         "written_by": __version__,
         "architecture": {name: getattr(architecture, name) for name in SIZES},
-        "options": asdict(architecture.options),
+        "options": _kept_options(architecture.options),
         "parameter_layout": LAYOUT_VERSION,
         "scaler": None if scaler is None else scaler.to_dict(),
         "details": _as_details(details),
@@ -317,7 +317,7 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, A
 def _architecture(metadata: dict[str, Any]) -> Architecture:
     """Return the architecture, as far as its keys are known."""
     input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
-    given = {} if metadata["version"] == 1 else {**metadata["options"]}
+    given = {} if metadata["version"] == 1 else _read_options(metadata["options"])
     options: Any = {name: value for name, value in given.items() if name in _KEYS["options"]}
     try:
         return as_architecture(input_dim, hidden_dim, output_dim, options)
@@ -327,6 +327,22 @@ def _architecture(metadata: dict[str, Any]) -> Architecture:
             f"was written by lstm_ext {short_repr(metadata.get('written_by'))} for an architecture that this lstm_ext, "
             f"{__version__}, does not take: {reason}"
         ) from None
+
+
+def _kept_options(options: Options) -> dict[str, Any]:
+    """Return what a file says of the options: without a forget_bias of None, which earlier versions do not know."""
+    kept = asdict(options)
+    if options.forget_bias is None:
+        del kept["forget_bias"]
+    return kept
+
+
+def _read_options(kept: Any) -> dict[str, Any]:
+    """Return the arguments of `Options`: files of earlier versions have a forget_bias where there is no b_f, too."""
+    options = {**kept}
+    if options.get("coupled_gates") is True or options.get("use_bias") is False:
+        options.pop("forget_bias", None)
+    return options
 
 
 def _read_parameters(file: BinaryIO, tensors: dict[str, Any], architecture: Architecture) -> Array:

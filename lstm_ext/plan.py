@@ -14,7 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 from lstm_ext import _epoch, _kernels, losses, optimizers
 from lstm_ext._heads import Head
 from lstm_ext._stack import Stack
-from lstm_ext.checks import Array, Data, Index, as_array, as_choice, as_labels, as_shape, as_size, check_length
+from lstm_ext.checks import (
+    Array,
+    Data,
+    Index,
+    as_array,
+    as_choice,
+    as_labels,
+    as_shape,
+    as_size,
+    check_length,
+    short_repr,
+)
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
@@ -245,7 +256,7 @@ class Plan:
             return step + 1
         if self.norms[step] > self.clip_norm:
             self.gradient *= self.clip_norm / self.norms[step]
-        if cast(Any, self.python_optimizer).update(self.parameters, self.gradient) is not None:
+        if cast(Any, self.python_optimizer).update(self.parameters[:], self.gradient[:]) is not None:
             raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
         self.updates += np.uint64(1)
         return step + 1
@@ -411,7 +422,9 @@ def as_memory(checkpoint_every: Any, memory_budget: Any) -> Memory:
         return {"memory_budget": as_size("memory_budget", memory_budget)}
     found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?)(i?)B\s*", memory_budget, re.IGNORECASE)
     if found is None:
-        raise ValueError(f"memory_budget is {memory_budget!r}; expected bytes, or a number and a unit, as '256MB'")
+        raise ValueError(
+            f"memory_budget is {short_repr(memory_budget)}; expected bytes, or a number and a unit, as '256MB'"
+        )
     number, prefix, binary = found.groups()
     unit = (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
     return {"memory_budget": as_size("memory_budget", int(min(float(number) * unit, sys.maxsize)))}

@@ -79,8 +79,9 @@ class Sequences:
             self._count(counts)
             self.steps = int(counts.max())
         elif given:
-            source = as_numbers("X", X)
-            check_shape("X", source.shape, ("N", "T", input_dim))
+            shape = "N", "T", input_dim
+            source = as_numbers("X", X, shape)
+            check_shape("X", source.shape, shape)
             N, self.steps, _ = source.shape
             live = _as_mask(mask, N, self.steps) if lengths is None else _first_steps(lengths, N, self.steps)
             self.rows = _live_rows(source, live, dtype)
@@ -151,7 +152,7 @@ def _live_rows(source: Array, live: NDArray[np.bool_], dtype: np.dtype[Any]) -> 
 
 
 def _first_steps(lengths: ArrayLike, N: int, T: int) -> NDArray[np.bool_]:
-    source = as_array("lengths", lengths)
+    source = as_array("lengths", lengths, (N,))
     check_shape("lengths", source.shape, (N,))
     if source.dtype.kind not in "iu":
         raise TypeError(f"lengths has dtype {source.dtype}; expected integers")
@@ -167,7 +168,7 @@ def _prefixes(lengths: Array, T: int) -> NDArray[np.bool_]:
 
 
 def _as_mask(mask: ArrayLike | None, N: int, T: int) -> NDArray[np.bool_]:
-    source = as_array("mask", mask)
+    source = as_array("mask", mask, (N, T))
     check_shape("mask", source.shape, (N, T))
     if source.dtype != np.bool_:
         raise TypeError(f"mask has dtype {source.dtype}; expected bool, True for a live step")

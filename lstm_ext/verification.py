@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_ext import _kernels
-from lstm_ext.checks import Array
+from lstm_ext.checks import Array, as_dtype, short_repr
 from lstm_ext.network import LSTM, LSTMNetwork
 from lstm_ext.options import OptionArguments
 
@@ -100,15 +100,15 @@ def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> refer
 
     Raises
     ------
-    TypeError
-        If `network` is another object.
+    TypeError, ValueError
+        If an argument is not as above.
     """
     from lstm_ext import reference  # here, so that only its users load the oracle
 
     if not isinstance(network, LSTMNetwork):
-        raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
+        raise TypeError(f"network is {short_repr(network)}; expected an LSTMNetwork")
     sizes = network.input_dim, network.hidden_dim, network.output_dim
-    oracle = reference.LSTMNetwork(*sizes, dtype=dtype, seed=0, **network.options.changed())
+    oracle = reference.LSTMNetwork(*sizes, dtype=as_dtype(dtype), seed=0, **network.options.changed())
     oracle.parameters = network.parameters
     return oracle
 
@@ -134,7 +134,7 @@ def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
     from lstm_ext import reference
 
     if not isinstance(oracle, reference.LSTMNetwork):
-        raise TypeError(f"oracle is {oracle!r}; expected a reference.LSTMNetwork")
+        raise TypeError(f"oracle is {short_repr(oracle)}; expected a reference.LSTMNetwork")
     sizes = oracle.input_dim, oracle.hidden_dim, oracle.output_dim
     network = LSTMNetwork(*sizes, dtype=oracle.dtype, seed=0, **vars(oracle.options))
     network.parameters = oracle.parameters

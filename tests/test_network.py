@@ -819,6 +819,7 @@ NETWORK = LSTMNetwork(2, 3, 4, seed=0)
 *_, OTHER_TAPE = LSTM(2, 4).forward(ZERO((2, 5, 2)), return_tape=True)
 *_, DOUBLE_TAPE = LSTM(2, 3, dtype="float64").forward(ZERO((2, 5, 2)), return_tape=True)
 STATE = NETWORK.initial_state(2)
+LAYERS = LSTMNetwork(2, 3, 4, num_layers=2, seed=0)
 GOOD = ZERO((2, 5, 2))
 COLUMN = ZERO((3, 1))
 HUGE = 2**62
@@ -843,7 +844,11 @@ def bad_arrays(shape):
         "dates": (array.astype("M8[s]"), TypeError, "has dtype datetime64"),
         "string": ("abc", TypeError, "has dtype <U3"),
         "dict": ({}, TypeError, "has dtype object"),
-        "ragged": ([[1.0], [2.0, 3.0]], ValueError, "(is not an array|has shape)"),
+        "ragged": (
+            [[1.0], [2.0, 3.0]],
+            ValueError,
+            r"(is a list of 2 entries that differ in shape; expected \(|has shape)",
+        ),
         "NaN": (nan, ValueError, last + " is nan; expected finite"),
         "Inf": (inf, ValueError, last + " is -inf; expected finite"),
         "beyond float32": (too_large, ValueError, last + r" is 1e\+39; float32 holds no"),
@@ -912,10 +917,18 @@ BAD_CALLS = {
     "string size": (lambda: LSTM(2, "3"), TypeError, "hidden_dim is '3'; expected an integer"),
     "None size": (lambda: LSTMNetwork(2, None, 3), TypeError, "hidden_dim is None"),
     "array size": (lambda: LSTM(2, np.array([3, 4])), TypeError, "hidden_dim is array"),
-    "product": (lambda: LSTM(2, 2**31), ValueError, "W would have 4 x 2147483648 x"),
-    "huge input": (lambda: LSTM(HUGE, 2), ValueError, "W would have"),
-    "huge output": (lambda: LSTMNetwork(1, 2, HUGE), ValueError, "W_y would have"),
-    "past 64 bits": (lambda: LSTM(2, 2**70), ValueError, "W would have"),
+    "product": (
+        lambda: LSTM(2, 2**31),
+        ValueError,
+        "W for input_dim=2, hidden_dim=2147483648 would have 4 x 2147483648 x",
+    ),
+    "huge input": (lambda: LSTM(HUGE, 2), ValueError, "W for input_dim=4611686018427387904, hidden_dim=2 would have"),
+    "huge output": (
+        lambda: LSTMNetwork(1, 2, HUGE),
+        ValueError,
+        "W_y for .*, output_dim=4611686018427387904 would have",
+    ),
+    "past 64 bits": (lambda: LSTM(2, 2**70), ValueError, "W for .*, hidden_dim=1180591620717411303424 would have"),
     "dtype": (lambda: LSTM(2, 3, dtype="float16"), ValueError, "dtype is 'float16'; expected"),
     "no dtype": (lambda: LSTM(2, 3, dtype="no"), ValueError, "dtype is 'no'; expected"),
     "dtype None": (lambda: LSTM(2, 3, dtype=None), ValueError, "dtype is None; expected"),
@@ -930,7 +943,9 @@ BAD_CALLS = {
     "float seed": (lambda: LSTMNetwork(2, 3, 4, seed=0.5), TypeError, "seed is 0.5"),
     "batch": (lambda: NETWORK.initial_state(0), ValueError, "batch is 0; expected at least 1"),
     "float batch": (lambda: NETWORK.initial_state(1.0), TypeError, "batch is 1.0"),
-    "huge batch": (lambda: NETWORK.initial_state(HUGE), ValueError, "a work array would have"),
+    "huge batch": (lambda: NETWORK.initial_state(HUGE), ValueError, "batch is 4611686018427387904; expected a number"),
+    "batch of 4999 digits": (lambda: NETWORK.initial_state(10**4999), ValueError, "batch is <int>; expected a number"),
+    "huge batch of layers": (lambda: LAYERS.initial_state(2**47), ValueError, "batch is 140737488355328; expected"),
     "batch of h0": (lambda: LAYER.forward(GOOD, ZERO((1, 3))), ValueError, r"h0 has shape \(1, 3"),
     "batch of C0": (lambda: LAYER.forward(GOOD, C0=ZERO((3, 3))), ValueError, r"C0 has shape \(3"),
     "T = 0": (lambda: LAYER.forward(ZERO((2, 0, 2))), ValueError, r"X has shape \(2, 0, 2\)"),
@@ -944,6 +959,7 @@ BAD_CALLS = {
         ValueError,
         r"h_prev has shape \(1, 3\); expected \(3, 1\) or \(3,\)",
     ),
+    "return_tape": (lambda: LAYER.forward(GOOD, return_tape="no"), TypeError, "return_tape is 'no'; expected True or"),
     "no tape": (lambda: LAYER.backward(GOOD), TypeError, "tape is .*; expected what forward"),
     "tape None": (lambda: LAYER.backward(None), TypeError, "tape is None; expected what forward"),
     "tape of another layer": (
@@ -1040,7 +1056,7 @@ BAD_CALLS = {
     "ragged labels": (
         lambda: NETWORK.gradient(GOOD, [[0, 1], [0]], **CLASSES_OF_STEPS),
         ValueError,
-        "Y is not an array",
+        r"Y is a list of 2 entries that differ in shape; expected \(2, 5\)",
     ),
     "no state": (lambda: NETWORK.step(ZERO((2, 2)), None), TypeError, "state is None"),
     "state of another network": (

@@ -1,16 +1,18 @@
 """Options and architectures: what they are, what follows from them, and what is refused."""
 
 import copy
+import inspect
 import pickle
+import re
 from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pytest
 
-from lstm_ext import LSTM, LSTMNetwork, Options, parameter_layout
+from lstm_ext import LSTM, LSTMCell, LSTMNetwork, Options, parameter_layout
 from lstm_ext.options import Architecture, Cell, OptionArguments
 
-EVERY_OPTION = {  # away from its default, but for go_backwards, which excludes bidirectional
+EVERY_OPTION = {  # away from its default, but for go_backwards and forget_bias, which exclude others
     "num_layers": 3,
     "bidirectional": "sum",
     "proj_size": 2,
@@ -19,7 +21,6 @@ EVERY_OPTION = {  # away from its default, but for go_backwards, which excludes 
     "coupled_gates": True,
     "cell_clip": 3.0,
     "use_bias": False,
-    "forget_bias": -0.5,
     "gate_activation": "hard_sigmoid",
     "cell_activation": "relu",
     "learn_initial_state": True,
@@ -36,14 +37,14 @@ EVERY_OPTION = {  # away from its default, but for go_backwards, which excludes 
 def test_the_arguments_are_the_fields():
     names = [field.name for field in fields(Options)]
     assert list(OptionArguments.__annotations__) == names
-    assert EVERY_OPTION.keys() | {"go_backwards"} == set(names)
+    assert EVERY_OPTION.keys() | {"go_backwards", "forget_bias"} == set(names)
 
 
 def test_defaults_are_those_of_the_article():
     options = Options()
     assert options.changed() == {}
     assert (options.num_layers, options.bidirectional, options.proj_size) == (1, None, None)
-    assert (options.forget_bias, options.zoneout, options.use_bias) == (1.0, (0.0, 0.0), True)
+    assert (options.forget_bias, options.zoneout, options.use_bias) == (None, (0.0, 0.0), True)
     assert (options.gate_activation, options.cell_activation) == ("sigmoid", "tanh")
 
 
@@ -52,6 +53,7 @@ def test_changed_makes_the_same_options():
     assert options.changed() == EVERY_OPTION
     assert Options(**options.changed()) == options
     assert Options(go_backwards=True).changed() == {"go_backwards": True}
+    assert Options(forget_bias=1).changed() == {"forget_bias": 1.0}
 
 
 def test_options_cannot_be_changed():
@@ -68,6 +70,9 @@ def test_options_cannot_be_changed():
         ("num_layers", np.int64(2), 2),
         ("cell_clip", 3, 3.0),
         ("forget_bias", np.float64(-2), -2.0),
+        ("bidirectional", True, "concat"),
+        ("bidirectional", np.True_, "concat"),
+        ("bidirectional", False, None),
         ("peephole", np.True_, True),
         ("recurrent_dropout", 0, 0.0),
     ],
@@ -86,9 +91,10 @@ BAD_OPTIONS = [
     ("num_layers", 0, ValueError, "num_layers is 0; expected at least 1"),
     ("num_layers", 2.0, TypeError, "num_layers is 2.0; expected an integer"),
     ("num_layers", True, TypeError, "num_layers is True; expected an integer"),
-    ("num_layers", 10**30, ValueError, "the parameter vector would have"),
-    ("bidirectional", True, ValueError, "bidirectional is True; expected None, 'concat' or 'sum'"),
-    ("bidirectional", "mean", ValueError, "bidirectional is 'mean'; expected None, 'concat' or 'sum'"),
+    ("num_layers", 2**16 + 1, ValueError, "num_layers is 65537; expected at most 65536"),
+    ("num_layers", 10**4000, ValueError, "num_layers is 10{17}[.]{3}0+; expected at most 65536"),
+    ("bidirectional", 1, ValueError, "bidirectional is 1; expected None, 'concat', 'sum', True or False"),
+    ("bidirectional", "mean", ValueError, "bidirectional is 'mean'; expected None, 'concat', 'sum'"),
     ("bidirectional", np.zeros(2), ValueError, "bidirectional is array"),
     ("go_backwards", 1, TypeError, "go_backwards is 1; expected True or False"),
     ("proj_size", 0, ValueError, "proj_size is 0; expected at least 1"),
@@ -103,7 +109,7 @@ BAD_OPTIONS = [
     ("cell_clip", True, TypeError, "cell_clip is True; expected a number"),
     ("use_bias", "yes", TypeError, "use_bias is 'yes'; expected True or False"),
     ("forget_bias", np.nan, ValueError, "forget_bias is nan; expected a finite number$"),
-    ("forget_bias", None, TypeError, "forget_bias is None; expected a number"),
+    ("forget_bias", "1", TypeError, "forget_bias is '1'; expected a number"),
     ("forget_bias", 1e39, ValueError, "forget_bias is 1e.39; float32 holds no number of that size"),
     ("gate_activation", "tanh", ValueError, "gate_activation is 'tanh'; expected one of 'sigmoid', 'hard_sigmoid'"),
     ("cell_activation", "sigmoid", ValueError, "cell_activation is 'sigmoid'; expected one of 'tanh', 'identity'"),
@@ -119,7 +125,6 @@ BAD_OPTIONS = [
     ("zoneout", "half", TypeError, "zoneout is 'half'; expected a number"),
     ("zoneout", None, TypeError, "zoneout is None; expected a number"),
     ("weight_dropout", "x", TypeError, "weight_dropout is 'x'; expected a number"),
-    ("layers", 2, TypeError, "^layers is not an option; expected some of num_layers, "),
 ]
 
 
@@ -138,9 +143,83 @@ def test_a_bidirectional_layer_does_not_go_backwards(merge):
         Options(go_backwards=True, bidirectional=merge)
 
 
+@pytest.mark.parametrize("without", ["coupled_gates", "use_bias"])
+def test_there_is_no_forget_bias_without_b_f(without):
+    options = {without: without == "coupled_gates", "num_layers": 2}
+    with pytest.raises(ValueError, match=rf"^forget_bias is 1.0 and {without} is .*; expected None: there is no b_f$"):
+        LSTM(3, 5, forget_bias=1.0, **options)
+    assert "b_f" not in LSTM(3, 5, forget_bias=None, **options).named_parameters()
+
+
+NAMES = [
+    ({"layers": 2}, "layers is not an option; did you mean num_layers?"),
+    ({"n_layers": 2}, "n_layers is not an option; did you mean num_layers?"),
+    ({"num_layer": 2}, "num_layer is not an option; did you mean num_layers?"),
+    ({"hidden_size": 5}, "hidden_size is not an option; did you mean hidden_dim?"),
+    ({"hiden_dim": 5}, "hiden_dim is not an option; did you mean hidden_dim?"),
+    ({"units": 5}, "units is not an option; did you mean hidden_dim?"),
+    ({"hidden_units": 5}, "hidden_units is not an option; did you mean hidden_dim?"),
+    ({"input_size": 3}, "input_size is not an option; did you mean input_dim?"),
+    ({"bias": False}, "bias is not an option; did you mean use_bias?"),
+    ({"recurent_dropout": 0.1}, "recurent_dropout is not an option; did you mean recurrent_dropout?"),
+    ({"drop_out": 0.1}, "drop_out is not an option; did you mean dropout?"),
+    ({"activation": "relu"}, "activation is not an option; did you mean cell_activation?"),
+    ({"recurrent_activation": "x"}, "recurrent_activation is not an option; did you mean gate_activation?"),
+    ({"unit_forget_bias": True}, "unit_forget_bias is not an option; did you mean forget_bias?"),
+    ({"proj": 2}, "proj is not an option; did you mean proj_size?"),
+    ({"projection": 2}, "projection is not an option; did you mean proj_size?"),
+    ({"batch_first": True}, "batch_first is not an option; X is (N, T, input_dim) always"),
+    ({"return_sequences": True}, "return_sequences is not an option; pass target='steps' to predict, gradient or "),
+    ({"xyz": 1}, "xyz is not an option; expected some of input_dim, hidden_dim, "),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), NAMES, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_unknown_name_gets_a_hint(given, message):
+    for kind in (LSTM, LSTMNetwork, parameter_layout):  # whether sizes are missing or not
+        for sizes in ((), (3, 5, 2)[: 2 if kind is LSTM else 3]):
+            with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+                kind(*sizes, **given)
+
+
+OTHER_NAMES = [
+    (
+        lambda: LSTMNetwork(input_size=3, hidden_size=8, output_size=1),
+        "input_size is not an option; did you mean input_",
+    ),
+    (lambda: LSTMNetwork(3, 8, output_size=1), "output_size is not an option; did you mean output_dim?"),
+    (lambda: LSTM(3, 8, output_size=1), "output_size is not an option; expected some of input_dim, hidden_dim, dtype"),
+    (lambda: LSTMNetwork(3, 8, 1, sed=0), "sed is not an option; did you mean seed?"),
+    (lambda: LSTMCell(3, num_units=8), "num_units is not an option; did you mean hidden_dim?"),
+    (
+        lambda: LSTMCell(3, 8, num_layers=2),
+        "num_layers is not an option; expected some of input_dim, hidden_dim, dtype",
+    ),
+    (
+        lambda: LSTMCell(3, 8, layers=2),
+        "layers is not an option; expected some of input_dim, hidden_dim, dtype, init, s",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), OTHER_NAMES)
+def test_hints_are_of_what_a_class_takes(call, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        call()
+
+
+def test_subclasses_have_arguments_of_their_own():
+    class Mine(LSTMNetwork):
+        def __init__(self, units, layers):
+            super().__init__(3, units, 1, num_layers=layers)
+
+    assert Mine(units=4, layers=2).options.num_layers == 2
+    assert list(inspect.signature(LSTMNetwork).parameters)[:4] == ["input_dim", "hidden_dim", "output_dim", "dtype"]
+
+
 def test_the_layout_is_of_valid_options_too():
-    with pytest.raises(TypeError, match="layers is not an option"):
-        parameter_layout(3, 5, 2, layers=2)
+    with pytest.raises(ValueError, match="num_layers is 2147483648; expected at most 65536"):
+        parameter_layout(2, 3, num_layers=2**31)
     with pytest.raises(ValueError, match="proj_size is 9"):
         parameter_layout(3, 5, 2, proj_size=9)
     with pytest.raises(ValueError, match="output_dim is 0"):
@@ -182,9 +261,9 @@ def test_cells_come_layer_by_layer():
     )
 
 
-@pytest.mark.parametrize("name", [*EVERY_OPTION, "go_backwards"])
+@pytest.mark.parametrize("name", [*EVERY_OPTION, "go_backwards", "forget_bias"])
 def test_one_option_makes_a_network_that_is_not_plain(name):
-    value = EVERY_OPTION.get(name, True)
+    value = EVERY_OPTION.get(name, 1.0 if name == "forget_bias" else True)
     layers = {"num_layers": 2} if name == "dropout" else {}
     assert architecture(3, 5, 2, **{name: value}, **layers).is_plain == (name == "forget_bias")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lstm_ext import LSTM, LSTMCell, LSTMNetwork, Options, from_reference, parameter_layout, reference, to_reference
-from lstm_ext.options import Architecture
+from lstm_ext.options import MOST_LAYERS, Architecture
 from lstm_ext.parameters import parameter_count
 
 OPTIONS = [
@@ -26,6 +26,12 @@ NETWORKS = (LSTMNetwork, reference.LSTMNetwork)
 LAYERED = [options for options in OPTIONS if options]
 
 
+def bias_of(forget_bias, options):
+    """Return the option where there is a b_f."""
+    has_b_f = options.get("use_bias", True) and not options.get("coupled_gates")
+    return {"forget_bias": forget_bias} if has_b_f else {}
+
+
 def shapes(*sizes, **options):
     return {name: shape for name, (_, shape) in parameter_layout(*sizes, **options).items()}
 
@@ -44,14 +50,15 @@ def test_the_layout_is_the_oracles(sizes, options):
 @pytest.mark.parametrize("init", ["glorot", "keras", "pytorch"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_initial_weights_are_the_oracles(dtype, init, options):
-    ours, oracle = (kind(3, 5, 2, init=init, seed=9, dtype=dtype, forget_bias=0.1, **options) for kind in NETWORKS)
+    options = options | bias_of(0.1, options)
+    ours, oracle = (kind(3, 5, 2, init=init, seed=9, dtype=dtype, **options) for kind in NETWORKS)
     assert ours.parameters.tobytes() == oracle.parameters.tobytes()
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("output_dim", [None, 2])
 def test_the_oracle_and_back(output_dim, options):
-    network = LSTMNetwork(3, 5, output_dim, seed=9, zoneout=(0.25, 0.5), forget_bias=3, **options)
+    network = LSTMNetwork(3, 5, output_dim, seed=9, zoneout=(0.25, 0.5), **bias_of(3, options), **options)
     oracle = to_reference(network)
     assert vars(oracle.options) == vars(network.options)
     assert np.array_equal(oracle.parameters, network.parameters)
@@ -119,8 +126,8 @@ def test_the_widths_of_layers_and_directions():
 
 
 def test_counting_takes_no_longer_for_many_layers():
-    architecture = Architecture(3, 5, 2, Options(num_layers=10**15))
-    assert parameter_count(architecture) == 4 * 5 * 9 + (10**15 - 1) * 4 * 5 * 11 + 12
+    architecture = Architecture(3, 5, 2, Options(num_layers=MOST_LAYERS))
+    assert parameter_count(architecture) == 4 * 5 * 9 + (MOST_LAYERS - 1) * 4 * 5 * 11 + 12
 
 
 # --- initial weights ---
@@ -168,8 +175,18 @@ def test_forget_bias():
         assert (weights["b_f"] == -2.5).all()
         assert (weights["b_f_l1"] == -2.5).all()
         assert not weights["b_i_l1"].any()
-    seeded = [LSTM(3, 5, init="pytorch", seed=0, forget_bias=bias).parameters for bias in (-2.5, 1)]
-    assert np.array_equal(*seeded)
+    given, drawn = (LSTM(3, 5, init="pytorch", seed=0, forget_bias=bias) for bias in (-2.5, None))
+    assert (given.lstm_cell.b_f == -2.5).all()
+    assert len(np.unique(drawn.lstm_cell.b_f)) == 5
+    given.lstm_cell.b_f = drawn.lstm_cell.b_f  # nothing else is drawn differently
+    assert np.array_equal(given.parameters, drawn.parameters)
+
+
+def test_forget_bias_by_default():
+    assert [LSTM(3, 5, init=init).lstm_cell.b_f[0] for init in ("glorot", "keras", "reference")] == [1, 1, 0]
+    for init in ("glorot", "keras", "pytorch"):
+        default, one = (LSTM(3, 5, init=init, seed=0, forget_bias=bias).parameters for bias in (None, 1.0))
+        assert np.array_equal(default, one) == (init != "pytorch")
 
 
 @pytest.mark.parametrize("R", [None, 2])
@@ -257,7 +274,11 @@ def test_reference_is_the_articles_network_alone():
         with pytest.raises(ValueError, match=f"init is 'reference' with .*{next(iter(options))}=.*article"):
             LSTMNetwork(3, 5, 2, init="reference", **options)
         assert np.array_equal(np.random.get_state()[1], before)
-    assert not LSTM(3, 5, init="reference", forget_bias=2).lstm_cell.b_f.any()
+    before = np.random.get_state()[1].copy()
+    with pytest.raises(ValueError, match=r"^forget_bias is 1.0; expected None with init='reference'"):
+        LSTM(3, 5, init="reference", forget_bias=1.0)
+    assert np.array_equal(np.random.get_state()[1], before)
+    assert not LSTM(3, 5, init="reference").lstm_cell.b_f.any()
 
 
 def test_an_unknown_name():

@@ -1103,11 +1103,16 @@ def test_initial_weights(init, options):
 
 
 def test_forget_bias():
-    for init in ("glorot", "keras"):
+    for init in ("glorot", "keras", "pytorch"):
         network = LSTMNetwork(2, 3, 4, init=init, forget_bias=-2.5, num_layers=2)
-        assert np.all(network.b_f == -2.5) and np.all(network.b_f_l1 == -2.5) and not network.b_i.any()
-    LSTM(2, 3, coupled_gates=True, forget_bias=3), LSTM(2, 3, use_bias=False, forget_bias=3)
-    assert not LSTM(2, 3, init="reference", forget_bias=3).b_f.any()
+        assert np.all(network.b_f == -2.5) and np.all(network.b_f_l1 == -2.5)
+        assert network.b_i.any() == (init == "pytorch")
+    given, drawn = (LSTM(2, 3, init="pytorch", seed=0, forget_bias=bias) for bias in (3, None))
+    assert np.all(given.b_f == 3) and not np.all(drawn.b_f == 3)
+    given.b_f = drawn.b_f
+    assert np.array_equal(given.parameters, drawn.parameters)
+    assert not LSTM(2, 3, init="reference").b_f.any()
+    assert np.all(LSTM(2, 3).b_f == 1)
     assert np.all(LSTM(2, 3, forget_bias=3).lstm_cell.b_f == 3)
 
 
@@ -1280,7 +1285,7 @@ BAD_CALLS = [
     (lambda: LSTM(2, 3, peepholes=True), TypeError, "peepholes must be one of the options num_layers, bid"),
     (lambda: parameter_layout(2, 3, size=1), TypeError, "size must be one of the options"),
     (lambda: LSTM(2, 3, num_layers=0), ValueError, "num_layers must be at least 1, got 0"),
-    (lambda: LSTM(2, 3, bidirectional=True), ValueError, "bidirectional must be one of .*, got True"),
+    (lambda: LSTM(2, 3, bidirectional=1), ValueError, "bidirectional must be one of .*, got 1"),
     (lambda: LSTM(2, 3, bidirectional="mul"), ValueError, "bidirectional must be one of .*, got 'mul'"),
     (lambda: LSTM(2, 3, bidirectional="sum", go_backwards=True), ValueError, "go_backwards must be False"),
     (lambda: LSTM(2, 3, go_backwards=1), TypeError, "go_backwards must be True or False, got 1"),
@@ -1290,6 +1295,10 @@ BAD_CALLS = [
     (lambda: LSTM(2, 3, cell_clip=np.inf), ValueError, "cell_clip must be finite, got inf"),
     (lambda: LSTM(2, 3, forget_bias="1"), TypeError, "forget_bias must be a number, got '1'"),
     (lambda: LSTM(2, 3, forget_bias=np.nan), ValueError, "forget_bias must be finite, got nan"),
+    (lambda: LSTM(2, 3, forget_bias=1, use_bias=False), ValueError, "forget_bias must be None where there is no b_f"),
+    (lambda: LSTM(2, 3, forget_bias=1, coupled_gates=True), ValueError, "forget_bias must be None where there is no"),
+    (lambda: LSTM(2, 3, forget_bias=1, init="reference"), ValueError, "forget_bias must be None with init='reference'"),
+    (lambda: LSTM(2, 3, dtype=np.zeros(3)), ValueError, r"dtype must be float32, float64 or complex128, got array"),
     (lambda: LSTM(2, 3, gate_activation="tanh"), ValueError, "gate_activation must be one of .*, got 'tanh'"),
     (lambda: LSTM(2, 3, cell_activation="gelu"), ValueError, "cell_activation must be one of .*, got 'gelu'"),
     (lambda: LSTM(2, 3, dropout=0.1), ValueError, "dropout must be 0 with one layer .*, got 0.1"),

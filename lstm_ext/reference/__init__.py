@@ -271,7 +271,7 @@ class LSTM(Parametrised):
     def _adopt(self, architecture: Architecture, named: dict[str, Array]) -> None:
         super()._adopt(architecture, named)
         if architecture.plain:
-            self.lstm_cell = self._part(LSTMCell, architecture)
+            vars(self)["lstm_cell"] = self._part(LSTMCell, architecture)
 
     def forward(
         self,
@@ -464,10 +464,10 @@ class LSTMNetwork(Parametrised):
 
     def _adopt(self, architecture: Architecture, named: dict[str, Array]) -> None:
         super()._adopt(architecture, named)
-        self.output_dim = architecture.output_dim
-        self._lstm = self._part(LSTM, architecture._replace(output_dim=None))
+        vars(self)["output_dim"] = architecture.output_dim
+        vars(self)["_lstm"] = self._part(LSTM, architecture._replace(output_dim=None))
         if architecture.plain:
-            self.lstm_cell = self._lstm.lstm_cell
+            vars(self)["lstm_cell"] = self._lstm.lstm_cell
 
     def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
         """Return the T outputs, each (output_dim, 1), of one sequence X (T, input_dim)."""

@@ -79,7 +79,7 @@ def _probability(name: str, value: float) -> float:
 
 def _dtype(dtype: DTypeLike) -> np.dtype[Any]:
     for known in DTYPES:
-        if dtype is not None and known == dtype:
+        if isinstance(dtype, str | type | np.dtype) and known == dtype:
             return known
     raise ValueError(f"dtype must be float32, float64 or complex128, got {dtype!r}")
 
@@ -95,8 +95,9 @@ class Options:
     ----------
     num_layers : int
         Layers, each fed by the outputs of the one before.
-    bidirectional : {None, "concat", "sum"}
-        A second cell in each layer, from a sequence's end to its start; how the two outputs are merged.
+    bidirectional : {None, "concat", "sum"}, or bool
+        A second cell in each layer, from a sequence's end to its start; how the two outputs are merged
+        (True: "concat").
     go_backwards : bool
         Run the reversed sequences; outputs in processing order (Keras).
     proj_size : int, optional
@@ -112,8 +113,8 @@ class Options:
         C_t is limited to [-cell_clip, cell_clip] (Sak et al. 2014; TensorFlow).
     use_bias : bool
         Whether the cells have biases.
-    forget_bias : float
-        The initial b_f of "glorot" and "keras".
+    forget_bias : float, optional
+        The initial b_f; None: 1 for "glorot" and "keras", drawn for "pytorch", 0 for "reference".
     gate_activation : {"sigmoid", "hard_sigmoid"}
         Of i, f and o.
     cell_activation : {"tanh", "identity", "relu"}
@@ -139,7 +140,7 @@ class Options:
     coupled_gates: bool = False
     cell_clip: float | None = None
     use_bias: bool = True
-    forget_bias: float = 1.0
+    forget_bias: float | None = None
     gate_activation: str = "sigmoid"
     cell_activation: str = "tanh"
     learn_initial_state: bool = False
@@ -150,12 +151,17 @@ class Options:
 
     def __post_init__(self) -> None:
         as_size("num_layers", self.num_layers)
+        if isinstance(self.bidirectional, bool | np.bool_):
+            object.__setattr__(self, "bidirectional", "concat" if self.bidirectional else None)
         as_choice("bidirectional", self.bidirectional, (None, "concat", "sum"))
         if self.proj_size is not None:
             as_size("proj_size", self.proj_size)
         if self.cell_clip is not None and _number("cell_clip", self.cell_clip) <= 0:
             raise ValueError(f"cell_clip must be above 0, got {self.cell_clip}")
-        _number("forget_bias", self.forget_bias)
+        if self.forget_bias is not None:
+            _number("forget_bias", self.forget_bias)
+            if self.coupled_gates or not self.use_bias:
+                raise ValueError(f"forget_bias must be None where there is no b_f, got {self.forget_bias}")
         as_choice("gate_activation", self.gate_activation, ("sigmoid", "hard_sigmoid"))
         as_choice("cell_activation", self.cell_activation, ("tanh", "identity", "relu"))
         for name in "go_backwards", "peephole", "layer_norm", "coupled_gates", "use_bias", "learn_initial_state":
@@ -359,8 +365,13 @@ def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> Array:
 def _initial_weights(architecture: Architecture, init: str, seed: Seed) -> dict[str, Array]:
     """Return the named parameters in float64."""
     rng = _generator(init, seed)
+    forget_bias = architecture.options.forget_bias
     if rng is None and not architecture.plain:
         raise ValueError("init must not be 'reference' but for a plain layer: the article has no options")
+    if rng is None and forget_bias is not None:
+        raise ValueError(f"forget_bias must be None with init='reference', got {forget_bias}")
+    if forget_bias is None and init != "pytorch":
+        forget_bias = 1.0
     weights = {name: np.zeros(shape) for name, shape in architecture.shapes().items()}
     if rng is None:  # the article's draws, in the article's order
         for name in ("W_f", "W_i", "W_C", "W_o", "W_y"):
@@ -376,8 +387,8 @@ def _initial_weights(architecture: Architecture, init: str, seed: Seed) -> dict[
         W = [weights[f"W_{gate}{suffix}"] for gate in architecture.gates]
         b = [weights[f"b_{gate}{suffix}"] for gate in architecture.gates] if architecture.options.use_bias else []
         _draw_cell(rng, init, W, b, own.get("W_r"))
-        if init != "pytorch" and f"b_f{suffix}" in weights:
-            weights[f"b_f{suffix}"][...] = architecture.options.forget_bias
+        if f"b_f{suffix}" in weights and forget_bias is not None:
+            weights[f"b_f{suffix}"][...] = forget_bias
     if "W_y" in weights:
         W_y, b_y = weights["W_y"], weights["b_y"]
         if init == "pytorch":
@@ -422,19 +433,18 @@ class Parametrised:
     _named: dict[str, Array]
 
     def _build(self, architecture: Architecture, dtype: DTypeLike, init: str, seed: Seed) -> None:
-        self.dtype = _dtype(dtype)
+        vars(self)["dtype"] = _dtype(dtype)
         weights = _initial_weights(architecture, init, seed)
         self._adopt(architecture, {name: weight.astype(self.dtype) for name, weight in weights.items()})
 
     def _adopt(self, architecture: Architecture, named: dict[str, Array]) -> None:
-        self.input_dim, self.hidden_dim = architecture.input_dim, architecture.hidden_dim
-        self.options = architecture.options
-        self._architecture, self._named = architecture, named
+        vars(self).update(input_dim=architecture.input_dim, hidden_dim=architecture.hidden_dim)
+        vars(self).update(options=architecture.options, _architecture=architecture, _named=named)
 
     def _part(self, kind: Any, architecture: Architecture) -> Any:
         """Return a model of another class that shares the first of this one's weights."""
         part = object.__new__(kind)
-        part.dtype = self.dtype
+        vars(part)["dtype"] = self.dtype
         part._adopt(architecture, {name: self._named[name] for name in architecture.shapes()})
         return part
 
@@ -456,15 +466,17 @@ class Parametrised:
 
     def __getattr__(self, name: str) -> Any:
         """Return a weight by its name."""
-        if name in self.__dict__.get("_named", {}):
+        if name in vars(self).get("_named", {}):
             return self._named[name]
         why = ": this is no plain layer; see named_parameters()" if name == "lstm_cell" else ""
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{why}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Copy into a weight that exists, so that neither shape nor dtype can change."""
-        old = self.__dict__.get("_named", {}).get(name)
-        if old is not None:
-            old[...] = as_array(name, value, old.dtype, old.shape)
-        else:
+        """Copy into a weight, so that neither shape nor dtype can change; nothing else can be set."""
+        if name == "parameters":
             object.__setattr__(self, name, value)
+        elif name in self._named:
+            weight = self._named[name]
+            weight[...] = as_array(name, value, weight.dtype, weight.shape)
+        else:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} that can be set")
