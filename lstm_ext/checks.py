@@ -6,6 +6,7 @@ import math
 import operator
 import sys
 from collections.abc import Sequence
+from mmap import mmap
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -139,6 +140,48 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         result = result.copy()
     _check_finite(name, source, result)
     return result.reshape(source.shape)
+
+
+def as_it_is(value: Any, dtype: np.dtype[Any]) -> Array | None:
+    """Return an array that needs no conversion to `dtype`, also one of a file, as an ndarray; None for anything else."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        return None
+    flags = value.flags
+    if value.dtype != dtype or value.size == 0 or not (flags.c_contiguous and flags.aligned):
+        return None
+    return np.asarray(value)
+
+
+def is_mapped(value: Any) -> bool:
+    """Return whether an array's memory is that of a file: `np.memmap`, or a view of one."""
+    while isinstance(value, np.ndarray):
+        value = value.base
+    return isinstance(value, mmap)
+
+
+def check_live(name: str, array: Array, lengths: Index, members: Index | None = None) -> None:
+    """Raise unless an array's live steps are finite; padding is not read.
+
+    Parameters
+    ----------
+    name : str
+        The array's.
+    array : ndarray (N, T, width) or (N, width)
+        C-contiguous, of float32 or float64.
+    lengths : ndarray of int (N,)
+        How many steps of each sequence are live: 1 without an axis of steps.
+    members : ndarray of int, optional
+        The sequences to look at; all by default.
+    """
+    rows = array.reshape(-1, array.shape[-1])
+    first = np.arange(0, len(rows), len(rows) // len(array), dtype=np.intp)
+    if members is not None:
+        first, lengths = first[members], lengths[members]
+    row = _kernels.find_not_finite(rows, first, lengths)
+    if row >= 0:
+        place = row * rows.shape[1] + np.flatnonzero(~np.isfinite(rows[row]))[0]
+        index = ", ".join(map(str, np.unravel_index(place, array.shape)))
+        raise ValueError(f"{name}[{index}] is {array.flat[place]}; expected finite numbers")
 
 
 def as_numbers(name: str, value: Any) -> Array:

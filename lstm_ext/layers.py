@@ -1,7 +1,7 @@
 """Runs of an LSTM's layers over sequences: from arrays as they are given to the compiled stack, and back.
 
 Sequences of different lengths are sorted, the longest first, so that every step runs the first so many of a batch;
-a step that is masked is not run. Arrays have one row for each live step.
+a step that is masked is not run. Arrays have one row for each of `Sequences.rows`.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Batch(NamedTuple):
 def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterator[Batch]:
     """Cut sequences into batches of at most so many, sorted where they have different lengths."""
     N = len(sequences)
-    if sequences.same_length and most >= N:
+    if sequences.same_length and not sequences.has_padding and most >= N:
         yield Batch(N, sequences.longest, None, None, None, None, dropout_seed)
         return
-    lengths = sequences.lengths().astype(np.intp)
+    lengths = sequences.lengths
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, N, most):
         at = order[start : start + most]
-        first, steps = sequences.offsets[at], lengths[at]
+        first, steps = sequences.first[at], lengths[at]
         if steps[0] == steps[-1]:
             yield Batch(len(at), int(steps[0]), first, None, None, at, dropout_seed)
         else:
@@ -131,7 +131,7 @@ def forward(
     """
     N, dtype, count = len(sequences), parameters.dtype, len(architecture.cells)
     width = architecture.features if sequences.live is None else architecture.directions * architecture.state_dim
-    H = np.empty((len(sequences.rows), width), dtype)
+    H = sequences.new_rows(width)
     h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
     most = N if keep else min(N, INFERENCE_ROWS)
     stack = _stack.Stack(
@@ -161,7 +161,7 @@ def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tu
     """
     architecture, dtype, N = tape.architecture, tape.parameters.dtype, len(tape.sequences)
     count = len(architecture.cells)
-    dX = np.empty_like(tape.sequences.rows)
+    dX = tape.sequences.new_rows(architecture.input_dim)
     dh0 = np.empty((count, N, architecture.state_dim), dtype)
     dC0 = np.empty((count, N, architecture.hidden_dim), dtype)
     gradient = np.zeros_like(tape.parameters)
@@ -195,13 +195,13 @@ class Carried:
         assert sequences.live is not None
         self.sums = architecture.options.bidirectional == "sum"
         live = sequences.live[:, ::-1] if architecture.options.go_backwards else sequences.live
-        offsets = sequences.offsets[:, None]
+        first, ends = sequences.first[:, None], (sequences.first + sequences.lengths)[:, None]
         self.rows = len(sequences.rows)
         passed = live.cumsum(axis=1)
-        self.sources = [(offsets[:-1] + passed - 1, passed > 0)]  # a row for each step, and whether there is one
+        self.sources = [(first + passed - 1, passed > 0)]  # a row for each step, and whether there is one
         if architecture.directions == 2:
             ahead = live[:, ::-1].cumsum(axis=1)[:, ::-1]
-            self.sources.append((offsets[1:] - ahead, ahead > 0))
+            self.sources.append((ends - ahead, ahead > 0))
 
     def spread(self, H: Array, initial: Array | None) -> Array:
         """Return (N, T, F) of H (rows, D R); before the first live step it is `initial` (D, N, R), or zeros."""

@@ -22,12 +22,14 @@ from lstm_ext.checks import (
     as_choice,
     as_column,
     as_dtype,
+    as_it_is,
     as_numbers,
     as_real,
     as_seed,
     as_shape,
     as_size,
     check_allocatable,
+    check_live,
     check_output,
     check_shape,
 )
@@ -498,9 +500,14 @@ class LSTM(_Layers):
             return Carried(self._architecture, sequences).gather(as_shape("dH", dH, self.dtype, shape))
         if sequences.same_length and sequences.longest == sequences.steps:
             return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
-        source = as_numbers("dH", dH)
+        array = as_it_is(dH, self.dtype) if sequences.in_place else None
+        source = as_numbers("dH", dH) if array is None else array
         check_shape("dH", source.shape, shape)
-        return as_real("dH", source[sequences.places], self.dtype), None
+        if array is not None:
+            check_live("dH", array, sequences.lengths)
+            return array.reshape(-1, shape[2]), None
+        rows = as_real("dH", source[sequences.places], self.dtype)
+        return (sequences.pad(rows).reshape(-1, shape[2]) if sequences.in_place else rows), None
 
     def _initial_h(self, initial: layers.States, N: int) -> Array | None:
         """Return the top layer's initial h (D, N, R); None for zeros."""
@@ -716,15 +723,18 @@ class LSTMNetwork(_Layers):
             If an argument is not as above, or X does not hold finite real numbers.
         """
         every_step = as_choice("target", target, TARGETS) == "steps"
+        X = np.asarray(X) if isinstance(X, np.memmap) else X
         quick = self._architecture.is_plain and self.output_dim is not None and target in ("last", "steps")
         if quick and lengths is None and mask is None:
             outputs = self._infer(X, num_threads, every_step=every_step)
             if outputs is not None:
                 return outputs
-        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask)
+        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
         if quick and sequences.same_length and sequences.longest == sequences.steps:
             rows = sequences.rows.reshape(len(sequences), -1, self.input_dim)
-            return self._infer(rows, num_threads, every_step=every_step)
+            outputs = self._infer(rows, num_threads, every_step=every_step)
+            if outputs is not None:
+                return outputs
         if every_step and sequences.live is not None:
             return self._masked_outputs(X, mask, thread_count(num_threads))
         plan = Plan(

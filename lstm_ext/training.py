@@ -319,9 +319,11 @@ def _validation_plan(network: LSTMNetwork, data: Any, common: dict[str, Any]) ->
     elif not {"X", "Y"} <= data.keys() <= {"X", "Y", "lengths", "mask"}:
         raise ValueError(f"validation_data has the keys {list(data)}; expected 'X', 'Y', and maybe 'lengths' or 'mask'")
     try:
-        return Plan(network.parameters, network.architecture, optimizer=None, forward_only=True, **data, **common)
+        plan = Plan(network.parameters, network.architecture, optimizer=None, forward_only=True, **data, **common)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation_data: {error}") from None
+    plan.prefix = "validation_data: "
+    return plan
 
 
 def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:
