@@ -19,6 +19,7 @@ from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences
 
 INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
+INFERENCE_NUMBERS = 2**20  # of the outputs of a layer, or of the head, at a time where nothing is kept
 
 States: TypeAlias = tuple[Array | None, Array | None]
 """h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
@@ -41,6 +42,8 @@ class Batch(NamedTuple):
         Which of all sequences each one is; None: its own number.
     dropout_seed : int, optional
         Of the masks; None: nothing is dropped.
+    since : int
+        The step of its sequences that each begins at.
     """
 
     size: int
@@ -50,6 +53,31 @@ class Batch(NamedTuple):
     live: Index | None
     at: Index | None
     dropout_seed: int | None
+    since: int = 0
+
+    def chunks(self, most: int) -> Iterator[Batch]:
+        """Cut the batch after every `most` steps; a sequence that has ended is in none of the chunks that follow."""
+        first = self.first
+        if first is None:
+            first = np.arange(0, self.size * self.steps, self.steps, dtype=np.intp)
+        for since in range(0, self.steps, most):
+            steps = min(most, self.steps - since)
+            chunk = self._replace(steps=steps, first=first + since, since=since)
+            if self.live is not None and self.lengths is not None:
+                size = int(self.live[since])
+                lengths, live = np.minimum(self.lengths[:size] - since, steps), self.live[since : since + steps]
+                chunk = chunk._replace(size=size, lengths=lengths, live=live)
+            yield chunk
+
+
+def most_steps(architecture: Architecture, rows: int, width: int) -> int | None:
+    """Return how many steps to run at a time where nothing is kept of `rows` sequences and outputs of this width.
+
+    None for all of them, where a network has to begin at their ends.
+    """
+    if architecture.directions == 2 or architecture.options.go_backwards:
+        return None
+    return max(1, INFERENCE_NUMBERS // (rows * width))
 
 
 def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterator[Batch]:
@@ -134,11 +162,13 @@ def forward(
     H = sequences.new_rows(width)
     h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
     most = N if keep else min(N, INFERENCE_ROWS)
+    steps = None if keep else most_steps(architecture, most, architecture.features)
+    steps = min(steps or sequences.longest, sequences.longest)
     stack = _stack.Stack(
         _kernels.current(),
         architecture,
         dtype,
-        sequences.longest,
+        steps,
         most,
         keep=keep,
         want_dX=keep,
@@ -147,7 +177,9 @@ def forward(
     if keep:
         parameters = parameters.copy()  # the stack points into them
     for batch in batches(sequences, most, dropout_seed):
-        _stack.forward(stack, threads, batch, parameters, sequences.rows, *initial, H, h, C)
+        for chunk in [batch] if steps >= batch.steps else batch.chunks(steps):
+            states = initial if chunk.since == 0 else (h, C)
+            _stack.forward(stack, threads, chunk, parameters, sequences.rows, *states, H, h, C)
     tape = None
     if keep:
         tape = Tape(architecture, parameters, sequences, stack, batch, initial[0] is not None)

@@ -28,6 +28,7 @@ from lstm_ext.checks import (
     check_live,
     is_mapped,
 )
+from lstm_ext.layers import most_steps
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
@@ -122,9 +123,11 @@ class Plan:
         else:
             self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask, defer=True)
         N, longest = len(self.sequences), self.sequences.longest
-        self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
-        self.tbptt = None if tbptt is None else min(tbptt, longest)
         self.output_dim = architecture.output_dim or architecture.features
+        self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
+        if forward_only and (loss is None or (self.sequences.same_length and not self.every_step)):
+            tbptt = most_steps(architecture, self.batch_size, max(architecture.features, self.output_dim))
+        self.tbptt = None if tbptt is None else min(tbptt, longest)
         self.loss, self.optimizer = loss, optimizer
         self.python_loss = None if loss is None or losses.is_compiled(loss) else cast(Loss, loss)
         self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
@@ -159,7 +162,7 @@ class Plan:
         self.stack = Stack(*sizes, **common, window=window)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
-        carried = self.batch_size if tbptt is not None else 0
+        carried = self.batch_size if steps < longest else 0
         cells = len(architecture.cells) if carried else 0
         self.carried_h = np.empty((cells, carried, architecture.state_dim), dtype)
         self.carried_C = np.empty((cells, carried, architecture.hidden_dim), dtype)
@@ -317,6 +320,8 @@ class Plan:
             result = np.empty((N, self.output_dim), self.parameters.dtype)
         for step in range(self.passes):
             self._phases(step, step + 1, _epoch.FORWARD)
+            if self.counts[step] == 0:  # no sequence ends in this chunk
+                continue
             chunk = self._chunk(step)
             rows = chunk.members
             if self.every_step:

@@ -7,7 +7,7 @@ the same.
 from libc.math cimport isfinite, sqrt
 from libc.stdint cimport uint64_t
 
-from lstm_ext._heads cimport TARGET_LAST, TARGET_STEPS, Head, Readout, head_backward, head_forward
+from lstm_ext._heads cimport TARGET_STEPS, Head, Readout, head_backward, head_forward
 from lstm_ext._kernels cimport (
     SUM_BLOCK, adam, are_finite, cross_entropy, kernels, philox_key, real, sgd, squared_error, sum_of_squares, table_at,
 )
@@ -323,12 +323,10 @@ def _run(
                 if phases & _FORWARD:
                     pack_layers(&call, s, weights, batch, False, False)
                     layers_forward(&call, s, weights, batch, &x, &initial, &nowhere, &carried)
-                    losses[step] = counts[step] = norms[step] = 0
-                    if head.target != TARGET_LAST or chunk.ended < batch.size:
-                        head_forward(
-                            &call, head, s, batch, chunk.ended if head.target == TARGET_LAST else 0, weights,
-                        )
-                        counts[step] = head.rows
+                    head_forward(
+                        &call, head, s, batch, since[step], 0 if head.target == TARGET_STEPS else chunk.ended, weights,
+                    )
+                    losses[step], counts[step], norms[step] = 0, head.rows, 0
                 if phases & _LOSS and counts[step] > 0:
                     losses[step] = batch_loss(
                         &call, head, &chunk, data.target_first, &members[start], since[step], all_targets, all_labels,
