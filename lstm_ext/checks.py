@@ -143,7 +143,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def as_it_is(value: Any, dtype: np.dtype[Any]) -> Array | None:
-    """Return an array that needs no conversion to `dtype`, also one of a file, as an ndarray; None for anything else."""
+    """Return an array, memory-mapped or not, that needs no conversion to `dtype`; None for anything else."""
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         return None
     flags = value.flags

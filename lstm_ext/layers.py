@@ -70,14 +70,14 @@ class Batch(NamedTuple):
             yield chunk
 
 
-def most_steps(architecture: Architecture, rows: int, width: int) -> int | None:
-    """Return how many steps to run at a time where nothing is kept of `rows` sequences and outputs of this width.
+def steps_at_once(architecture: Architecture, rows: int, width: int, steps: int) -> int:
+    """Return how many steps of some sequences, with outputs of this width, to run at a time where nothing is kept.
 
-    None for all of them, where a network has to begin at their ends.
+    All of them where the network begins at the sequences' ends.
     """
     if architecture.directions == 2 or architecture.options.go_backwards:
-        return None
-    return max(1, INFERENCE_NUMBERS // (rows * width))
+        return steps
+    return min(steps, max(1, INFERENCE_NUMBERS // (rows * width)))
 
 
 def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterator[Batch]:
@@ -162,8 +162,9 @@ def forward(
     H = sequences.new_rows(width)
     h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
     most = N if keep else min(N, INFERENCE_ROWS)
-    steps = None if keep else most_steps(architecture, most, architecture.features)
-    steps = min(steps or sequences.longest, sequences.longest)
+    steps = sequences.longest
+    if not keep:
+        steps = steps_at_once(architecture, most, architecture.features, steps)
     stack = _stack.Stack(
         _kernels.current(),
         architecture,

@@ -28,7 +28,7 @@ from lstm_ext.checks import (
     check_live,
     is_mapped,
 )
-from lstm_ext.layers import most_steps
+from lstm_ext.layers import steps_at_once
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
@@ -126,7 +126,8 @@ class Plan:
         self.output_dim = architecture.output_dim or architecture.features
         self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
         if forward_only and (loss is None or (self.sequences.same_length and not self.every_step)):
-            tbptt = most_steps(architecture, self.batch_size, max(architecture.features, self.output_dim))
+            steps = steps_at_once(architecture, self.batch_size, max(architecture.features, self.output_dim), longest)
+            tbptt = steps if steps < longest else None
         self.tbptt = None if tbptt is None else min(tbptt, longest)
         self.loss, self.optimizer = loss, optimizer
         self.python_loss = None if loss is None or losses.is_compiled(loss) else cast(Loss, loss)

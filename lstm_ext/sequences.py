@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lstm_ext._kernels import is_finite
 from lstm_ext.checks import (
     Array,
     Data,
@@ -61,6 +62,8 @@ class Sequences:
         The mask, where one is given that is not True everywhere.
     is_list : bool
         Whether X is a list.
+    has_padding : bool
+        Whether there is padding among the rows.
     unchecked : bool
         Whether the rows may hold NaN or Inf: see `defer`.
 
@@ -88,7 +91,9 @@ class Sequences:
         self.rows: Array
         self.first: Index
         self.lengths: Index
-        self.unchecked = False
+        self.longest: int
+        self.same_length: bool
+        self.unchecked = self.has_padding = False
         self.is_list = isinstance(X, (list, tuple)) and len(X) > 0
         if self.is_list:
             if given:
@@ -106,21 +111,26 @@ class Sequences:
         N, self.steps, _ = source.shape
         if mask is not None:
             live = _as_mask(mask, N, self.steps)
-            self._count(live.sum(axis=1))
             if not live.all():
                 self.live, self.rows = live, _live_rows(source, live, dtype)
+                self._count(live.sum(axis=1))
                 return
+        if lengths is not None:
+            self._count(_as_lengths(lengths, N, self.steps))
+            is_padded = int(self.lengths.min()) < self.steps
+            if array is None and is_padded:
+                self.rows = _live_rows(source, self.places, dtype)
+                return
+            self.has_padding = is_padded
         else:
-            self._count(np.full(N, self.steps) if lengths is None else _as_lengths(lengths, N, self.steps))
-        if array is None and int(self.lengths.min()) < self.steps:
-            self.rows = _live_rows(source, self.places, dtype)
-            return
+            self.lengths = np.empty(N, np.intp)
+            self.lengths.fill(self.steps)
+            self.longest, self.same_length = self.steps, True
+        self.unchecked = defer and array is not None and is_mapped(X)
         if array is None:
             array = as_real("X", source, dtype)
-        else:
-            self.unchecked = defer and is_mapped(X)
-            if not self.unchecked:
-                check_live("X", array, self.lengths)
+        elif not self.unchecked and (lengths is not None or not is_finite(array)):
+            check_live("X", array, self.lengths)
         self.rows = array.reshape(-1, input_dim)
         self.first = np.arange(0, len(self.rows), self.steps, dtype=np.intp)
 
@@ -135,14 +145,9 @@ class Sequences:
         return len(self.lengths)
 
     @property
-    def has_padding(self) -> bool:
-        """Whether there is padding among the rows."""
-        return len(self.rows) > int(self.lengths.sum())
-
-    @property
     def in_place(self) -> bool:
         """Whether all N T steps of X are rows, live or not."""
-        return len(self.rows) == len(self) * self.steps
+        return bool(len(self.rows) == len(self) * self.steps)
 
     def new_rows(self, width: int) -> Array:
         """Return an array (rows, width) to be written to, with zeros where `rows` has padding."""
