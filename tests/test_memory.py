@@ -7,7 +7,7 @@ import pytest
 
 import lstm_ext
 from lstm_ext import LSTM, LSTMNetwork, layers, train
-from lstm_ext.plan import Plan
+from lstm_ext.plan import Plan, as_memory
 
 LENGTHS = np.array([9, 1, 4, 9, 2, 5, 3])
 FORWARDS = {
@@ -33,6 +33,47 @@ def padded(T=9, width=3, seed=0):
     X = np.random.default_rng(seed).standard_normal((7, T, width))
     X[np.arange(T) >= LENGTHS[:, None]] = np.nan
     return X
+
+
+# --- budgets ---
+
+
+def passes_bytes(steps=101, **how):
+    """Return what the arrays of a training's passes take."""
+    model = LSTMNetwork(3, 8, 2, dtype="float64", seed=0)
+    X, Y = np.ones((2, steps, 3)), np.ones((2, 2))
+    parts = {"target": "last", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
+    plan = Plan(model.parameters, model.architecture, X, Y, **parts, **how)
+    return plan.stack.bytes + plan.head.bytes
+
+
+def test_a_budget_takes_the_largest_window_that_fits():
+    sizes = {k: passes_bytes(checkpoint_every=k) for k in range(1, 102)}
+    assert sizes[101] == passes_bytes()
+    assert sizes[10] < sizes[17] < sizes[50] < sizes[101] / 1.5
+    for budget in [*sizes.values(), sizes[17] + 1, sizes[50] - 1, sizes[101] - 1]:
+        largest = max(k for k, size in sizes.items() if size <= budget)
+        assert passes_bytes(memory_budget=budget) == sizes[largest] <= budget
+    with pytest.raises(ValueError, match=f"expected at least {min(sizes.values())}:"):
+        passes_bytes(memory_budget=min(sizes.values()) - 1)
+
+
+BUDGETS = {
+    "64B": 64,
+    "3 kB": 3000,
+    "3KiB": 3 * 2**10,
+    "256MB": 256_000_000,
+    "1.5MiB": 3 * 2**19,
+    "1GB": 10**9,
+    "1.5GiB": 3 * 2**29,
+    "2TB": 2 * 10**12,
+    " 2 tib ": 2**41,
+}
+
+
+@pytest.mark.parametrize("text", BUDGETS)
+def test_units_of_a_budget(text):
+    assert as_memory(None, text) == {"memory_budget": BUDGETS[text]}
 
 
 # --- inference runs chunks of steps ---
