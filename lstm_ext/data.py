@@ -338,7 +338,7 @@ def _columns(values: Array) -> Array:
 def _as_column(target: int, shape: tuple[int, ...]) -> int:
     """Return `target` if it names a column of a series of that shape."""
     if len(shape) == 1:
-        raise ValueError(f"target is {reprlib.repr(target)} for a series of shape {shape}; expected None, or a series (T, F)")
+        raise ValueError(f"target is {target!r} for a series of shape {shape}; expected None, or a series (T, F)")
     try:
         if isinstance(target, (bool, np.bool_)):
             raise TypeError

@@ -91,7 +91,9 @@ def train(
     network : LSTMNetwork
         Its parameters are changed in place.
     X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
-        The sequences; work is done for their live steps alone.
+        The sequences; work is done for their live steps alone. A C-contiguous array of the network's dtype, and such a
+        Y, is not copied. If it is memory-mapped, it is not read beforehand: each batch is checked for NaN and Inf when
+        it is first taken.
     Y : array_like
         A target for each sequence (N, output_dim); for ``target="steps"`` (N, T, output_dim), where padding may hold
         anything, or a list of arrays (T_n, output_dim). For the cross-entropy integer classes (N,), or (N, T). Without
@@ -108,7 +110,8 @@ def train(
     lengths : array_like of int (N,), optional
         How many steps of each sequence of a padded X are live.
     mask : array_like of bool (N, T), optional
-        Which steps of X are live; the others are skipped.
+        Which steps of X are live; the others are skipped, their inputs too. Not for missing targets: use a loss that
+        leaves these out, as in docs/layers.md, "Missing targets".
     tbptt : int, optional
         Truncated backpropagation through time: every batch is run in chunks of so many steps, with an update after
         each. The states are carried over, the gradients are not. For ``target="last"``, where no sequence of a batch
@@ -148,7 +151,8 @@ def train(
     RuntimeError
         If another call, in another thread say, is training the network; nothing has changed then.
     TypeError, ValueError
-        If an argument is not as above; nothing has changed then.
+        If an argument is not as above; nothing has changed then. If a memory-mapped X or Y holds NaN or Inf, the
+        network is as after the last whole update before that batch.
     """
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
