@@ -705,8 +705,8 @@ class LSTMNetwork(_Layers):
         lengths : array_like of int (N,), optional
             How many steps of each sequence of a padded X are live.
         mask : array_like of bool (N, T), optional
-            Which steps of X are live; the others are skipped: the network does not see their inputs. (For targets that
-            are missing in training, see docs/layers.md, "Missing targets".)
+            Which steps of X are live; the others are skipped: the network does not see their inputs. If targets alone
+            are missing, see docs/layers.md, "Missing targets".
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 

@@ -273,6 +273,29 @@ def test_predictions_and_gradients_of_files(mapped, target, options):
         LSTM(3, 8).forward(file)
 
 
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_inputs_and_targets_may_be_in_place_or_not(target):
+    """Padding among the rows of X, of Y, of both, or of none of them."""
+    X, Y = padded().astype(np.float32), small_data(target)[1]
+    model = LSTMNetwork(3, 8, 2, seed=0)
+    for loss, goals in (("mse", Y), ("cross_entropy", (Y > 0)[..., 0].astype(int))):
+        forms_of_Y = [goals, goals.astype("f8" if loss == "mse" else "i1"), list(goals)]
+        if target == "steps":
+            forms_of_Y[2] = [y[:length] for y, length in zip(goals, LENGTHS, strict=True)]
+        found = []
+        for y in forms_of_Y:
+            for x in (X, X.astype("f8")):
+                found.append(model.gradient(x, y, lengths=LENGTHS, target=target, loss=loss))
+            found.append(
+                model.gradient(
+                    [row[:n] for row, n in zip(X, LENGTHS, strict=True)], forms_of_Y[2], target=target, loss=loss
+                )
+            )
+        for value, gradient in found:
+            assert value == found[0][0]
+            assert np.array_equal(gradient, found[0][1])
+
+
 @pytest.mark.parametrize("lengths", [None, np.full(40, 2400), np.arange(1, 41) * 60], ids=["whole", "equal", "ragged"])
 @pytest.mark.parametrize("in_file", [False, True])
 def test_data_that_need_no_conversion_are_not_copied(mapped, in_file, lengths):
