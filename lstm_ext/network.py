@@ -498,7 +498,7 @@ class LSTM(_Layers):
         shape = (len(sequences), sequences.steps, self._architecture.features)
         if sequences.live is not None:
             return Carried(self._architecture, sequences).gather(as_shape("dH", dH, self.dtype, shape))
-        if sequences.same_length and sequences.longest == sequences.steps:
+        if sequences.is_whole:
             return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
         array = as_it_is(dH, self.dtype) if sequences.in_place else None
         source = as_numbers("dH", dH) if array is None else array
@@ -731,7 +731,7 @@ class LSTMNetwork(_Layers):
             if outputs is not None:
                 return outputs
         sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
-        if quick and sequences.same_length and sequences.longest == sequences.steps:
+        if quick and sequences.is_whole:
             rows = sequences.rows.reshape(len(sequences), -1, self.input_dim)
             outputs = self._infer(rows, num_threads, every_step=every_step)
             if outputs is not None:

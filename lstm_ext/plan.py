@@ -85,7 +85,7 @@ class Plan:
     dropout_seed : int, optional
         Of the masks of dropout; None: nothing is dropped.
     tbptt : int, optional
-        The most steps of a pass; all by default.
+        The most steps of a pass; by default all, or where nothing is kept of them those that `steps_at_once` says.
     checkpoint_every : int, optional
         How many steps' activations are kept at a time; all by default.
     memory_budget : int, optional
@@ -125,6 +125,7 @@ class Plan:
         N, longest = len(self.sequences), self.sequences.longest
         self.output_dim = architecture.output_dim or architecture.features
         self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
+        # a loss is summed over all outputs of a batch, so these have to come in one pass
         if forward_only and (loss is None or (self.sequences.same_length and not self.every_step)):
             steps = steps_at_once(architecture, self.batch_size, max(architecture.features, self.output_dim), longest)
             tbptt = steps if steps < longest else None
@@ -211,6 +212,10 @@ class Plan:
         no_targets, no_labels = np.empty((0, width), dtype), np.empty(0, np.intp)
         if self.loss is None:
             return None, no_targets, no_labels
+        if isinstance(self.loss, MSE) and losses.is_compiled(self.loss):
+            targets = self._targets_in_place(Y)
+            if targets is not None:
+                return None, targets, no_labels
         places = self._places(backwards) if self.every_step else None
         if not losses.is_compiled(self.loss):
             check_length("Y", Y, N)
@@ -224,15 +229,13 @@ class Plan:
         if self.loss.takes_labels:
             labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, width), Y, places)
             return None, no_targets, labels
-        if (targets := self._targets_in_place(Y)) is not None:
-            return None, targets, no_labels
         targets = self._target_rows(lambda name, y, shape: as_shape(name, y, dtype, (*shape, width)), Y, places)
         return None, targets, no_labels
 
     def _places(self, backwards: bool) -> NDArray[np.bool_] | None:
         """Return which of the (N, T) outputs of a padded X there are; None if all are."""
         sequences = self.sequences
-        if sequences.is_list or (sequences.same_length and sequences.longest == sequences.steps):
+        if sequences.is_list or sequences.is_whole:
             return None
         places = sequences.places
         return places[:, ::-1] if backwards and sequences.live is not None else places

@@ -91,6 +91,7 @@ class Sequences:
         self.rows: Array
         self.first: Index
         self.lengths: Index
+        self.steps: int
         self.longest: int
         self.same_length: bool
         self.unchecked = self.has_padding = False
@@ -108,31 +109,32 @@ class Sequences:
         array = as_it_is(X, dtype)
         source = as_numbers("X", X) if array is None else array
         check_shape("X", source.shape, ("N", "T", input_dim))
-        N, self.steps, _ = source.shape
-        if mask is not None:
-            live = _as_mask(mask, N, self.steps)
-            if not live.all():
-                self.live, self.rows = live, _live_rows(source, live, dtype)
-                self._count(live.sum(axis=1))
-                return
-        if lengths is not None:
-            self._count(_as_lengths(lengths, N, self.steps))
-            is_padded = int(self.lengths.min()) < self.steps
-            if array is None and is_padded:
-                self.rows = _live_rows(source, self.places, dtype)
-                return
-            self.has_padding = is_padded
-        else:
-            self.lengths = np.empty(N, np.intp)
-            self.lengths.fill(self.steps)
-            self.longest, self.same_length = self.steps, True
+        self._count_live(lengths, mask, *source.shape[:2])
+        if self.live is not None or (array is None and not self.is_whole):
+            self.rows = _live_rows(source, self.places, dtype)
+            return
+        self.has_padding = not self.is_whole
         self.unchecked = defer and array is not None and is_mapped(X)
         if array is None:
             array = as_real("X", source, dtype)
-        elif not self.unchecked and (lengths is not None or not is_finite(array)):
+        elif not self.unchecked and (self.has_padding or not is_finite(array)):
             check_live("X", array, self.lengths)
         self.rows = array.reshape(-1, input_dim)
         self.first = np.arange(0, len(self.rows), self.steps, dtype=np.intp)
+
+    def _count_live(self, lengths: ArrayLike | None, mask: ArrayLike | None, N: int, T: int) -> None:
+        """Take `lengths` or `mask`."""
+        self.steps = T
+        live = None if mask is None else _as_mask(mask, N, T)
+        if lengths is not None:
+            self._count(_as_lengths(lengths, N, T))
+        elif live is not None and not live.all():
+            self.live = live
+            self._count(live.sum(axis=1))
+        else:
+            self.lengths = np.empty(N, np.intp)
+            self.lengths.fill(T)
+            self.longest, self.same_length = T, True
 
     def _count(self, lengths: Array) -> None:
         """Keep the lengths of sequences that come one after the other."""
@@ -145,9 +147,14 @@ class Sequences:
         return len(self.lengths)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all N T steps of X are live."""
+        return self.same_length and self.longest == self.steps
+
+    @property
     def in_place(self) -> bool:
         """Whether all N T steps of X are rows, live or not."""
-        return bool(len(self.rows) == len(self) * self.steps)
+        return len(self.rows) == len(self) * self.steps
 
     def new_rows(self, width: int) -> Array:
         """Return an array (rows, width) to be written to, with zeros where `rows` has padding."""
