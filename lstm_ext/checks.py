@@ -231,11 +231,10 @@ def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int | str
 
 def check_shape(name: str, given: tuple[int, ...], shape: tuple[int | str, ...]) -> None:
     """Raise unless an array's shape is `shape`; a name in it stands for any length."""
-    if given == shape:
-        return
-    fits = len(given) == len(shape) and all(
-        isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, given, strict=True)
-    )
+    fits = len(given) == len(shape)
+    if fits:
+        for wanted, length in zip(shape, given, strict=True):
+            fits = fits and (wanted == length or isinstance(wanted, str))
     if not fits:
         expected = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
         raise ValueError(f"{name} has shape {given}; expected {expected}")

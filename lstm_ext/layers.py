@@ -17,9 +17,9 @@ from lstm_ext import _kernels, _stack
 from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences
+from lstm_ext.workspace import steps_at_once
 
 INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
-INFERENCE_NUMBERS = 2**20  # of the outputs of a layer, or of the head, at a time where nothing is kept
 
 States: TypeAlias = tuple[Array | None, Array | None]
 """h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
@@ -68,16 +68,6 @@ class Batch(NamedTuple):
                 lengths, live = np.minimum(self.lengths[:size] - since, steps), self.live[since : since + steps]
                 chunk = chunk._replace(size=size, lengths=lengths, live=live)
             yield chunk
-
-
-def steps_at_once(architecture: Architecture, rows: int, width: int, steps: int) -> int:
-    """Return how many steps of some sequences, with outputs of this width, to run at a time where nothing is kept.
-
-    All of them where the network begins at the sequences' ends.
-    """
-    if architecture.directions == 2 or architecture.options.go_backwards:
-        return steps
-    return min(steps, max(1, INFERENCE_NUMBERS // (rows * width)))
 
 
 def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterator[Batch]:
@@ -163,7 +153,7 @@ def forward(
     h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
     most = N if keep else min(N, INFERENCE_ROWS)
     steps = sequences.longest
-    if not keep:
+    if not keep and architecture.options.num_layers > 1:  # the outputs of the layers below the top one are kept
         steps = steps_at_once(architecture, most, architecture.features, steps)
     stack = _stack.Stack(
         _kernels.current(),

@@ -28,12 +28,12 @@ from lstm_ext.checks import (
     check_live,
     is_mapped,
 )
-from lstm_ext.layers import steps_at_once
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
+from lstm_ext.workspace import steps_at_once
 
 TARGETS = ("last", "steps", "mean", "max")
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
