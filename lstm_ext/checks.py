@@ -8,6 +8,7 @@ import os
 import reprlib
 import sys
 from collections.abc import Sequence
+from mmap import mmap
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -174,6 +175,48 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = N
     return result.reshape(source.shape)
 
 
+def as_it_is(value: Any, dtype: np.dtype[Any]) -> Array | None:
+    """Return an array, memory-mapped or not, that needs no conversion to `dtype`; None for anything else."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        return None
+    flags = value.flags
+    if value.dtype != dtype or value.size == 0 or not (flags.c_contiguous and flags.aligned):
+        return None
+    return np.asarray(value)
+
+
+def is_mapped(value: Any) -> bool:
+    """Return whether an array's memory is that of a file: `np.memmap`, or a view of one."""
+    while isinstance(value, np.ndarray):
+        value = value.base
+    return isinstance(value, mmap)
+
+
+def check_live(name: str, array: Array, lengths: Index, members: Index | None = None) -> None:
+    """Raise unless an array's live steps are finite; padding is not read.
+
+    Parameters
+    ----------
+    name : str
+        The array's.
+    array : ndarray (N, T, width) or (N, width)
+        C-contiguous, of float32 or float64.
+    lengths : ndarray of int (N,)
+        How many steps of each sequence are live: 1 without an axis of steps.
+    members : ndarray of int, optional
+        The sequences to look at; all by default.
+    """
+    rows = array.reshape(-1, array.shape[-1])
+    first = np.arange(0, len(rows), len(rows) // len(array), dtype=np.intp)
+    if members is not None:
+        first, lengths = first[members], lengths[members]
+    row = _kernels.find_not_finite(rows, first, lengths)
+    if row >= 0:
+        place = row * rows.shape[1] + np.flatnonzero(~np.isfinite(rows[row]))[0]
+        index = ", ".join(map(str, np.unravel_index(place, array.shape)))
+        raise ValueError(f"{name}[{index}] is {array.flat[place]}; expected finite numbers")
+
+
 def as_numbers(name: str, value: Any, shape: Shape | None = None) -> Array:
     """Return `value` as an array of real numbers with no axis of length 0."""
     source = as_array(name, value, shape)
@@ -227,11 +270,10 @@ def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: Shape) -> Array
 
 def check_shape(name: str, given: tuple[int, ...], shape: Shape) -> None:
     """Raise unless an array's shape is `shape`; a name in it stands for any length."""
-    if given == shape:
-        return
-    fits = len(given) == len(shape) and all(
-        isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, given, strict=True)
-    )
+    fits = len(given) == len(shape)
+    if fits:
+        for wanted, length in zip(shape, given, strict=True):
+            fits = fits and (wanted == length or isinstance(wanted, str))
     if not fits:
         raise ValueError(f"{name} has shape {given}; expected {_expected(shape)}")
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -37,7 +38,7 @@ def windows(
     n_in, n_out : int
         Rows of a window and rows to predict.
     step : int
-        Rows from the start of one window to the start of the next.
+        Rows from the start of one window to the start of the next. More than there are leave one window.
     target : int, optional
         The column to predict of a series (T, F), negative from the end; without it all of them.
 
@@ -67,7 +68,7 @@ def windows(
     if len(values) < n_in + n_out:
         raise ValueError(f"series has {len(values)} rows; expected at least n_in + n_out = {n_in + n_out}")
     predicted = values if target is None else values[:, _as_column(target, values.shape)]
-    starts = np.arange(0, len(values) - n_in - n_out + 1, step)[:, None]
+    starts = np.arange(0, len(values) - n_in - n_out + 1, min(step, len(values)))[:, None]
     X = values.reshape(len(values), -1)[starts + np.arange(n_in)]
     Y = predicted[starts + np.arange(n_in, n_in + n_out)]
     return X, Y
@@ -79,11 +80,7 @@ class SequenceScaler:
     Fit it on the training data only. Statistics that have seen the validation or the test data tell the
     network about them, and the measured error is then too good.
 
-    Attributes
-    ----------
-    mean : ndarray (F,), float64; None before `fit`
-    scale : ndarray (F,), float64; None before `fit`
-        The standard deviation (divisor N), and 1 for a feature that is constant.
+    `mean` and `scale` are read-only; `from_dict` makes a scaler of given ones.
 
     Examples
     --------
@@ -92,9 +89,25 @@ class SequenceScaler:
     [[[-1.0, 0.0], [1.0, 0.0]]]
     """
 
+    __slots__ = ("_mean", "_scale")
+
     def __init__(self) -> None:
-        self.mean: NDArray[np.float64] | None = None
-        self.scale: NDArray[np.float64] | None = None
+        self._mean: NDArray[np.float64] | None = None
+        self._scale: NDArray[np.float64] | None = None
+
+    @property
+    def mean(self) -> NDArray[np.float64] | None:
+        """The mean of each feature (F,), read-only; None before `fit`."""
+        return self._mean
+
+    @property
+    def scale(self) -> NDArray[np.float64] | None:
+        """The standard deviation (divisor N), 1 for a constant feature (F,), read-only; None before `fit`."""
+        return self._scale
+
+    def _use(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> None:
+        mean.flags.writeable = scale.flags.writeable = False
+        self._mean, self._scale = mean, scale
 
     def fit(self, X: ArrayLike) -> Self:
         """Take the mean and the standard deviation of each feature.
@@ -127,8 +140,9 @@ class SequenceScaler:
             mean = np.where(constant, rows[0], rows.mean(axis=0))
             scale = np.where(constant, 1.0, rows.std(axis=0))
         if not (np.isfinite(scale).all() and (scale > 0).all()):
-            raise ValueError(f"X has the standard deviations {scale.tolist()}; expected finite ones above 0")
-        self.mean, self.scale = mean, scale
+            j = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))[0]
+            raise ValueError(f"X[..., {j}] has the standard deviation {scale[j]}; expected a finite one above 0")
+        self._use(mean, scale)
         return self
 
     def transform(self, X: ArrayLike) -> Array:
@@ -207,22 +221,23 @@ class SequenceScaler:
             If a key is missing or unknown, or the lists are not as above.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"state is {state!r}; expected the mapping that to_dict returns")
+            raise TypeError(f"state is {reprlib.repr(state)}; expected the mapping that to_dict returns")
         if set(state) != {"mean", "scale"}:
-            raise ValueError(f"state has the keys {list(state)}; expected 'mean' and 'scale'")
+            raise ValueError(f"state has the keys {reprlib.repr(list(state))}; expected 'mean' and 'scale'")
         mean, scale = (as_real(f"state[{key!r}]", state[key], np.dtype(np.float64)).copy() for key in ("mean", "scale"))
         if mean.ndim != 1 or mean.shape != scale.shape:
             raise ValueError(f"state has lists of shape {mean.shape} and {scale.shape}; expected (F,) twice")
         if not (scale > 0).all():
-            raise ValueError(f"state['scale'] is {scale.tolist()}; expected numbers above 0")
+            j = np.flatnonzero(scale <= 0)[0]
+            raise ValueError(f"state['scale'][{j}] is {scale[j]}; expected numbers above 0")
         scaler = cls()
-        scaler.mean, scaler.scale = mean, scale
+        scaler._use(mean, scale)
         return scaler
 
     def _fitted(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        if self.mean is None or self.scale is None:
+        if self._mean is None or self._scale is None:
             raise RuntimeError("the SequenceScaler is not fitted; call fit(X) with the training data first")
-        return self.mean, self.scale
+        return self._mean, self._scale
 
 
 def fill_gaps(series: ArrayLike) -> Array:
@@ -329,7 +344,7 @@ def _as_column(target: int, shape: tuple[int, ...]) -> int:
             raise TypeError
         column = operator.index(target)
     except TypeError:
-        raise TypeError(f"target is {target!r}; expected an integer or None") from None
+        raise TypeError(f"target is {reprlib.repr(target)}; expected an integer or None") from None
     if not -shape[1] <= column < shape[1]:
         raise ValueError(f"target is {column}; expected a column from {-shape[1]} to {shape[1] - 1}")
     return column

@@ -1,7 +1,7 @@
 """Runs of an LSTM's layers over sequences: from arrays as they are given to the compiled stack, and back.
 
 Sequences of different lengths are sorted, the longest first, so that every step runs the first so many of a batch;
-a step that is masked is not run. Arrays have one row for each live step.
+a step that is masked is not run. Arrays have one row for each of `Sequences.rows`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lstm_ext import _kernels, _stack
 from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences
+from lstm_ext.workspace import steps_at_once
 
 INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
@@ -41,6 +42,8 @@ class Batch(NamedTuple):
         Which of all sequences each one is; None: its own number.
     dropout_seed : int, optional
         Of the masks; None: nothing is dropped.
+    since : int
+        The step of its sequences that each begins at.
     """
 
     size: int
@@ -50,19 +53,34 @@ class Batch(NamedTuple):
     live: Index | None
     at: Index | None
     dropout_seed: int | None
+    since: int = 0
+
+    def chunks(self, most: int) -> Iterator[Batch]:
+        """Cut the batch after every `most` steps; a sequence that has ended is in none of the chunks that follow."""
+        first = self.first
+        if first is None:
+            first = np.arange(0, self.size * self.steps, self.steps, dtype=np.intp)
+        for since in range(0, self.steps, most):
+            steps = min(most, self.steps - since)
+            chunk = self._replace(steps=steps, first=first + since, since=since)
+            if self.live is not None and self.lengths is not None:
+                size = int(self.live[since])
+                lengths, live = np.minimum(self.lengths[:size] - since, steps), self.live[since : since + steps]
+                chunk = chunk._replace(size=size, lengths=lengths, live=live)
+            yield chunk
 
 
 def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterator[Batch]:
     """Cut sequences into batches of at most so many, sorted where they have different lengths."""
     N = len(sequences)
-    if sequences.same_length and most >= N:
+    if sequences.same_length and not sequences.has_padding and most >= N:
         yield Batch(N, sequences.longest, None, None, None, None, dropout_seed)
         return
-    lengths = sequences.lengths().astype(np.intp)
+    lengths = sequences.lengths
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, N, most):
         at = order[start : start + most]
-        first, steps = sequences.offsets[at], lengths[at]
+        first, steps = sequences.first[at], lengths[at]
         if steps[0] == steps[-1]:
             yield Batch(len(at), int(steps[0]), first, None, None, at, dropout_seed)
         else:
@@ -134,14 +152,17 @@ def forward(
     """
     N, dtype, count = len(sequences), parameters.dtype, len(architecture.cells)
     width = architecture.features if sequences.live is None else architecture.directions * architecture.state_dim
-    H = np.empty((len(sequences.rows), width), dtype)
+    H = sequences.new_rows(width)
     h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
     most = N if keep else min(N, INFERENCE_ROWS)
+    steps = sequences.longest
+    if not keep and architecture.options.num_layers > 1:  # the outputs of the layers below the top one are kept
+        steps = steps_at_once(architecture, most, architecture.features, steps)
     stack = _stack.Stack(
         _kernels.current(),
         architecture,
         dtype,
-        sequences.longest,
+        steps,
         most,
         keep=keep,
         want_dX=keep,
@@ -150,7 +171,9 @@ def forward(
     if keep:
         parameters = parameters.copy()  # the stack points into them
     for batch in batches(sequences, most, dropout_seed):
-        _stack.forward(stack, threads, batch, parameters, sequences.rows, *initial, H, h, C)
+        for chunk in [batch] if steps >= batch.steps else batch.chunks(steps):
+            states = initial if chunk.since == 0 else (h, C)
+            _stack.forward(stack, threads, chunk, parameters, sequences.rows, *states, H, h, C)
     tape = None
     if keep:
         tape = Tape(architecture, parameters, sequences, stack, batch, initial[0] is not None)
@@ -164,7 +187,7 @@ def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tu
     """
     architecture, dtype, N = tape.architecture, tape._parameters.dtype, len(tape._sequences)
     count = len(architecture.cells)
-    dX = np.empty_like(tape._sequences.rows)
+    dX = tape._sequences.new_rows(architecture.input_dim)
     dh0 = np.empty((count, N, architecture.state_dim), dtype)
     dC0 = np.empty((count, N, architecture.hidden_dim), dtype)
     gradient = np.zeros_like(tape._parameters)
@@ -198,13 +221,13 @@ class Carried:
         assert sequences.live is not None
         self.sums = architecture.options.bidirectional == "sum"
         live = sequences.live[:, ::-1] if architecture.options.go_backwards else sequences.live
-        offsets = sequences.offsets[:, None]
+        first, ends = sequences.first[:, None], (sequences.first + sequences.lengths)[:, None]
         self.rows = len(sequences.rows)
         passed = live.cumsum(axis=1)
-        self.sources = [(offsets[:-1] + passed - 1, passed > 0)]  # a row for each step, and whether there is one
+        self.sources = [(first + passed - 1, passed > 0)]  # a row for each step, and whether there is one
         if architecture.directions == 2:
             ahead = live[:, ::-1].cumsum(axis=1)[:, ::-1]
-            self.sources.append((offsets[1:] - ahead, ahead > 0))
+            self.sources.append((ends - ahead, ahead > 0))
 
     def spread(self, H: Array, initial: Array | None) -> Array:
         """Return (N, T, F) of H (rows, D R); before the first live step it is `initial` (D, N, R), or zeros."""

@@ -24,12 +24,14 @@ from lstm_ext.checks import (
     as_column,
     as_dtype,
     as_flag,
+    as_it_is,
     as_numbers,
     as_real,
     as_seed,
     as_shape,
     as_size,
     check_allocatable,
+    check_live,
     check_output,
     check_shape,
     short_repr,
@@ -520,11 +522,16 @@ class LSTM(_Layers):
         shape = (len(sequences), sequences.steps, self._architecture.features)
         if sequences.live is not None:
             return Carried(self._architecture, sequences).gather(as_shape("dH", dH, self.dtype, shape))
-        if sequences.same_length and sequences.longest == sequences.steps:
+        if sequences.is_whole:
             return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
-        source = as_numbers("dH", dH, shape)
+        array = as_it_is(dH, self.dtype) if sequences.in_place else None
+        source = as_numbers("dH", dH, shape) if array is None else array
         check_shape("dH", source.shape, shape)
-        return as_real("dH", source[sequences.places], self.dtype), None
+        if array is not None:
+            check_live("dH", array, sequences.lengths)
+            return array.reshape(-1, shape[2]), None
+        rows = as_real("dH", source[sequences.places], self.dtype)
+        return (sequences.pad(rows).reshape(-1, shape[2]) if sequences.in_place else rows), None
 
     def _initial_h(self, initial: layers.States, N: int) -> Array | None:
         """Return the top layer's initial h (D, N, R); None for zeros."""
@@ -730,7 +737,8 @@ class LSTMNetwork(_Layers):
         lengths : array_like of int (N,), optional
             How many steps of each sequence of a padded X are live.
         mask : array_like of bool (N, T), optional
-            Which steps of X are live; the others are skipped.
+            Which steps of X are live; the others are skipped: the network does not see their inputs. If targets alone
+            are missing, see docs/layers.md, "Missing targets".
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 
@@ -748,15 +756,18 @@ class LSTMNetwork(_Layers):
             If an argument is not as above, or X does not hold finite real numbers.
         """
         every_step = as_choice("target", target, TARGETS) == "steps"
+        X = np.asarray(X) if isinstance(X, np.memmap) else X
         quick = self._architecture.is_plain and self.output_dim is not None and target in ("last", "steps")
         if quick and lengths is None and mask is None:
             outputs = self._infer(X, num_threads, every_step=every_step)
             if outputs is not None:
                 return outputs
-        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask)
-        if quick and sequences.same_length and sequences.longest == sequences.steps:
+        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
+        if quick and sequences.is_whole:
             rows = sequences.rows.reshape(len(sequences), -1, self.input_dim)
-            return self._infer(rows, num_threads, every_step=every_step)
+            outputs = self._infer(rows, num_threads, every_step=every_step)
+            if outputs is not None:
+                return outputs
         if every_step and sequences.live is not None:
             return self._masked_outputs(X, mask, thread_count(num_threads))
         plan = Plan(

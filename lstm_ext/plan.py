@@ -20,10 +20,13 @@ from lstm_ext.checks import (
     Index,
     as_array,
     as_choice,
+    as_it_is,
     as_labels,
     as_shape,
     as_size,
     check_length,
+    check_live,
+    is_mapped,
     short_repr,
 )
 from lstm_ext.losses import MSE, CrossEntropy, Loss
@@ -31,6 +34,7 @@ from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
+from lstm_ext.workspace import steps_at_once
 
 TARGETS = ("last", "steps", "mean", "max")
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
@@ -82,7 +86,7 @@ class Plan:
     dropout_seed : int, optional
         Of the masks of dropout; None: nothing is dropped.
     tbptt : int, optional
-        The most steps of a pass; all by default.
+        The most steps of a pass; by default all, or where nothing is kept of them those that `steps_at_once` says.
     checkpoint_every : int, optional
         How many steps' activations are kept at a time; all by default.
     memory_budget : int, optional
@@ -118,15 +122,25 @@ class Plan:
         if isinstance(X, Sequences):
             self.sequences = X
         else:
-            self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask)
+            self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask, defer=True)
         N, longest = len(self.sequences), self.sequences.longest
-        self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
-        self.tbptt = None if tbptt is None else min(tbptt, longest)
         self.output_dim = architecture.output_dim or architecture.features
+        self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
+        # a loss is summed over all outputs of a batch, so these have to come in one pass
+        if forward_only and (loss is None or (self.sequences.same_length and not self.every_step)):
+            steps = steps_at_once(architecture, self.batch_size, max(architecture.features, self.output_dim), longest)
+            tbptt = steps if steps < longest else None
+        self.tbptt = None if tbptt is None else min(tbptt, longest)
         self.loss, self.optimizer = loss, optimizer
         self.python_loss = None if loss is None or losses.is_compiled(loss) else cast(Loss, loss)
         self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
-        self.rows, self.offsets = self.sequences.rows, self.sequences.offsets
+        self.rows = self.sequences.rows
+        # what of memory-mapped files is checked as it is read: until the last pass has read it
+        self.unchecked_X, self.unchecked_Y = self.sequences.unchecked, False
+        self.prefix = ""  # of the errors about them
+        self.target_first = np.arange(N, dtype=np.intp)  # the row of targets or labels that each sequence begins at
+        if self.every_step:
+            self.target_first = np.cumsum(self.sequences.lengths) - self.sequences.lengths
         self.Y, self.targets, self.labels = self._read_targets(Y, backwards=options.go_backwards)
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
@@ -151,7 +165,7 @@ class Plan:
         self.stack = Stack(*sizes, **common, window=window)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
-        carried = self.batch_size if tbptt is not None else 0
+        carried = self.batch_size if steps < longest else 0
         cells = len(architecture.cells) if carried else 0
         self.carried_h = np.empty((cells, carried, architecture.state_dim), dtype)
         self.carried_C = np.empty((cells, carried, architecture.hidden_dim), dtype)
@@ -172,7 +186,7 @@ class Plan:
         self._order = self.members = order
         self.places = np.empty(0, np.intp)  # of members in their batches, as drawn; none if they are where they were
         starts, self.since = np.arange(0, N, size, dtype=np.intp), np.zeros(self.batches, np.intp)
-        lengths = self.sequences.lengths()
+        lengths = self.sequences.lengths
         if not self.sequences.same_length and size > 1:
             sort = np.lexsort((-lengths[order], np.arange(N) // size))
             self.members, self.places = order[sort], sort % size
@@ -199,12 +213,19 @@ class Plan:
         no_targets, no_labels = np.empty((0, width), dtype), np.empty(0, np.intp)
         if self.loss is None:
             return None, no_targets, no_labels
+        if isinstance(self.loss, MSE) and losses.is_compiled(self.loss):
+            targets = self._targets_in_place(Y)
+            if targets is not None:
+                return None, targets, no_labels
         places = self._places(backwards) if self.every_step else None
         if not losses.is_compiled(self.loss):
             check_length("Y", Y, N)
             Y = np.asarray(Y) if hasattr(Y, "__array__") else Y
             if places is not None and isinstance(Y, np.ndarray) and Y.shape[:2] == places.shape:
-                Y = [y[live] for y, live in zip(Y, places, strict=True)]
+                if self.sequences.live is None:
+                    Y = [y[:length] for y, length in zip(Y, self.sequences.lengths, strict=True)]
+                else:
+                    Y = [y[live] for y, live in zip(Y, places, strict=True)]
             return Y, no_targets, no_labels
         if self.loss.takes_labels:
             labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, width), Y, places)
@@ -215,10 +236,29 @@ class Plan:
     def _places(self, backwards: bool) -> NDArray[np.bool_] | None:
         """Return which of the (N, T) outputs of a padded X there are; None if all are."""
         sequences = self.sequences
-        if sequences.is_list or len(sequences.rows) == len(sequences) * sequences.steps:
+        if sequences.is_list or sequences.is_whole:
             return None
         places = sequences.places
         return places[:, ::-1] if backwards and sequences.live is not None else places
+
+    def _targets_in_place(self, Y: Any) -> Array | None:
+        """Return the rows of a Y that needs no conversion, padding among them; None if it has to be read otherwise."""
+        sequences, array = self.sequences, as_it_is(Y, self.parameters.dtype)
+        shape: tuple[int, ...] = (len(sequences), self.output_dim)
+        lengths = np.ones(len(sequences), np.intp)
+        if self.every_step:
+            shape, lengths = (len(sequences), sequences.steps, self.output_dim), sequences.lengths
+            if sequences.live is not None or (sequences.is_list and not sequences.same_length):
+                return None
+        if array is None or array.shape != shape:
+            return None
+        if is_mapped(Y):
+            self.unchecked_Y = True
+        else:
+            check_live("Y", array, lengths)
+        if self.every_step:
+            self.target_first = sequences.steps * np.arange(len(sequences), dtype=np.intp)
+        return array.reshape(-1, self.output_dim)
 
     def _target_rows(
         self, read: Callable[[str, Any, tuple[int, ...]], Array], Y: Any, places: NDArray[np.bool_] | None
@@ -236,8 +276,7 @@ class Plan:
             rows = read("Y", Y, (N, sequences.longest))
             return rows.reshape(-1, *rows.shape[2:])
         check_length("Y", Y, N)
-        lengths = sequences.lengths()
-        return np.concatenate([read(f"Y[{n}]", Y[n], (int(lengths[n]),)) for n in range(N)])
+        return np.concatenate([read(f"Y[{n}]", Y[n], (int(sequences.lengths[n]),)) for n in range(N)])
 
     def run(self, step: int) -> int:
         """Train on the passes from `step` on, for about 50 ms; return the next one.
@@ -276,17 +315,22 @@ class Plan:
                 self._run_python_loss(step, self.python_loss)
 
     def predict(self) -> Array:
-        """Return the outputs in the order of X: (N, output_dim), or for "steps" (sum of the lengths, output_dim)."""
+        """Return the outputs in the order of X: (N, output_dim), or for "steps" (rows, output_dim)."""
         N = len(self.sequences)
         if not self.sequences.same_length:  # neighbours in a batch are of almost one length
-            self.order = np.argsort(-self.sequences.lengths(), kind="stable")
-        result = np.empty((len(self.rows) if self.every_step else N, self.output_dim), self.parameters.dtype)
+            self.order = np.argsort(-self.sequences.lengths, kind="stable")
+        if self.every_step:
+            result = self.sequences.new_rows(self.output_dim)
+        else:
+            result = np.empty((N, self.output_dim), self.parameters.dtype)
         for step in range(self.passes):
             self._phases(step, step + 1, _epoch.FORWARD)
+            if self.counts[step] == 0:  # no sequence ends in this chunk
+                continue
             chunk = self._chunk(step)
             rows = chunk.members
             if self.every_step:
-                rows = chunk.rows_of(self.offsets[chunk.members])
+                rows = chunk.rows_of(self.sequences.first[chunk.members] + self.since[step])
             result[rows] = self.head.outputs[chunk.outputs]
         return result
 
@@ -298,9 +342,24 @@ class Plan:
     def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:
         step, finite = _epoch.run(self, step, last_step, phases, seconds)
         if not finite:
+            self._check_data(step)
             what, value = ("gradient's norm", self.norms) if np.isfinite(self.losses[step]) else ("loss", self.losses)
             raise NonFiniteError(f"the {what} is {value[step]}", step)
+        if step == self.passes:
+            self.unchecked_X = self.unchecked_Y = False
         return step
+
+    def _check_data(self, step: int) -> None:
+        """Raise a ValueError if what a pass reads of memory-mapped files is not finite."""
+        start, N = self.starts[step], len(self.sequences)
+        members = np.sort(self.members[start : start + self.batch_size])
+        if self.unchecked_X:
+            X = self.rows.reshape(N, -1, self.rows.shape[1])
+            check_live(f"{self.prefix}X", X, self.sequences.lengths, members)
+        if self.unchecked_Y:
+            shape = (N, -1, self.output_dim) if self.every_step else (N, self.output_dim)
+            lengths = self.sequences.lengths if self.every_step else np.ones(N, np.intp)
+            check_live(f"{self.prefix}Y", self.targets.reshape(shape), lengths, members)
 
     def _run_python_loss(self, step: int, loss: Loss) -> None:
         chunk = self._chunk(step)
@@ -337,7 +396,7 @@ class Plan:
         """Return what the outputs of a pass belong to, sequences in the order in which they were drawn."""
         start, since = self.starts[step], self.since[step]
         members = self.members[start : start + self.batch_size]
-        lengths = self.sequences.lengths()[members] - since
+        lengths = self.sequences.lengths[members] - since
         alive = lengths > 0
         if self.tbptt is not None:
             if not self.every_step:

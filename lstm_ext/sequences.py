@@ -9,13 +9,27 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_ext.checks import Array, Data, as_array, as_numbers, as_real, as_shape, check_shape
+from lstm_ext._kernels import is_finite
+from lstm_ext.checks import (
+    Array,
+    Data,
+    Index,
+    as_array,
+    as_it_is,
+    as_numbers,
+    as_real,
+    as_shape,
+    check_live,
+    check_shape,
+    is_mapped,
+)
 
 
 class Sequences:
-    """N sequences as one array of rows: sequence n is rows[offsets[n] : offsets[n + 1]].
+    """N sequences in one array of rows: sequence n is rows[first[n] : first[n] + lengths[n]].
 
-    What is padding is not among the rows, and is not looked at: it may hold anything.
+    Padding is not looked at: it may hold anything. An X that needs no conversion is not copied, with `lengths` neither:
+    padding is then among the rows. A `mask` that leaves steps out, and a list, are copied.
 
     Parameters
     ----------
@@ -29,23 +43,29 @@ class Sequences:
         How many steps of each sequence of a padded X are live, from the first on.
     mask : array_like of bool (N, T), optional
         Which steps of a padded X are live, anywhere. Not together with `lengths`.
+    defer : bool
+        Whether the caller checks that a memory-mapped X is finite, batch by batch.
 
     Attributes
     ----------
-    rows : ndarray (sum of the lengths, input_dim)
-        The live steps; X itself, and no copy, where all are live and nothing is to be converted.
-    offsets : ndarray of int (N + 1,)
-        Where each sequence begins, and the end.
+    rows : ndarray (rows, input_dim)
+        X itself where nothing is to be converted or left out, else a copy of the live steps.
+    first, lengths : ndarray of int (N,)
+        Where each sequence begins, and the number of its live steps.
     longest : int
         The largest number of live steps.
     same_length : bool
-        Whether all sequences have as many live steps.
+        Whether all sequences have the same number of live steps.
     steps : int
         The number T of steps of X, with its padding; for a list, `longest`.
     live : ndarray of bool (N, T), or None
         The mask, where one is given that is not True everywhere.
     is_list : bool
         Whether X is a list.
+    has_padding : bool
+        Whether there is padding among the rows.
+    unchecked : bool
+        Whether the rows may hold NaN or Inf: see `defer`.
 
     Raises
     ------
@@ -62,11 +82,19 @@ class Sequences:
         *,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
+        defer: bool = False,
     ) -> None:
         given = [name for name, value in (("lengths", lengths), ("mask", mask)) if value is not None]
         if len(given) == 2:
             raise ValueError("lengths and mask are both given; expected one of them")
         self.live: NDArray[np.bool_] | None = None
+        self.rows: Array
+        self.first: Index
+        self.lengths: Index
+        self.steps: int
+        self.longest: int
+        self.same_length: bool
+        self.unchecked = self.has_padding = False
         self.is_list = isinstance(X, (list, tuple)) and len(X) > 0
         if self.is_list:
             if given:
@@ -75,44 +103,70 @@ class Sequences:
                 )
             parts = [as_shape(f"X[{n}]", x, dtype, ("T", input_dim)) for n, x in enumerate(cast("Sequence[Any]", X))]
             self.rows = np.concatenate(parts)
-            counts = np.array([len(part) for part in parts])
-            self._count(counts)
-            self.steps = int(counts.max())
-        elif given:
-            shape = "N", "T", input_dim
-            source = as_numbers("X", X, shape)
-            check_shape("X", source.shape, shape)
-            N, self.steps, _ = source.shape
-            live = _as_mask(mask, N, self.steps) if lengths is None else _first_steps(lengths, N, self.steps)
-            self.rows = _live_rows(source, live, dtype)
+            self._count(np.array([len(part) for part in parts]))
+            self.steps = self.longest
+            return
+        array = as_it_is(X, dtype)
+        shape = "N", "T", input_dim
+        source = as_numbers("X", X, shape) if array is None else array
+        check_shape("X", source.shape, shape)
+        self._count_live(lengths, mask, *source.shape[:2])
+        if self.live is not None or (array is None and not self.is_whole):
+            self.rows = _live_rows(source, self.places, dtype)
+            return
+        self.has_padding = not self.is_whole
+        self.unchecked = defer and array is not None and is_mapped(X)
+        if array is None:
+            array = as_real("X", source, dtype)
+        elif not self.unchecked and (self.has_padding or not is_finite(array)):
+            check_live("X", array, self.lengths)
+        self.rows = array.reshape(-1, input_dim)
+        self.first = np.arange(0, len(self.rows), self.steps, dtype=np.intp)
+
+    def _count_live(self, lengths: ArrayLike | None, mask: ArrayLike | None, N: int, T: int) -> None:
+        """Take `lengths` or `mask`."""
+        self.steps = T
+        live = None if mask is None else _as_mask(mask, N, T)
+        if lengths is not None:
+            self._count(_as_lengths(lengths, N, T))
+        elif live is not None and not live.all():
+            self.live = live
             self._count(live.sum(axis=1))
-            if mask is not None and len(self.rows) < live.size:
-                self.live = live
         else:
-            array = as_shape("X", X, dtype, ("N", "T", input_dim))
-            N, self.steps, _ = array.shape
-            self.rows = array.reshape(-1, input_dim)
-            self.offsets = np.arange(0, (N + 1) * self.steps, self.steps, dtype=np.intp)
-            self.longest, self.same_length = self.steps, True
+            self.lengths = np.empty(N, np.intp)
+            self.lengths.fill(T)
+            self.longest, self.same_length = T, True
 
     def _count(self, lengths: Array) -> None:
-        self.offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.intp)
-        self.longest = int(lengths.max())
-        self.same_length = int(lengths.min()) == self.longest
+        """Keep the lengths of sequences that come one after the other."""
+        self.lengths = lengths.astype(np.intp)
+        self.first = np.cumsum(self.lengths) - self.lengths
+        self.longest = int(self.lengths.max())
+        self.same_length = int(self.lengths.min()) == self.longest
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.lengths)
 
-    def lengths(self) -> Array:
-        """Return the number of live steps of each sequence."""
-        return np.diff(self.offsets)
+    @property
+    def is_whole(self) -> bool:
+        """Whether all N T steps of X are live."""
+        return self.same_length and self.longest == self.steps
+
+    @property
+    def in_place(self) -> bool:
+        """Whether all N T steps of X are rows, live or not."""
+        return len(self.rows) == len(self) * self.steps
+
+    def new_rows(self, width: int) -> Array:
+        """Return an array (rows, width) to be written to, with zeros where `rows` has padding."""
+        return (np.zeros if self.has_padding else np.empty)((len(self.rows), width), self.rows.dtype)
 
     def scatter(self, rows: Array) -> Any:
         """Return something for each row as X was given.
 
         Parameters
         ----------
-        rows : ndarray (sum of the lengths, width)
+        rows : ndarray (rows, width)
             In the order of `rows`.
 
         Returns
@@ -122,7 +176,7 @@ class Sequences:
             nothing is filled in.
         """
         if self.is_list and not self.same_length:
-            return np.split(rows, self.offsets[1:-1])
+            return np.split(rows, self.first[1:])
         return self.pad(rows)
 
     def pad(self, rows: Array) -> Array:
@@ -137,13 +191,11 @@ class Sequences:
     @cached_property
     def places(self) -> NDArray[np.bool_]:
         """Which of the N x T steps are live."""
-        return _prefixes(self.lengths(), self.steps) if self.live is None else self.live
+        return np.arange(self.steps) < self.lengths[:, None] if self.live is None else self.live
 
 
 def _live_rows(source: Array, live: NDArray[np.bool_], dtype: np.dtype[Any]) -> Array:
     """Return the live rows as finite numbers."""
-    if live.all():
-        return as_real("X", source, dtype).reshape(-1, source.shape[2])
     try:
         return as_real("X", source[live], dtype)
     except ValueError:
@@ -151,7 +203,7 @@ def _live_rows(source: Array, live: NDArray[np.bool_], dtype: np.dtype[Any]) -> 
         raise
 
 
-def _first_steps(lengths: ArrayLike, N: int, T: int) -> NDArray[np.bool_]:
+def _as_lengths(lengths: ArrayLike, N: int, T: int) -> Array:
     source = as_array("lengths", lengths, (N,))
     check_shape("lengths", source.shape, (N,))
     if source.dtype.kind not in "iu":
@@ -159,12 +211,7 @@ def _first_steps(lengths: ArrayLike, N: int, T: int) -> NDArray[np.bool_]:
     wrong = np.flatnonzero((source < 1) | (source > T))
     if len(wrong):
         raise ValueError(f"lengths[{wrong[0]}] is {source[wrong[0]]}; expected from 1 to {T}, the steps of X")
-    return _prefixes(source, T)
-
-
-def _prefixes(lengths: Array, T: int) -> NDArray[np.bool_]:
-    prefixes: NDArray[np.bool_] = np.arange(T) < lengths[:, None]
-    return prefixes
+    return source
 
 
 def _as_mask(mask: ArrayLike | None, N: int, T: int) -> NDArray[np.bool_]:

@@ -92,7 +92,9 @@ def train(
     network : LSTMNetwork
         Its parameters are changed in place.
     X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
-        The sequences; work is done for their live steps alone.
+        The sequences; work is done for their live steps alone. A C-contiguous array of the network's dtype, and such a
+        Y, is not copied. If it is memory-mapped, it is not read beforehand: each batch is checked for NaN and Inf when
+        it is first taken.
     Y : array_like
         A target for each sequence (N, output_dim); for ``target="steps"`` (N, T, output_dim), where padding may hold
         anything, or a list of arrays (T_n, output_dim). For the cross-entropy integer classes (N,), or (N, T). Without
@@ -109,7 +111,8 @@ def train(
     lengths : array_like of int (N,), optional
         How many steps of each sequence of a padded X are live.
     mask : array_like of bool (N, T), optional
-        Which steps of X are live; the others are skipped.
+        Which steps of X are live; the others are skipped, their inputs too. Not for missing targets: use a loss that
+        leaves these out, as in docs/layers.md, "Missing targets".
     tbptt : int, optional
         Truncated backpropagation through time: every batch is run in chunks of so many steps, with an update after
         each. The states are carried over, the gradients are not. For ``target="last"``, where no sequence of a batch
@@ -149,7 +152,8 @@ def train(
     RuntimeError
         If another call, in another thread say, is training the network; nothing has changed then.
     TypeError, ValueError
-        If an argument is not as above; nothing has changed then.
+        If an argument is not as above; nothing has changed then. If a memory-mapped X or Y holds NaN or Inf, the
+        network is as after the last whole update before that batch.
     """
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
@@ -320,9 +324,11 @@ def _validation_plan(network: LSTMNetwork, data: Any, common: dict[str, Any]) ->
     elif not {"X", "Y"} <= data.keys() <= {"X", "Y", "lengths", "mask"}:
         raise ValueError(f"validation_data has the keys {list(data)}; expected 'X', 'Y', and maybe 'lengths' or 'mask'")
     try:
-        return Plan(network.parameters, network.architecture, optimizer=None, forward_only=True, **data, **common)
+        plan = Plan(network.parameters, network.architecture, optimizer=None, forward_only=True, **data, **common)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation_data: {error}") from None
+    plan.prefix = "validation_data: "
+    return plan
 
 
 def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:

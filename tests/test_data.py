@@ -1,7 +1,9 @@
 """Windows, scaling, gaps and the CO2 record: values by hand, and each refusal by its message."""
 
+import copy
 import csv
 import json
+import pickle
 from importlib import resources
 
 import numpy as np
@@ -129,6 +131,20 @@ def test_windows_names_the_first_value_that_is_not_finite(bad):
         windows([[0, 1], [2, 3], [4, bad], [bad, 7]], 1, 1)
 
 
+@pytest.mark.parametrize("step", [3, 2**62, 2**63, 2**64, 10**30])
+def test_a_step_past_the_end_leaves_one_window(step):
+    X, Y = windows(np.arange(7.0), 3, 2, step=step)
+    assert X[0, :, 0].tolist() == [0.0, 1.0, 2.0]
+    assert Y.tolist() == [[3.0, 4.0]]
+
+
+@pytest.mark.parametrize("name", ["n_in", "n_out"])
+@pytest.mark.parametrize("size", [2**62, 2**63, 2**64, 10**30])
+def test_windows_of_huge_sizes(name, size):
+    with pytest.raises(ValueError, match=rf"^series has 7 rows; expected at least n_in \+ n_out = {size + 1}$"):
+        windows(np.arange(7.0), **{"n_in": 1, "n_out": 1, name: size})
+
+
 @pytest.mark.parametrize("name", ["n_in", "n_out", "step"])
 def test_windows_refuses_sizes(name):
     arguments = {"n_in": 1, "n_out": 1, "step": 1}
@@ -246,8 +262,10 @@ def test_scaler_refuses_another_number_of_features(method):
 
 @pytest.mark.parametrize("size", [1e300, 1e-300])
 def test_scaler_refuses_deviations_that_float64_cannot_hold(size):
-    with pytest.raises(ValueError, match="X has the standard deviations"):
-        SequenceScaler().fit([[size], [-size]])
+    with pytest.raises(
+        ValueError, match=r"^X\[\.\.\., 1\] has the standard deviation .*; expected a finite one above 0$"
+    ):
+        SequenceScaler().fit([[1.0, size] * 5000, [2.0, -size] * 5000])
 
 
 def test_scaler_survives_json_to_the_bit():
@@ -257,6 +275,24 @@ def test_scaler_survives_json_to_the_bit():
     np.testing.assert_array_equal(again.mean, scaler.mean)
     np.testing.assert_array_equal(again.scale, scaler.scale)
     assert again.to_dict() == state
+
+
+def test_what_a_scaler_has_is_not_written_to():
+    fitted = SequenceScaler().fit([[0.0, 5.0], [2.0, 5.0]])
+    for scaler in (fitted, SequenceScaler.from_dict(fitted.to_dict())):
+        for name in ("mean", "scale", "std", "scael"):
+            with pytest.raises(AttributeError):
+                setattr(scaler, name, np.ones(2))
+        for statistics in (scaler.mean, scaler.scale):
+            with pytest.raises(ValueError, match="read-only"):
+                statistics[0] = 3.0
+        assert scaler.to_dict() == {"mean": [1.0, 5.0], "scale": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_copies_of_a_scaler(copied):
+    assert copied(SequenceScaler()).mean is None
+    assert copied(SequenceScaler().fit([[0.0], [4.0]])).to_dict() == {"mean": [2.0], "scale": [2.0]}
 
 
 def test_from_dict_shares_nothing():
@@ -269,14 +305,15 @@ def test_from_dict_shares_nothing():
 @pytest.mark.parametrize(
     ("state", "error", "message"),
     [
-        ([1.0], TypeError, "state is"),
+        ([1.0] * 10_000, TypeError, r"^state is .{,100}; expected"),
+        (dict.fromkeys(range(10_000)), ValueError, r"^state has the keys .{,100}; expected"),
         ({"mean": [0.0]}, ValueError, "state has the keys"),
         ({"mean": [0.0], "scale": [1.0], "extra": [1.0]}, ValueError, "state has the keys"),
         ({"mean": [0.0, 1.0], "scale": [1.0]}, ValueError, "state has lists of shape"),
         ({"mean": [[0.0]], "scale": [[1.0]]}, ValueError, "state has lists of shape"),
         ({"mean": [NAN], "scale": [1.0]}, ValueError, r"state\['mean'\]\[0\] is nan"),
-        ({"mean": [0.0], "scale": [0.0]}, ValueError, r"state\['scale'\] is \[0.0\]"),
-        ({"mean": [0.0], "scale": [-1.0]}, ValueError, r"state\['scale'\] is \[-1.0\]"),
+        ({"mean": [0.0], "scale": [0.0]}, ValueError, r"state\['scale'\]\[0\] is 0.0"),
+        ({"mean": [0.0], "scale": [-1.0]}, ValueError, r"state\['scale'\]\[0\] is -1.0"),
         ({"mean": ["a"], "scale": [1.0]}, TypeError, r"state\['mean'\] has dtype"),
     ],
 )

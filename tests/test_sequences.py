@@ -1,7 +1,5 @@
 """Sequences given in any way become rows, and rows go back; padding is not looked at."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 
@@ -28,13 +26,14 @@ def assert_rows(sequences, expected):
     """Compare with a list of arrays."""
     assert len(sequences) == len(expected)
     lengths = [len(part) for part in expected]
-    assert sequences.lengths().tolist() == lengths
+    assert sequences.lengths.tolist() == lengths
     assert sequences.longest == max(lengths)
     assert sequences.same_length == (min(lengths) == max(lengths))
-    assert sequences.offsets.dtype == np.intp
+    assert sequences.first.dtype == sequences.lengths.dtype == np.intp
     assert sequences.rows.flags.c_contiguous
-    assert np.array_equal(sequences.rows, np.concatenate(expected))
-    assert [b - a for a, b in pairwise(sequences.offsets.tolist())] == lengths
+    for first, part in zip(sequences.first, expected, strict=True):
+        assert np.array_equal(sequences.rows[first : first + len(part)], part)
+    assert sequences.has_padding == (len(sequences.rows) > sum(lengths))
 
 
 # --- every way of giving them ---
@@ -55,7 +54,7 @@ def test_lengths(dtype, fill):
 @pytest.mark.parametrize("integer", ["i1", "u8", ">i4", "O"])
 def test_lengths_are_integers_of_any_kind(integer):
     lengths = list(map(int, LENGTHS)) if integer == "O" else np.array(LENGTHS, integer)
-    assert Sequences(padded(), 2, F64, lengths=lengths).lengths().tolist() == LENGTHS
+    assert Sequences(padded(), 2, F64, lengths=lengths).lengths.tolist() == LENGTHS
 
 
 @pytest.mark.parametrize("fill", [np.nan, -np.inf, 7.0])
@@ -91,6 +90,21 @@ def test_nothing_is_copied_where_all_is_live(given):
     assert sequences.scatter(Y).shape == (4, 5, 3)
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, [2] * 4], ids=str)
+def test_nothing_is_copied_with_lengths(lengths):
+    X = padded(np.nan, np.arange(5) < np.array(lengths)[:, None])
+    sequences = Sequences(X, 2, F64, lengths=lengths)
+    assert np.shares_memory(sequences.rows, X)
+    assert sequences.first.tolist() == [0, 5, 10, 15]
+    rows = sequences.new_rows(3)
+    assert rows.shape == (20, 3)
+    assert not rows[~sequences.places.reshape(-1)].any()
+    assert np.shares_memory(sequences.scatter(rows), rows)
+    converted = Sequences(X, 2, np.dtype(np.float32), lengths=lengths)
+    assert_rows(converted, [x[:length] for x, length in zip(X, lengths, strict=True)])
+    assert len(converted.rows) == sum(lengths)  # only what is live is copied
+
+
 def test_short_sequences_of_one_length():
     X = padded(np.nan, np.arange(5) < np.full(4, 2)[:, None])
     sequences = Sequences(X, 2, F64, lengths=[2] * 4)
@@ -103,13 +117,13 @@ def test_short_sequences_of_one_length():
 
 @pytest.mark.parametrize("given", [{"lengths": LENGTHS}, {"mask": MASK}], ids=["lengths", "mask"])
 def test_rows_go_back_to_their_places(given):
-    sequences = Sequences(padded(0, given.get("mask")), 2, F64, **given)
+    sequences = Sequences(padded(0, given.get("mask")).astype(np.float32), 2, F64, **given)
     Y = np.arange(3.0 * len(sequences.rows), dtype=np.float32).reshape(-1, 3) + 1
     scattered = sequences.scatter(Y)
     assert scattered.shape == (4, 5, 3)
     assert scattered.dtype == np.float32
     live = sequences.places
-    assert live.sum(axis=1).tolist() == sequences.lengths().tolist()
+    assert live.sum(axis=1).tolist() == sequences.lengths.tolist()
     assert np.array_equal(scattered[live], Y)
     assert (scattered[~live] == 0).all()
     if "mask" in given:
@@ -199,6 +213,5 @@ def test_arguments_are_never_modified(given):
     before = whole.copy()
     sequences = Sequences(whole, 2, F64, **copies)
     sequences.scatter(sequences.rows)
-    sequences.rows[...] = 0
     assert np.array_equal(whole, before)
     assert all(np.array_equal(copies[name], value) for name, value in given.items())

@@ -531,24 +531,33 @@ def test_no_update_no_change_of_the_loss(name, target):
 # --- truncated backpropagation ---
 
 
-def train_in_chunks(model, X, Y, lengths, k, rate, epochs, batch_size, target):
-    """Train the oracle's network by SGD, in chunks of k steps; return the losses of all chunks and their weights."""
-    F = model.W_y.shape[1]
-    layer = reference.LSTM(3, 7, dtype="float64")
+def train_in_chunks(model, layer, X, Y, lengths, k, rate, epochs, batch_size, target, at_chunk=None):
+    """Train the oracle's network by SGD, in chunks of k steps; return the losses of all chunks and their weights.
+
+    Its layer has no head. at_chunk(since, places, update) is called before each chunk, with the numbers in the batch
+    of the sequences that go on, and returns the seed of its masks.
+    """
+    shape = layer.forward(X)[1][0].shape
     count = layer.parameters.size
-    found = []
+    found, update = [], 0
     for _ in range(epochs):
         for begin in range(0, len(X), batch_size):
             part = np.arange(begin, min(begin + batch_size, len(X)))
-            h, C = np.zeros((len(X), F)), np.zeros((len(X), F))
+            h, C = np.zeros((2, *shape))
             for since in range(0, lengths[part].max(), k):
                 alive = part[lengths[part] > since]
                 rest = lengths[alive] - since
                 ends = np.minimum(rest, k)
                 layer.parameters = model.parameters[:count]
                 x = X[alive, since : since + k]
-                H, (h[alive], C[alive]), tape = layer.forward(
-                    x, h[alive], C[alive], lengths=np.minimum(ends, x.shape[1]), return_tape=True
+                seed = None if at_chunk is None else at_chunk(since, alive - begin, update)
+                H, (h[..., alive, :], C[..., alive, :]), tape = layer.forward(
+                    x,
+                    h[..., alive, :],
+                    C[..., alive, :],
+                    lengths=np.minimum(ends, x.shape[1]),
+                    dropout_seed=seed,
+                    return_tape=True,
                 )
                 rows = np.arange(x.shape[1]) < ends[:, None]
                 if target == "last":
@@ -563,22 +572,56 @@ def train_in_chunks(model, X, Y, lengths, k, rate, epochs, batch_size, target):
                 gradient = [layer.backward(tape, dH).parameters, (dy.T @ H[rows]).ravel(), dy.sum(axis=0)]
                 found.append((np.mean(error**2), rows.sum()))
                 model.parameters = model.parameters - rate * np.concatenate(gradient)
+                update += 1
     return found
+
+
+def assert_chunks_agree(options, target, k, batch_size, *, lengths=LENGTHS, seed=None, at_chunk=None):
+    """Train a network and the oracle's for two epochs, and compare losses and parameters."""
+    ours, theirs = pair(**options)
+    start = ours.parameters.copy()
+    X, Y, _ = ragged(target)
+    full = padded(X, Y)
+    given = (X, Y) if lengths is LENGTHS else full
+    how = {"target": target, "batch_size": batch_size, "epochs": 2, "shuffle": False, "seed": seed}
+    history = train(ours, *given, lengths=lengths, tbptt=k, optimizer=SGD(0.2), **how, **QUIET)
+    layer = reference.LSTM(3, 7, dtype="float64", **options)
+    found = train_in_chunks(theirs, layer, *full, lengths, k, 0.2, 2, batch_size, target, at_chunk)
+    assert relative_error(ours.parameters - start, theirs.parameters - start) <= 1e-11
+    losses, weights = np.transpose(found).reshape(2, 2, -1)
+    assert relative_error(history.loss, np.average(losses, 1, weights)) <= 1e-12
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("target", ["last", "steps"])
 def test_truncated_backpropagation_agrees_with_the_oracle(target, k, batch_size):
-    ours, theirs = pair()
-    start = ours.parameters.copy()
-    X, Y, lengths = ragged(target)
-    how = {"target": target, "batch_size": batch_size, "epochs": 2, "shuffle": False}
-    history = train(ours, X, Y, lengths=lengths, tbptt=k, optimizer=SGD(0.2), **how, **QUIET)
-    found = train_in_chunks(theirs, *padded(X, Y), lengths, k, 0.2, 2, batch_size, target)
-    assert relative_error(ours.parameters - start, theirs.parameters - start) <= 1e-11
-    losses, weights = np.transpose(found).reshape(2, 2, -1)
-    assert relative_error(history.loss, np.average(losses, 1, weights)) <= 1e-12
+    assert_chunks_agree({}, target, k, batch_size)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, np.full(7, 6)], ids=["ragged", "equal"])
+@pytest.mark.parametrize("target", ["last", "steps"])
+@pytest.mark.parametrize(
+    "options",
+    [{"num_layers": 2, "dropout": 0.4}, {"recurrent_dropout": 0.4}, {"zoneout": (0.3, 0.2)}, {"weight_dropout": 0.4}],
+    ids=lambda options: list(options)[-1],
+)
+def test_masks_of_chunks_are_those_of_their_steps(monkeypatch, options, target, lengths):
+    """A mask is a function of the step in the sequence and of the sequence's number in the batch, chunks or not."""
+    now, seed = {}, 2**35 + 1
+    drawn = reference.cell.Key.dropped
+
+    def dropped(_, p, kind, cell, j, n, t):
+        if kind in (0, 2, 3):  # those of every step
+            t = t + now["since"]
+        return drawn(now["key"], p, kind, cell, j, n if kind == 4 else now["places"][n], t)
+
+    def at_chunk(since, places, update):
+        now.update(since=since, places=places, key=reference.cell.Key.of(seed, update))
+        return seed
+
+    monkeypatch.setattr(reference.cell.Key, "dropped", dropped)
+    assert_chunks_agree(options, target, 2, 4, lengths=lengths, seed=seed, at_chunk=at_chunk)
 
 
 @pytest.mark.parametrize("loss", ["mse", python_mse])

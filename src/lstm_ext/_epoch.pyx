@@ -7,9 +7,9 @@ the same.
 from libc.math cimport isfinite, sqrt
 from libc.stdint cimport uint64_t
 
-from lstm_ext._heads cimport TARGET_LAST, TARGET_STEPS, Head, Readout, head_backward, head_forward
+from lstm_ext._heads cimport TARGET_STEPS, Head, Readout, head_backward, head_forward
 from lstm_ext._kernels cimport (
-    SUM_BLOCK, adam, cross_entropy, kernels, philox_key, real, sgd, squared_error, sum_of_squares, table_at,
+    SUM_BLOCK, adam, are_finite, cross_entropy, kernels, philox_key, real, sgd, squared_error, sum_of_squares, table_at,
 )
 from lstm_ext._passes cimport Rows
 from lstm_ext._products cimport live_rows, tiles
@@ -40,9 +40,15 @@ cdef struct Chunk:
     Py_ssize_t rows, ended  # in all; the first sequence that ends within the chunk
 
 
+cdef struct Data:
+    # Where the sequences are in the rows of X, and in those of the targets or labels.
+    const Py_ssize_t *first
+    const Py_ssize_t *lengths
+    const Py_ssize_t *target_first
+
+
 cdef void take_chunk(
-    Chunk *chunk, const Py_ssize_t *offsets, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t since,
-    Py_ssize_t most,
+    Chunk *chunk, const Data *data, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t since, Py_ssize_t most,
 ) noexcept nogil:
     """The steps from `since` on, at most so many, of the members of a batch that have them.
 
@@ -53,13 +59,13 @@ cdef void take_chunk(
     chunk.rows = chunk.ended = 0
     while b < count:
         n = members[b]
-        length = offsets[n + 1] - offsets[n] - since
+        length = data.lengths[n] - since
         if length <= 0:
             break
         if length > most:
             length = most
             chunk.ended = b + 1
-        chunk.first[b], chunk.lengths[b] = offsets[n] + since, length
+        chunk.first[b], chunk.lengths[b] = data.first[n] + since, length
         chunk.rows += length
         b += 1
     batch.size, batch.steps, batch.lengths, batch.live = b, chunk.lengths[0], NULL, NULL
@@ -72,13 +78,34 @@ cdef void take_chunk(
         chunk.live[t] = b
 
 
+cdef bint chunk_is_finite(
+    const Chunk *chunk, const real *rows, Py_ssize_t width, const real *targets, Py_ssize_t output_dim,
+    const Py_ssize_t *target_first, const Py_ssize_t *members, Py_ssize_t since, bint every_step,
+) noexcept nogil:
+    """Whether a chunk's inputs and targets are finite; rows, targets NULL: not looked at."""
+    cdef Py_ssize_t b, n
+    for b in range(chunk.batch.size):
+        n = chunk.lengths[b]
+        if rows != NULL and not are_finite(rows + chunk.first[b] * width, n * width):
+            return False
+        if targets == NULL:
+            continue
+        if every_step:
+            if not are_finite(targets + (target_first[members[b]] + since) * output_dim, n * output_dim):
+                return False
+        elif not are_finite(targets + target_first[members[b]] * output_dim, output_dim):
+            return False
+    return True
+
+
 cdef double batch_loss(
-    Call *call, const Readout *head, const Chunk *chunk, const Py_ssize_t *members, const real *targets,
-    const Py_ssize_t *labels,
+    Call *call, const Readout *head, const Chunk *chunk, const Py_ssize_t *target_first, const Py_ssize_t *members,
+    Py_ssize_t since, const real *targets, const Py_ssize_t *labels,
 ) except? -1 nogil:
     """The mean loss of the outputs, and its gradient by them: squared error, or cross-entropy if there are `labels`.
 
-    targets, labels  (n, O) or (n): for every step a row, as for X, or one for every sequence
+    targets, labels  (n, O) or (n)
+    target_first     the row of each sequence, or of its first step if every step has one
     """
     cdef Py_ssize_t output_dim = head.output_dim, t = head.slots, b, row, n = 0
     cdef double total = 0, block = 0, count = <double> head.rows
@@ -90,7 +117,9 @@ cdef double batch_loss(
         t -= 1
         check_signals(call, 16. * head.x.batch * output_dim)  # an exponential is worth some multiply-adds
         for b in range(head.begin, head.begin + live_rows(head.x.live, head.x.batch, t)):
-            row = chunk.first[b] + t if head.target == TARGET_STEPS else members[b]
+            row = target_first[members[b]]
+            if head.target == TARGET_STEPS:
+                row += since + t
             if labels != NULL:
                 block += cross_entropy(head.table, output_dim, y, labels[row], 1 / count, dy)
             else:
@@ -220,7 +249,9 @@ def _run(
 ):
     cdef real[::1] parameters = plan.parameters, gradient = plan.gradient
     cdef const real[:, ::1] targets = plan.targets
-    cdef const Py_ssize_t[::1] labels = plan.labels, offsets = plan.offsets, members = plan.members
+    cdef const Py_ssize_t[::1] labels = plan.labels, members = plan.members
+    cdef const Py_ssize_t[::1] sequence_first = plan.sequences.first, sequence_lengths = plan.sequences.lengths
+    cdef const Py_ssize_t[::1] target_first = plan.target_first
     cdef const Py_ssize_t[::1] places = plan.places, starts = plan.starts, since = plan.since
     cdef Py_ssize_t[::1] first = plan.first, lengths = plan.lengths, live = plan.live
     cdef double[::1] losses = plan.losses, counts = plan.counts, norms = plan.norms
@@ -244,11 +275,14 @@ def _run(
     cdef const real *weights = &parameters[0]
     cdef const real *all_targets = &targets[0, 0] if targets.shape[0] > 0 else NULL
     cdef const Py_ssize_t *all_labels = &labels[0] if labels.shape[0] > 0 else NULL
+    cdef const real *unchecked_rows = &rows[0, 0] if plan.unchecked_X and phases & _FORWARD else NULL
+    cdef const real *unchecked_targets = all_targets if plan.unchecked_Y and phases & _FORWARD else NULL
     cdef const real *dfinal
     cdef Py_ssize_t N = members.shape[0], batch_size = first.shape[0], start
     cdef uint64_t seed = plan.dropout_seed if draws else 0
     cdef States none = no_states(), initial, carried = none
     cdef Rows x, dH, nowhere
+    cdef Data data
     cdef Chunk chunk
     cdef Batch *batch = &chunk.batch
     cdef double head_work = <double> head.output_dim * head.features
@@ -258,6 +292,7 @@ def _run(
 
     nowhere.data, nowhere.first, nowhere.width, nowhere.step, nowhere.apart = NULL, NULL, 0, 0, 0
     x.data, x.first, x.width, x.step, x.apart = <void *> &rows[0, 0], &first[0], rows.shape[1], 1, 0
+    data.first, data.lengths, data.target_first = &sequence_first[0], &sequence_lengths[0], &target_first[0]
     chunk.first, chunk.lengths, chunk.live = &first[0], &lengths[0], &live[0]
     batch.at, batch.masks.place = NULL, NULL
     if carried_h.shape[0] > 0:
@@ -271,7 +306,14 @@ def _run(
         try:
             while step < last_step:
                 start = starts[step]
-                take_chunk(&chunk, &offsets[0], &members[start], min(batch_size, N - start), since[step], s.steps)
+                take_chunk(&chunk, &data, &members[start], min(batch_size, N - start), since[step], s.steps)
+                if unchecked_rows != NULL or unchecked_targets != NULL:
+                    finite = chunk_is_finite(
+                        &chunk, unchecked_rows, x.width, unchecked_targets, head.output_dim, data.target_first,
+                        &members[start], since[step], head.target == TARGET_STEPS,
+                    )
+                    if not finite:
+                        break
                 if draws:
                     philox_key(seed, updates[0], batch.masks.key)
                     batch.masks.since = since[step]
@@ -281,14 +323,14 @@ def _run(
                 if phases & _FORWARD:
                     pack_layers(&call, s, weights, batch, False, False)
                     layers_forward(&call, s, weights, batch, &x, &initial, &nowhere, &carried)
-                    losses[step] = counts[step] = norms[step] = 0
-                    if head.target != TARGET_LAST or chunk.ended < batch.size:
-                        head_forward(
-                            &call, head, s, batch, chunk.ended if head.target == TARGET_LAST else 0, weights,
-                        )
-                        counts[step] = head.rows
+                    head_forward(
+                        &call, head, s, batch, since[step], 0 if head.target == TARGET_STEPS else chunk.ended, weights,
+                    )
+                    losses[step], counts[step], norms[step] = 0, head.rows, 0
                 if phases & _LOSS and counts[step] > 0:
-                    losses[step] = batch_loss(&call, head, &chunk, &members[start], all_targets, all_labels)
+                    losses[step] = batch_loss(
+                        &call, head, &chunk, data.target_first, &members[start], since[step], all_targets, all_labels,
+                    )
                     if not isfinite(losses[step]):
                         finite = False
                         break
@@ -333,6 +375,6 @@ def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds)
     step : int
         The next step; if not finite, the step that failed, whose update was not made.
     finite : bool
-        False if this step's loss or its gradient's norm is NaN or infinite.
+        False if this step's loss or its gradient's norm is NaN or infinite, or its data where they are unchecked.
     """
     return _run(plan.rows, plan, step, last_step, phases, seconds)

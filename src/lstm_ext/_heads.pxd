@@ -43,7 +43,8 @@ cdef class Head:
 
 
 cdef int head_forward(
-    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t begin, const real *parameters,
+    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t since, Py_ssize_t begin,
+    const real *parameters,
 ) except -1 nogil
 
 cdef int head_backward(

@@ -101,7 +101,7 @@ cdef struct Pooling:
     const Readout *head
     const Layers *s
     const Batch *batch
-    Py_ssize_t parts
+    Py_ssize_t since, parts  # the steps that were pooled before
     Rows rows
 
 
@@ -110,7 +110,7 @@ cdef inline real *top_row(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const re
 
 
 cdef void pool_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """The mean, summed in double, or the maximum of some sequences' steps."""
+    """The mean, summed in double, or the maximum of some sequences' steps up to now."""
     cdef const Readout *head = p.head
     cdef Py_ssize_t F = head.features, size = p.batch.size, b, t, u
     cdef const real *h
@@ -121,22 +121,24 @@ cdef void pool_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcep
         to = <real *> head.pooled + b * F
         if head.target == TARGET_MEAN:
             sums = head.sums + b * F
-            memset(sums, 0, F * sizeof(double))
+            if p.since == 0:
+                memset(sums, 0, F * sizeof(double))
             for t in range(length_of(p.batch, b)):
                 h = top_row(&p.rows, b, t, tag)
                 for u in range(F):
                     sums[u] += h[u]
             for u in range(F):
-                to[u] = <real> (sums[u] / length_of(p.batch, b))
+                to[u] = <real> (sums[u] / (p.since + length_of(p.batch, b)))
             continue
         winners = head.winners + b * F
-        memset(winners, 0, F * sizeof(Py_ssize_t))
-        memcpy(to, top_row(&p.rows, b, 0, tag), F * sizeof(real))
-        for t in range(1, length_of(p.batch, b)):
+        if p.since == 0:
+            memset(winners, 0, F * sizeof(Py_ssize_t))
+            memcpy(to, top_row(&p.rows, b, 0, tag), F * sizeof(real))
+        for t in range(length_of(p.batch, b)):
             h = top_row(&p.rows, b, t, tag)
             for u in range(F):
                 if h[u] > to[u]:
-                    to[u], winners[u] = h[u], t
+                    to[u], winners[u] = h[u], p.since + t
 
 
 cdef void spread_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcept nogil:
@@ -158,11 +160,12 @@ cdef void spread_part(const Pooling *p, Py_ssize_t index, const real *tag) noexc
 
 
 cdef int share_pooling(
-    Call *call, team_task task, const Readout *head, const Layers *s, const Batch *batch, const Rows *rows,
+    Call *call, team_task task, const Readout *head, const Layers *s, const Batch *batch, Py_ssize_t since,
+    const Rows *rows,
 ) except -1 nogil:
     cdef Pooling p
     cdef double work = <double> batch.size * batch.steps * head.features
-    p.head, p.s, p.batch, p.rows, p.parts = head, s, batch, rows[0], parts(call, batch.size, 1, 1, work)
+    p.head, p.s, p.batch, p.since, p.rows, p.parts = head, s, batch, since, rows[0], parts(call, batch.size, 1, 1, work)
     return share(call, task, &p, p.parts, work)
 
 
@@ -185,7 +188,7 @@ cdef void gather_last(
 
 
 cdef int find_features(
-    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t begin, const real *tag,
+    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t since, Py_ssize_t begin, const real *tag,
 ) except -1 nogil:
     """Set where the features are, having gathered or pooled them where they are no rows of the stack."""
     cdef Rows rows
@@ -202,7 +205,7 @@ cdef int find_features(
         return 0
     rows = layer_outputs(s, s.layers - 1, tag)
     if head.target != TARGET_STEPS:
-        return share_pooling(call, <team_task> pool_part[real], head, s, batch, &rows)
+        return share_pooling(call, <team_task> pool_part[real], head, s, batch, since, &rows)
     head.slots, x.data, x.ld, x.slot, x.live = batch.steps, rows.data, rows.width, rows.step * rows.width, batch.live
     head.rows = 0
     for t in range(batch.steps):
@@ -219,16 +222,20 @@ cdef void copy_rows(
 
 
 cdef int head_forward(
-    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t begin, const real *parameters,
+    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t since, Py_ssize_t begin,
+    const real *parameters,
 ) except -1 nogil:
     """outputs = b_y + W_y x of the features of a batch that layers_forward has run, from its sequence `begin` on.
 
-    `begin` is 0 but for the last states.
+    since  the step of its sequences that the batch begins at: what is pooled goes on from there
+    begin  0 for every step's outputs
     """
     cdef Py_ssize_t F = head.features, output_dim = head.output_dim, t = 0, rows
     cdef real *y = <real *> head.outputs
     cdef const real *x
-    find_features(call, head, s, batch, begin, parameters)
+    find_features(call, head, s, batch, since, begin, parameters)
+    if head.rows == 0:
+        return 0
     if head.is_linear:
         pack_panels(call, head.table, F, output_dim, parameters + head.at_W, 1, F, <real *> head.packed)
     t = head.slots
@@ -286,7 +293,7 @@ cdef int head_backward(
         memset(head.dpooled, 0, head.begin * F * sizeof(real))
         dfinal[0] = <const real *> head.dpooled
     elif head.target != TARGET_STEPS:
-        share_pooling(call, <team_task> spread_part[real], head, s, batch, dH)
+        share_pooling(call, <team_task> spread_part[real], head, s, batch, 0, dH)
     return 0
 
 

@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 
 from numpy import empty, ndarray, zeros
 
-from lstm_ext._kernels cimport TILE_VECTORS, all_finite, kernels, real, table_at
+from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, real, table_at
 from lstm_ext._passes cimport Cell, Forward, Rows, emit_outputs, lanes_rows, run_forward, shared_work
 from lstm_ext._products cimport multiply, pack_cell, pack_panels, panels_size, tiles
 from lstm_ext._stack cimport Batch, Layers, Stack, States, layers_forward, pack_layers
@@ -86,7 +86,7 @@ cdef int run_sequences(
     Call *call, const kernels *table, const Inference *at, const real *packed, real *hx, Py_ssize_t N,
     Py_ssize_t steps, const real *X, bint every_step, real *Y,
 ) except -1 nogil:
-    """Run N sequences (steps, I) from zero states.
+    """Run N sequences (steps, I) from zero states; return 0 at the first batch that is not finite, or 1.
 
     packed  from `pack_network`
     hx      scratch for the states, from at.hx to at.size
@@ -100,6 +100,8 @@ cdef int run_sequences(
     while n < N:
         cell.batch = min(at.batch, N - n)
         cell.x.data = <void *> (X + n * steps * at.input_dim)
+        if not are_finite(X + n * steps * at.input_dim, cell.batch * steps * at.input_dim):
+            return 0
         cell.by_lanes = lanes_rows(table, cell.batch, at.input_dim, at.hidden_dim, False, packed)
         f.Y = Y + n * apart if every_step else NULL
         memset(cell.C, 0, cell.batch * at.hidden_dim * sizeof(real))
@@ -109,7 +111,7 @@ cdef int run_sequences(
         y = Y + n * apart + (apart - at.output_dim)
         emit_outputs(call, &f, steps - 1, 0, cell.batch, y, apart)
         n += cell.batch
-    return 0
+    return 1
 
 
 cdef int run_network(
@@ -121,16 +123,17 @@ cdef int run_network(
     begin(&call, threads)
     try:
         pack_network(&call, table, at, parameters, scratch)
-        run_sequences(
+        return run_sequences(
             &call, table, at, <const real *> scratch, scratch + at.hx, N, steps, X, every_step, Y,
         )
     finally:
         end(&call)
-    return 0
 
 
 def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, X, bint every_step):
     """Run N sequences from zero states and return their outputs; None if X cannot be taken as it is.
+
+    Every batch is checked before it is run, so that an X from a file is read once.
 
     batch_size  the most sequences that run side by side
     parameters  the flat vector of a plain network of `sizes`
@@ -139,16 +142,14 @@ def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, 
     """
     cdef Py_buffer weights, view
     cdef Py_ssize_t shape[3]
-    cdef bint finite
+    cdef int finite
     cdef Inference at
     get_buffer(parameters, &weights)
     if not get_array(X, &view, weights.itemsize, 3, shape):
         return None
-    with nogil:
-        finite = all_finite(&view)
     cdef Py_ssize_t N = shape[0], steps = shape[1]
     lay_out(isa, sizes, min(N, batch_size), weights.itemsize, &at)
-    if shape[2] != at.input_dim or view.len == 0 or not finite:
+    if shape[2] != at.input_dim or view.len == 0:
         return None
     Y = empty((*X.shape[:2 if every_step else 1], at.output_dim), parameters.dtype)
     scratch = empty(at.size, parameters.dtype)
@@ -158,16 +159,16 @@ def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, 
     threads = recruit(threads, shared_work(steps, N, at.input_dim, at.hidden_dim, False))
     with nogil:
         if weights.itemsize == sizeof(float):
-            run_network[float](
+            finite = run_network[float](
                 threads, table, &at, <const float *> weights.buf, <float *> work, N, steps, <const float *> view.buf,
                 every_step, <float *> y,
             )
         else:
-            run_network[double](
+            finite = run_network[double](
                 threads, table, &at, <const double *> weights.buf, <double *> work, N, steps,
                 <const double *> view.buf, every_step, <double *> y,
             )
-    return Y
+    return Y if finite else None
 
 
 cdef int advance_streams(

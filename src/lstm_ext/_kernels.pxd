@@ -124,6 +124,8 @@ cdef const kernels *table_at(int isa) noexcept nogil
 # Whether a buffer of float or double holds neither NaN nor Inf.
 cdef bint all_finite(const Py_buffer *view) noexcept nogil
 
+cdef bint are_finite(const real *x, Py_ssize_t n) noexcept nogil
+
 
 cdef inline Py_ssize_t lanes(const kernels *table, const real *tag) noexcept nogil:
     if real is float:

@@ -206,10 +206,18 @@ cdef bint no_exponent_is_full(const bits *x, Py_ssize_t n, bits exponent) noexce
     return not found
 
 
+cdef bint are_finite(const real *x, Py_ssize_t n) noexcept nogil:
+    """Whether n numbers are finite."""
+    if real is float:
+        return no_exponent_is_full[word](<const word *> <const void *> x, n, 0x7f800000)
+    else:
+        return no_exponent_is_full[long_word](<const long_word *> <const void *> x, n, 0x7ff0000000000000)
+
+
 cdef bint all_finite(const Py_buffer *view) noexcept nogil:
     if view.itemsize == sizeof(float):
-        return no_exponent_is_full[word](<const word *> view.buf, view.len // 4, 0x7f800000)
-    return no_exponent_is_full[long_word](<const long_word *> view.buf, view.len // 8, 0x7ff0000000000000)
+        return are_finite(<const float *> view.buf, view.len // 4)
+    return are_finite(<const double *> view.buf, view.len // 8)
 
 
 def is_finite(array) -> bool:
@@ -221,3 +229,27 @@ def is_finite(array) -> bool:
         finite = all_finite(&view)
     PyBuffer_Release(&view)
     return finite
+
+
+cdef Py_ssize_t row_not_finite(
+    const real *rows, Py_ssize_t width, Py_ssize_t N, const Py_ssize_t *first, const Py_ssize_t *lengths,
+) noexcept nogil:
+    cdef Py_ssize_t n, row
+    for n in range(N):
+        if are_finite(rows + first[n] * width, lengths[n] * width):
+            continue
+        for row in range(first[n], first[n] + lengths[n]):
+            if not are_finite(rows + row * width, width):
+                return row
+    return -1
+
+
+def find_not_finite(const real[:, ::1] rows, const Py_ssize_t[::1] first, const Py_ssize_t[::1] lengths) -> int:
+    """Return the first row with a NaN or Inf of the first sequence that has one, or -1; only their rows are read.
+
+    first, lengths  (N): sequence n is rows[first[n] : first[n] + lengths[n]]
+    """
+    cdef Py_ssize_t row
+    with nogil:
+        row = row_not_finite(&rows[0, 0], rows.shape[1], first.shape[0], &first[0], &lengths[0])
+    return row

@@ -698,7 +698,7 @@ cdef int read_batch(batch, Batch *to) except -1:
     philox_key(seed, 0, to.masks.key)
     to.size, to.steps = batch.size, batch.steps
     to.lengths, to.live, to.at = indices(batch.lengths), indices(batch.live), indices(batch.at)
-    to.masks.place, to.masks.since = to.at, 0
+    to.masks.place, to.masks.since = to.at, batch.since
     return 0
 
 
@@ -730,7 +730,7 @@ def forward(
     batch        a `layers.Batch`
     parameters   the flat vector
     X (n, I), H (n, F)  the rows of all sequences; H out
-    h0 (cells, N, R), C0 (cells, N, H)  each may be None; h_T, C_T, out
+    h0 (cells, N, R), C0 (cells, N, H)  each may be None; h_T, C_T, out, may be the same
     """
     cdef Layers *s = &stack.at
     cdef Batch b

@@ -1,0 +1,311 @@
+"""What bounds the memory of a call does: budgets, chunks of steps, and data that are left where they are."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import lstm_ext
+from lstm_ext import LSTM, LSTMNetwork, train, workspace
+from lstm_ext.plan import Plan, as_memory
+
+LENGTHS = np.array([9, 1, 4, 9, 2, 5, 3])
+FORWARDS = {
+    "plain": {},
+    "deep": {"num_layers": 3, "dropout": 0.4, "zoneout": (0.2, 0.1), "learn_initial_state": True},
+    "projection": {"num_layers": 2, "proj_size": 4, "recurrent_dropout": 0.3, "layer_norm": True},
+}
+TARGETS = ("last", "steps", "mean", "max")
+
+
+def peak(call):
+    """Return the most bytes that a call had allocated at a time."""
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def padded(T=9, width=3, seed=0):
+    X = np.random.default_rng(seed).standard_normal((7, T, width))
+    X[np.arange(T) >= LENGTHS[:, None]] = np.nan
+    return X
+
+
+# --- budgets ---
+
+
+def passes_bytes(steps=101, **how):
+    """Return what the arrays of a training's passes take."""
+    model = LSTMNetwork(3, 8, 2, dtype="float64", seed=0)
+    X, Y = np.ones((2, steps, 3)), np.ones((2, 2))
+    parts = {"target": "last", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
+    plan = Plan(model.parameters, model.architecture, X, Y, **parts, **how)
+    return plan.stack.bytes + plan.head.bytes
+
+
+def test_a_budget_takes_the_largest_window_that_fits():
+    sizes = {k: passes_bytes(checkpoint_every=k) for k in range(1, 102)}
+    assert sizes[101] == passes_bytes()
+    assert sizes[10] < sizes[17] < sizes[50] < sizes[101] / 1.5
+    for budget in [*sizes.values(), sizes[17] + 1, sizes[50] - 1, sizes[101] - 1]:
+        largest = max(k for k, size in sizes.items() if size <= budget)
+        assert passes_bytes(memory_budget=budget) == sizes[largest] <= budget
+    with pytest.raises(ValueError, match=f"expected at least {min(sizes.values())}:"):
+        passes_bytes(memory_budget=min(sizes.values()) - 1)
+
+
+BUDGETS = {
+    "64B": 64,
+    "3 kB": 3000,
+    "3KiB": 3 * 2**10,
+    "256MB": 256_000_000,
+    "1.5MiB": 3 * 2**19,
+    "1GB": 10**9,
+    "1.5GiB": 3 * 2**29,
+    "2TB": 2 * 10**12,
+    " 2 tib ": 2**41,
+}
+
+
+@pytest.mark.parametrize("text", BUDGETS)
+def test_units_of_a_budget(text):
+    assert as_memory(None, text) == {"memory_budget": BUDGETS[text]}
+
+
+# --- inference runs chunks of steps ---
+
+
+@pytest.fixture
+def in_chunks(monkeypatch):
+    """Return a function that makes a call as it is, and then with chunks of few steps."""
+
+    def both(call):
+        whole = call()
+        with monkeypatch.context() as patch:
+            patch.setattr(workspace, "INFERENCE_NUMBERS", 7 * 8 * 2)  # 2 steps of 7 sequences with 8 outputs
+            return whole, call()
+
+    return both
+
+
+@pytest.mark.parametrize("output_dim", [2, None])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", FORWARDS)
+def test_predictions_in_chunks_have_the_bits_of_whole_ones(in_chunks, name, target, output_dim):
+    model = LSTMNetwork(3, 8, output_dim, seed=0, **FORWARDS[name])
+    mask = np.random.default_rng(1).random((7, 9)) < 0.6
+    mask[:, 4] = True
+    ragged = [x[:length] for x, length in zip(padded(), LENGTHS, strict=True)]
+    full = np.nan_to_num(padded())
+    for X, how in ((padded(), {"lengths": LENGTHS}), (ragged, {}), (full, {}), (full, {"mask": mask})):
+        whole, parts = in_chunks(lambda X=X, how=how: model.predict(X, target=target, **how))
+        assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("name", FORWARDS)
+def test_layers_in_chunks_have_the_bits_of_whole_ones(in_chunks, name, seed):
+    layer = LSTM(3, 8, seed=0, **FORWARDS[name])
+    given = layer.forward(np.ones((7, 2, 3)))[1]
+    for X, how in ((padded(), {"lengths": LENGTHS}), (np.nan_to_num(padded()), {})):
+        for states in ((), given):
+            whole, parts = in_chunks(lambda X=X, how=how, s=states: layer.forward(X, *s, dropout_seed=seed, **how))
+            for a, b in zip((whole[0], *whole[1]), (parts[0], *parts[1]), strict=True):
+                assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("target", ["last", "mean", "max"])
+def test_validation_in_chunks_has_the_bits_of_whole_ones(in_chunks, target):
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((7, 9, 3)), rng.standard_normal((7, 2))
+
+    def losses():
+        model = LSTMNetwork(3, 8, 2, num_layers=2, seed=0)
+        how = {"target": target, "epochs": 2, "batch_size": 3, "seed": 0, "verbose": False}
+        return train(model, X, Y, validation_data=(X, Y), **how).validation_loss
+
+    whole, parts = in_chunks(losses)
+    assert whole == parts
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(workspace, "INFERENCE_NUMBERS", 2**13)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"peephole": True}], ids=str)
+@pytest.mark.parametrize("target", ["last", "mean", "max"])
+def test_predictions_take_no_memory_for_their_steps(small_chunks, target, options):
+    model = LSTMNetwork(2, 8, 1, seed=0, **options)
+    X = np.ones((1, 20_000, 2), np.float32)
+    assert (
+        peak(lambda: model.predict(X, target=target)) < peak(lambda: model.predict(X[:, :5000], target=target)) + 5000
+    )
+
+
+def test_outputs_of_every_step_are_allocated_once(small_chunks):
+    model, layer = LSTMNetwork(1, 4, 8, num_layers=2, seed=0), LSTM(1, 8, num_layers=3, seed=0)
+    X = np.ones((1, 30_000, 1), np.float32)
+    for call in (lambda: model.predict(X, target="steps"), lambda: layer.forward(X)):
+        assert peak(call) < 1.3 * X.size * 8 * 4
+
+
+# --- data of files stay in them ---
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    """Return a function that puts an array into a file, and returns it mapped."""
+
+    def write(name, array):
+        np.save(tmp_path / f"{name}.npy", array)
+        return np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+
+    return write
+
+
+def small_data(target, dtype="float32"):
+    rng = np.random.default_rng(0)
+    Y = rng.standard_normal((7, 9, 2) if target == "steps" else (7, 2))
+    return rng.standard_normal((7, 9, 3)).astype(dtype), Y.astype(dtype)
+
+
+HOW = {"batch_size": 2, "shuffle": False, "seed": 0, "verbose": False}
+
+
+@pytest.mark.parametrize("how", [{}, {"lengths": LENGTHS}, {"tbptt": 4}], ids=str)
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_training_on_files_is_training_on_arrays(mapped, target, how):
+    X, Y = small_data(target)
+    models = [LSTMNetwork(3, 8, 2, seed=0) for _ in range(3)]
+    files = mapped("X", X), mapped("Y", Y)
+    views = tuple(np.asarray(file)[:] for file in files)
+    for model, data in zip(models, ((X, Y), files, views), strict=True):
+        train(model, *data, target=target, epochs=2, **how, **HOW)
+        assert np.array_equal(model.parameters, models[0].parameters)
+
+
+@pytest.mark.parametrize("bad", ["X", "Y"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("how", [{}, {"lengths": LENGTHS}, {"tbptt": 4}], ids=str)
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_files_are_checked_batch_by_batch(mapped, target, how, value, bad):
+    """The network is then as after the last update, and the error names the place."""
+    arrays = dict(zip("XY", small_data(target), strict=True))
+    place = (5, 1) if bad == "Y" and target == "last" else (5, 3, 1)
+    arrays[bad][place] = value
+    ours, theirs = (LSTMNetwork(3, 8, 2, seed=0) for _ in range(2))
+    named = rf"^{bad}\[{', '.join(map(str, place))}\] is {value}; expected finite numbers$"
+    with pytest.raises(ValueError, match=named):
+        train(theirs, arrays["X"], arrays["Y"], target=target, **how, **HOW)
+    assert np.array_equal(theirs.parameters, ours.parameters)  # arrays are checked before the first update
+    with pytest.raises(ValueError, match=named):
+        train(ours, mapped("X", arrays["X"]), mapped("Y", arrays["Y"]), target=target, **how, **HOW)
+    before = {key: given[:4] if key == "lengths" else given for key, given in how.items()}
+    train(theirs, arrays["X"][:4], arrays["Y"][:4], target=target, epochs=1, **before, **HOW)
+    assert np.array_equal(ours.parameters, theirs.parameters)
+
+
+def test_files_are_checked_in_the_first_epoch_alone(mapped):
+    X, Y = small_data("last")
+    plan = Plan(
+        LSTMNetwork(3, 8, 2).parameters,
+        LSTMNetwork(3, 8, 2).architecture,
+        mapped("X", X),
+        mapped("Y", Y),
+        target="last",
+        loss=lstm_ext.MSE(),
+        optimizer=lstm_ext.SGD(0.1),
+        batch_size=2,
+    )
+    assert plan.unchecked_X
+    assert plan.unchecked_Y
+    step = 0
+    while step < plan.passes:
+        assert plan.unchecked_X
+        step = plan.run(step)
+    assert not plan.unchecked_X
+    assert not plan.unchecked_Y
+
+
+@pytest.mark.parametrize("bad", ["X", "Y"])
+def test_validation_data_of_files_are_checked(mapped, bad):
+    arrays = dict(zip("XY", small_data("steps"), strict=True))
+    clean = {key: array.copy() for key, array in arrays.items()}
+    arrays[bad][6, 8, 0] = np.nan
+    data = mapped("X", arrays["X"]), mapped("Y", arrays["Y"])
+    with pytest.raises(ValueError, match=rf"^validation_data: {bad}\[6, 8, 0\] is nan; expected finite"):
+        train(LSTMNetwork(3, 8, 2), clean["X"], clean["Y"], target="steps", validation_data=data, **HOW)
+    history = train(
+        LSTMNetwork(3, 8, 2),
+        clean["X"],
+        clean["Y"],
+        target="steps",
+        validation_data={"X": data[0], "Y": data[1], "lengths": np.full(7, 8)},
+        **HOW,
+    )
+    assert np.isfinite(history.validation_loss).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}], ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_predictions_and_gradients_of_files(mapped, target, options):
+    X, Y = small_data(target)
+    model = LSTMNetwork(3, 8, 2, seed=0, **options)
+    file = mapped("X", X)
+    for how in ({}, {"lengths": LENGTHS}):
+        assert np.array_equal(model.predict(file, target=target, **how), model.predict(X, target=target, **how))
+        _, gradient = model.gradient(file, mapped("Y", Y), target=target, **how)
+        assert np.array_equal(gradient, model.gradient(X, Y, target=target, **how)[1])
+    X[3, 2, 0] = np.inf
+    file = mapped("again", X)
+    for how in ({}, {"lengths": LENGTHS}):
+        with pytest.raises(ValueError, match=r"^X\[3, 2, 0\] is inf; expected finite numbers") as first:
+            model.predict(file, target=target, **how)
+        for call in (model.gradient, lambda *given, **how: train(model, *given, **how, **HOW)):
+            with pytest.raises(ValueError, match=str(first.value).replace("[", r"\[")):
+                call(file, Y, target=target, **how)
+    with pytest.raises(ValueError, match=r"^X\[3, 2, 0\] is inf"):
+        LSTM(3, 8).forward(file)
+
+
+@pytest.mark.parametrize("target", ["last", "steps"])
+def test_inputs_and_targets_may_be_in_place_or_not(target):
+    """Padding among the rows of X, of Y, of both, or of none of them."""
+    X, Y = padded().astype(np.float32), small_data(target)[1]
+    model = LSTMNetwork(3, 8, 2, seed=0)
+    for loss, goals in (("mse", Y), ("cross_entropy", (Y > 0)[..., 0].astype(int))):
+        forms_of_Y = [goals, goals.astype("f8" if loss == "mse" else "i1"), list(goals)]
+        if target == "steps":
+            forms_of_Y[2] = [y[:length] for y, length in zip(goals, LENGTHS, strict=True)]
+        found = []
+        for y in forms_of_Y:
+            for x in (X, X.astype("f8")):
+                found.append(model.gradient(x, y, lengths=LENGTHS, target=target, loss=loss))
+            found.append(
+                model.gradient(
+                    [row[:n] for row, n in zip(X, LENGTHS, strict=True)], forms_of_Y[2], target=target, loss=loss
+                )
+            )
+        for value, gradient in found:
+            assert value == found[0][0]
+            assert np.array_equal(gradient, found[0][1])
+
+
+@pytest.mark.parametrize("lengths", [None, np.full(40, 2400), np.arange(1, 41) * 60], ids=["whole", "equal", "ragged"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_data_that_need_no_conversion_are_not_copied(mapped, in_file, lengths):
+    X, Y = np.ones((40, 2500, 8), np.float32), np.ones((40, 2500, 2), np.float32)
+    if in_file:
+        X, Y = mapped("X", X), mapped("Y", Y)
+    model = LSTMNetwork(8, 2, 2, seed=0)
+    how_long = {} if lengths is None else {"lengths": lengths}
+    how = {"target": "steps", "lengths": lengths, "batch_size": 1, "verbose": False, "epochs": 1}
+    used = peak(lambda: train(model, X, Y, validation_data={"X": X, "Y": Y} | how_long, **how))
+    assert used < 1_200_000 < X.nbytes
+    used = peak(lambda: model.predict(X, lengths=lengths))
+    assert used < X.nbytes / 2
