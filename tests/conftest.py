@@ -1,7 +1,10 @@
 """Fixtures that choose the instruction set, and put back what was chosen before; and one that sends signals."""
 
+import os
 import signal
 import time
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the threads of NumPy's BLAS spin, most of all on a busy machine
 
 import pytest
 
