@@ -30,12 +30,6 @@ def isa(request, restored_isa):
 
 
 @pytest.fixture
-def slowest_isa(restored_isa):
-    """Use the narrowest instruction set, on which long work is quickly found."""
-    _kernels.use_isa(_kernels.available_isas()[-1])
-
-
-@pytest.fixture
 def assert_same_on_every_fma_isa(restored_isa):
     """Return a check that ``results()``, an iterable of arrays, has the same bits on every set.
 
