@@ -919,6 +919,8 @@ class LSTMNetwork(_Layers):
         TypeError, ValueError
             If x has another shape or does not hold finite real numbers, if the state is of a network of other sizes, or
             if `out` is not as above; nothing has changed then.
+        RuntimeError
+            If another thread is advancing the state; nothing has changed then.
         """
         if not isinstance(state, State):
             raise TypeError(f"state is {short_repr(state)}; expected what initial_state returns")

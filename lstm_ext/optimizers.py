@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_ext import _epoch, _kernels
+from lstm_ext._threads import Sole
 from lstm_ext.checks import Array, as_number, as_shape
 from lstm_ext.threads import thread_count
 
@@ -92,14 +93,19 @@ class _Compiled:
         ------
         TypeError, ValueError
             If an argument is not as above, or the optimizer holds the state of other parameters.
+        RuntimeError
+            If another thread is updating or training with the optimizer; nothing has changed then.
         """
         if parameters.ndim != 1 or not parameters.flags.c_contiguous:
             raise ValueError(f"parameters has shape {parameters.shape}; expected a contiguous vector")
         gradient = as_shape("gradient", gradient, parameters.dtype, parameters.shape)
-        self.check(parameters)
-        moments = self.state(parameters)
         threads = thread_count(None)
-        _epoch.update_parameters(_kernels.current(), threads, self.settings, self.powers, moments, parameters, gradient)
+        with Sole(self, "optimizer is being used by another call; expected one at a time", nests=True):
+            self.check(parameters)
+            moments = self.state(parameters)
+            _epoch.update_parameters(
+                _kernels.current(), threads, self.settings, self.powers, moments, parameters, gradient
+            )
 
 
 class SGD(_Compiled):

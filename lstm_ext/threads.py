@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lstm_ext import _threads
 from lstm_ext.checks import as_size
@@ -25,7 +26,7 @@ def set_num_threads(num_threads: int | None) -> None:
     ----------
     num_threads : int or None
         At least 1. None goes back to the default: those CPUs, or ``OMP_NUM_THREADS`` if that is less, or 1 in a
-        worker process of a pool (multiprocessing, joblib, loky).
+        worker process of a pool (multiprocessing, concurrent.futures, joblib, loky).
 
     Raises
     ------
@@ -49,13 +50,23 @@ def get_num_threads() -> int:
 
 def thread_count(num_threads: int | None) -> int:
     """Return how many threads a call is to use, for its argument ``num_threads``."""
-    global _available, _default
+    global _available
     if _available is None:
         _available = available_cpus()
-        _default = min(_available, _wished())
     if num_threads is not None:
         return min(as_size("num_threads", num_threads), _available)
-    return _default if _chosen is None else min(_chosen, _available)
+    if _chosen is not None:
+        return min(_chosen, _available)
+    return _default or _find_default(_available)
+
+
+def _find_default(available: int) -> int:
+    """Return the default, and keep it unless this process does not know yet whether it is a worker of a pool."""
+    global _default
+    default = min(available, _wished())
+    if not getattr(_process(), "_inheriting", False):
+        _default = default
+    return default
 
 
 def available_cpus() -> int:
@@ -100,18 +111,35 @@ def _quota(group: Path) -> int:
 
 def _wished() -> int:
     """Return what the environment asks for: one thread in a worker of a pool, or OMP_NUM_THREADS."""
-    multiprocessing = sys.modules.get("multiprocessing")
-    process = multiprocessing.current_process() if multiprocessing else None
-    if process and (process.daemon or process.name.startswith("LokyProcess")):
+    if _is_pool_worker():
         return 1
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else _threads.MOST_THREADS
 
 
+def _is_pool_worker() -> bool:
+    """Return whether this process works for a pool, or may do so once it has imported the main module."""
+    process = _process()
+    if process is None:
+        return False
+    return (
+        process.daemon
+        or process.name.startswith("LokyProcess")
+        or getattr(getattr(process, "_target", None), "__module__", None) == "concurrent.futures.process"
+        or getattr(process, "_inheriting", False)
+    )
+
+
+def _process() -> Any:
+    """Return what multiprocessing calls this process; None where nobody uses it."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    return multiprocessing.current_process() if multiprocessing else None
+
+
 def _look_again() -> None:
     """Forget what the parent of a fork found: the child may be a worker of a pool."""
-    global _available
-    _available = None
+    global _available, _default
+    _available = _default = None
 
 
 if hasattr(os, "register_at_fork"):
@@ -119,4 +147,4 @@ if hasattr(os, "register_at_fork"):
 
 _chosen: int | None = None
 _available: int | None = None
-_default = 1
+_default: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import reprlib
 import sys
 import time
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lstm_ext import _kernels
+from lstm_ext._threads import Sole
 from lstm_ext.checks import (
     Array,
     Data,
@@ -150,14 +150,15 @@ def train(
     NonFiniteError
         If a loss or a gradient is NaN or infinite, naming epoch and batch; the parameters are those before that update.
     RuntimeError
-        If another call, in another thread say, is training the network; nothing has changed then.
+        If another call, for example in another thread, is training the network or using the optimizer; nothing has
+        changed then.
     TypeError, ValueError
         If an argument is not as above; nothing has changed then. If a memory-mapped X or Y holds NaN or Inf, the
         network is as after the last whole update before that batch.
     """
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
-    epochs = as_size("epochs", epochs)
+    epochs, optimizer = as_size("epochs", epochs), as_optimizer(optimizer)
     rng = make_generator(seed)
     callbacks = as_callbacks(callbacks)
     common: dict[str, Any] = {
@@ -180,7 +181,7 @@ def train(
         dropout_seed=dropout_seed,
         tbptt=None if tbptt is None else as_size("tbptt", tbptt),
         **as_memory(checkpoint_every, memory_budget),
-        optimizer=as_optimizer(optimizer),
+        optimizer=optimizer,
         clip_norm=math.inf if clip_norm is None else as_number("clip_norm", clip_norm, low=0),
         **common,
     )
@@ -189,7 +190,11 @@ def train(
         validation = _validation_plan(network, validation_data, common)
 
     history = History()
-    with _sole_trainer(network), _progress(epochs * plan.batches, verbose) as advance:
+    with (
+        Sole(network, "network is being trained by another call; expected one at a time: train a copy of it"),
+        Sole(optimizer, "optimizer is being used by another call; expected one at a time: use one for each training"),
+        _progress(epochs * plan.batches, verbose) as advance,
+    ):
         for epoch in range(epochs):
             if shuffle:
                 plan.order = rng.permutation(len(plan.sequences))
@@ -294,24 +299,6 @@ def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any
         raise NonFiniteError(
             f"parameters are NaN or infinite after epoch {epoch + 1} of {epochs}: try a smaller learning rate"
         )
-
-
-_in_training: dict[int, object] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_training.clear)  # the threads that train are not there
-
-
-@contextmanager
-def _sole_trainer(network: LSTMNetwork) -> Iterator[None]:
-    """Refuse a network that is being trained: the updates of two calls would mix."""
-    call = object()
-    try:
-        if _in_training.setdefault(id(network), call) is not call:
-            raise RuntimeError("network is being trained by another call; expected one at a time: train a copy of it")
-        yield
-    finally:
-        if _in_training.get(id(network)) is call:
-            del _in_training[id(network)]
 
 
 def _validation_plan(network: LSTMNetwork, data: Any, common: dict[str, Any]) -> Plan:

@@ -1,8 +1,16 @@
-"""Fixtures that choose the instruction set, and put back what was chosen before."""
+"""Fixtures that choose the instruction set, and put back what was chosen before; and one that sends signals."""
+
+import os
+import signal
+import time
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the threads of NumPy's BLAS spin, most of all on a busy machine
 
 import pytest
 
-from lstm_ext import _kernels
+from lstm_ext import _kernels, _threads
+
+_threads._adjust(rests=False)  # on a busy machine helpers would rest, and tests of threads test one
 
 FMA_ISAS = [name for name in _kernels.available_isas() if name != "baseline"]
 
@@ -19,12 +27,6 @@ def isa(request, restored_isa):
     """Use each instruction set in turn, and return its name."""
     _kernels.use_isa(request.param)
     return request.param
-
-
-@pytest.fixture
-def slowest_isa(restored_isa):
-    """Use the narrowest instruction set, on which long work is quickly found."""
-    _kernels.use_isa(_kernels.available_isas()[-1])
 
 
 @pytest.fixture
@@ -46,3 +48,51 @@ def assert_same_on_every_fma_isa(restored_isa):
                 assert ours == theirs, f"result {k} differs between {name} and {FMA_ISAS[0]}"
 
     return check
+
+
+@pytest.fixture
+def prompt_signals():
+    """Let calls look for signals whenever they can, not only every tenth of a second."""
+    _threads._adjust(rests=False, signal_seconds=0)
+    yield
+    _threads._adjust(rests=False)
+
+
+@pytest.fixture
+def in_the_midst(prompt_signals):
+    """Return a function that makes a call and runs ``handler()``, as a signal handler, in the midst of its work.
+
+    How long a call works is measured, in CPU time of this thread, so it holds for any machine, however busy.
+    """
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no interval timers here")
+
+    def measure(call):
+        started = time.thread_time()
+        call()
+        return time.thread_time() - started
+
+    def run(call, handler):
+        work = min(measure(call) for _ in range(2))
+        started, ran = 0.0, False
+
+        def note(*_):
+            nonlocal ran
+            if work / 20 < time.thread_time() - started < work * 0.4:
+                ran = True
+                handler()
+
+        before = signal.signal(signal.SIGALRM, note)
+        try:
+            for _ in range(100):
+                started = time.thread_time()
+                signal.setitimer(signal.ITIMER_REAL, work / 5)
+                result = call()
+                if ran:
+                    return result
+            pytest.fail("no signal handler ran in the midst of the call")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return run

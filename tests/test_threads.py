@@ -8,24 +8,29 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import reference, threads
+from lstm_ext import _kernels, _threads, reference, threads, training
 
-THREADS = (2, 3, 4, 8)
+THREADS = (2, 8)
 # Sequences in a batch, steps, input, hidden and output widths: rows cut among the threads, units cut (few rows, or many
 # weights), one row alone, a wide head, and work that stays on one thread.
 SHAPES = (
     (33, 21, 7, 100, 2),
     (13, 5, 17, 250, 3),
-    (1, 9, 5, 500, 1),
+    (1, 3, 5, 500, 1),
     (7, 3, 300, 40, 700),
     (4, 6, 3, 5, 2),
 )
+# How work is divided depends on the instruction set only by the number of its lanes.
+CASES = [(name, SHAPES[0]) for name in _kernels.available_isas()] + [
+    (_kernels.available_isas()[0], shape) for shape in SHAPES[1:]
+]
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
 
@@ -38,6 +43,25 @@ def many_cpus(monkeypatch):
     monkeypatch.setattr(threads, "_chosen", None)
 
 
+def helper_seconds():
+    """Return the CPU time that the helpers have used so far."""
+    helpers = (thread for thread in threading.enumerate() if thread.name.startswith("lstm_ext-"))
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(helper.ident)) for helper in helpers)
+
+
+def shared(call, rounds=100):
+    """Return what a call returns each time, until the helpers have done a good part of its work."""
+    call()
+    before, results = helper_seconds(), []
+    while helper_seconds() - before < 0.02:
+        assert len(results) < rounds, "the helpers do nothing"
+        results.append(call())
+    return results
+
+
+clocks = pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="threads have no clocks here")
+
+
 def data(batch, steps, input_dim, output_dim, dtype="float32", batches=1):
     rng = np.random.default_rng(3)
     X = rng.standard_normal((batch * batches, steps, input_dim)).astype(dtype)
@@ -48,7 +72,8 @@ def results(shape, dtype, num_threads):
     """Return everything that is computed with threads, as arrays."""
     batch, steps, input_dim, hidden_dim, output_dim = shape
     X, Y = data(batch, steps, input_dim, output_dim, dtype, batches=2)
-    network = lstm_ext.LSTMNetwork(input_dim, hidden_dim, output_dim, dtype=dtype, seed=1)
+    weights = {"dtype": dtype, "init": "pytorch", "seed": 1}  # quickly drawn
+    network = lstm_ext.LSTMNetwork(input_dim, hidden_dim, output_dim, **weights)
     arrays = [network.predict(X, target="steps", num_threads=num_threads)]
     loss, gradient = network.gradient(X, Y, target="steps", num_threads=num_threads)
     for optimizer in (lstm_ext.Adam(), lstm_ext.SGD(momentum=0.5)):
@@ -58,7 +83,7 @@ def results(shape, dtype, num_threads):
             Y,
             target="steps",
             batch_size=batch,
-            epochs=2,
+            epochs=1,
             clip_norm=0.1,
             optimizer=optimizer,
             validation_data=(X, Y),
@@ -66,7 +91,7 @@ def results(shape, dtype, num_threads):
             num_threads=num_threads,
         )
         arrays += [np.array(history.loss + history.validation_loss), network.parameters.copy()]
-    layer = lstm_ext.LSTM(input_dim, hidden_dim, dtype=dtype, seed=4)
+    layer = lstm_ext.LSTM(input_dim, hidden_dim, **weights)
     H, state, tape = layer.forward(X, return_tape=True, num_threads=num_threads)
     alone, _ = layer.forward(X, num_threads=num_threads)
     gradients = layer.backward(tape, H, *state, num_threads=num_threads)
@@ -76,18 +101,46 @@ def results(shape, dtype, num_threads):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_any_number_of_threads_gives_the_same_bits(shape, dtype, isa):
+@pytest.mark.parametrize(("isa", "shape"), CASES, ids=str)
+def test_any_number_of_threads_gives_the_same_bits(isa, shape, dtype, restored_isa):
+    _kernels.use_isa(isa)
     expected = results(shape, dtype, 1)
     for num_threads in THREADS:
         for k, (array, right) in enumerate(zip(results(shape, dtype, num_threads), expected, strict=True)):
             assert array.tobytes() == right.tobytes(), f"result {k} differs with {num_threads} threads"
 
 
-def test_threads_are_used_where_there_is_work():
-    results(SHAPES[0], "float32", 4)
-    names = {thread.name for thread in threading.enumerate()}
-    assert {"lstm_ext-1", "lstm_ext-2", "lstm_ext-3"} <= names
+@clocks
+def test_helpers_share_the_work():
+    X, _ = data(64, 30, 8, 1)
+    network = lstm_ext.LSTMNetwork(8, 100, 1, seed=0)
+    expected = network.predict(X, num_threads=1)
+    for result in shared(lambda: network.predict(X, num_threads=4)):
+        assert result.tobytes() == expected.tobytes()
+
+
+@clocks
+def test_helpers_flush_denormals():
+    network = lstm_ext.LSTMNetwork(5, 40, 700, seed=0)
+    network.W_y[...] = 0
+    network.b_y[...] = 1e-40
+    X, _ = data(64, 20, 5, 1)
+    for num_threads in (2, 4):
+        for result in shared(lambda n=num_threads: network.predict(X, target="steps", num_threads=n)):
+            assert not result.any()
+
+
+@pytest.mark.parametrize("lateness", [0, 100, 3000])
+def test_every_index_of_a_loop_is_done_once(lateness):
+    """Helpers that come late, even for the next loop, do nothing of another loop and nothing twice."""
+    _threads._adjust(rests=False, lateness=lateness)
+    try:
+        for count in (2, 3, 9, 50):
+            done = np.zeros((3000, count), np.intp)
+            _threads._rehearse(8, done, 0)
+            assert (done == 1).all()
+    finally:
+        _threads._adjust(rests=False)
 
 
 def run_python(code, **environment):
@@ -105,9 +158,10 @@ def run_python(code, **environment):
 
 BIG = """
 import threading, numpy as np, lstm_ext
-from lstm_ext import reference, threads
+from lstm_ext import _threads, reference, threads
 lstm_ext.get_num_threads()
 threads._available = 8
+_threads._adjust(rests=False, signal_seconds=0)
 X = np.ones((64, 30, 8), "f4")
 network = lstm_ext.LSTMNetwork(8, 100, 1, seed=0)
 """
@@ -116,6 +170,23 @@ network = lstm_ext.LSTMNetwork(8, 100, 1, seed=0)
 def test_small_work_starts_no_thread_and_helpers_do_not_keep_a_process_alive():
     code = BIG + "network.predict(X[:1, :5], num_threads=8); print(threading.active_count())"
     assert run_python(code + "; network.predict(X, num_threads=3); print(threading.active_count())") == ["1", "3"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupt_while_a_helper_starts_leaves_later_calls_their_helpers(moment):
+    code = BIG + (
+        "start = threading.Thread.start\n"
+        "def interrupted(thread):\n"
+        "    threading.Thread.start = start\n"
+        f"    {moment!r} == 'after' and start(thread)\n"
+        "    raise KeyboardInterrupt\n"
+        "threading.Thread.start = interrupted\n"
+        "try: network.predict(X, num_threads=2)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+        "network.predict(X, num_threads=2)\n"
+        "print('lstm_ext-1' in [thread.name for thread in threading.enumerate()])\n"
+    )
+    assert run_python(code) == ["interrupted", "True"]
 
 
 def test_idle_helpers_use_no_cpu():
@@ -146,29 +217,183 @@ def test_several_threads_use_one_network_and_train_others():
             assert [array.tobytes() for array in pool.map(work, range(8))] == expected
 
 
-def test_a_network_that_is_being_trained_is_not_trained_by_another_thread():
-    X, Y = data(4, 3, 2, 1)
-    network = lstm_ext.LSTMNetwork(2, 3, 1, seed=0)
+@contextmanager
+def elsewhere(function):
+    """Run ``function(wait)`` in another thread, which stays where it calls ``wait()`` until the block ends."""
     inside, done = threading.Event(), threading.Event()
 
     def wait(*_):
         inside.set()
-        done.wait(60)
+        assert done.wait(60)
 
-    thread = threading.Thread(target=lstm_ext.train, args=(network, X, Y[:, -1]), kwargs={"callbacks": [wait]})
+    thread = threading.Thread(target=function, args=(wait,))
     thread.start()
     try:
         assert inside.wait(60)
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_network_that_is_being_trained_is_not_trained_by_another_thread():
+    X, Y = data(4, 3, 2, 1)
+    network = lstm_ext.LSTMNetwork(2, 3, 1, seed=0)
+    with elsewhere(lambda wait: lstm_ext.train(network, X, Y[:, -1], callbacks=[wait])):
         before = network.parameters.copy()
         with pytest.raises(RuntimeError, match="network is being trained by another call"):
             lstm_ext.train(network, X, Y[:, -1], epochs=1)
         assert np.array_equal(network.parameters, before)
         lstm_ext.train(lstm_ext.LSTMNetwork(2, 3, 1, seed=0), X, Y[:, -1], epochs=1)
         network.predict(X)
-    finally:
-        done.set()
-        thread.join()
     lstm_ext.train(network, X, Y[:, -1], epochs=1)
+
+
+class PythonSGD:
+    def update(self, parameters, gradient):
+        parameters -= gradient
+
+
+@pytest.mark.parametrize("make", [lstm_ext.Adam, PythonSGD])
+def test_an_optimizer_in_use_serves_no_other_training(make):
+    X, Y = data(4, 3, 2, 1)
+    networks, optimizer = [lstm_ext.LSTMNetwork(2, 3, 1, seed=k) for k in range(2)], make()
+    how = {"optimizer": optimizer, "epochs": 1}
+    before = networks[1].parameters.copy()
+    with elsewhere(lambda wait: lstm_ext.train(networks[0], X, Y[:, -1], callbacks=[wait], **how)):
+        state = [array.copy() for array in vars(optimizer).values() if isinstance(array, np.ndarray)]
+        with pytest.raises(RuntimeError, match="optimizer is being used by another call"):
+            lstm_ext.train(networks[1], X, Y[:, -1], **how)
+        if make is lstm_ext.Adam:
+            with pytest.raises(RuntimeError, match="optimizer is being used by another call"):
+                optimizer.update(networks[1].parameters, np.ones_like(before))
+        after = [array for array in vars(optimizer).values() if isinstance(array, np.ndarray)]
+        assert all(map(np.array_equal, after, state))
+        assert np.array_equal(networks[1].parameters, before)
+    lstm_ext.train(networks[1], X, Y[:, -1], **how)
+    assert not np.array_equal(networks[1].parameters, before)
+
+
+def test_one_thread_at_a_time_updates_with_an_optimizer():
+    class Waiting(lstm_ext.Adam):
+        def state(self, parameters):
+            self.wait()
+            return super().state(parameters)
+
+    optimizer, gradient = Waiting(), np.ones(5)
+    first, second = np.ones(5), np.ones(5)
+
+    def update(wait):
+        optimizer.wait = wait
+        optimizer.update(first, gradient)
+
+    with elsewhere(update), pytest.raises(RuntimeError, match="optimizer is being used by another call"):
+        optimizer.update(second, gradient)
+    assert np.array_equal(second, gradient)
+    assert np.allclose(first, 1 - 0.001)
+    optimizer.wait = lambda: None
+    optimizer.update(second, gradient)
+
+
+def test_a_training_may_use_its_optimizer_in_python():
+    class Halving(lstm_ext.SGD):
+        def update(self, parameters, gradient):
+            super().update(parameters, gradient / 2)
+
+    X, Y = data(4, 3, 2, 1)
+    networks = [lstm_ext.LSTMNetwork(2, 3, 1, seed=0) for _ in range(2)]
+    for network, optimizer in zip(networks, (Halving(0.5), lstm_ext.SGD(0.25)), strict=True):
+        lstm_ext.train(network, X, Y[:, -1], epochs=2, shuffle=False, optimizer=optimizer)
+    assert np.array_equal(networks[0].parameters, networks[1].parameters)
+
+
+def test_an_interrupt_anywhere_ends_a_training_for_others():
+    """It comes before each bytecode of `train` in turn, and its traceback is kept, as at a prompt."""
+    X, Y = data(1, 1, 1, 1)
+    network, optimizer = lstm_ext.LSTMNetwork(1, 1, 1, seed=0), lstm_ext.SGD()
+    interrupts, moment, left = [], 0, 0
+
+    def enter(frame, event, arg):
+        if frame.f_code.co_filename != training.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        return step
+
+    def step(frame, event, arg):
+        nonlocal left
+        left -= event == "opcode"
+        if left < 0:
+            raise KeyboardInterrupt
+        return step
+
+    before = sys.gettrace()
+    try:
+        while len(interrupts) == moment:
+            left = moment
+            moment += 1
+            try:
+                sys.settrace(enter)
+                lstm_ext.train(network, X, Y[:, -1], optimizer=optimizer, epochs=1, callbacks=[print])
+            except KeyboardInterrupt as interrupt:
+                interrupts.append(interrupt)
+    finally:
+        sys.settrace(before)
+    assert len(interrupts) > 100
+
+
+def test_a_tape_serves_one_thread_after_the_other():
+    X, _ = data(34, 21, 3, 1)
+    layer = lstm_ext.LSTM(3, 70, seed=0)
+    H, _, tape = layer.forward(X, return_tape=True)
+    dH = [H, -2 * H]
+    expected = [layer.backward(tape, each, num_threads=1).parameters.tobytes() for each in dH]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            gradients = pool.map(lambda each: layer.backward(tape, each, num_threads=1).parameters.tobytes(), dH)
+            assert list(gradients) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}], ids=str)
+def test_one_thread_at_a_time_advances_a_state(options):
+    network = lstm_ext.LSTMNetwork(4, 200, 1, init="pytorch", seed=0, **options)
+    x = np.random.default_rng(0).standard_normal((2, 300, 4)).astype("float32")
+
+    def states_after(*order):
+        state = network.initial_state(300, num_threads=1)
+        for n in order:
+            network.step(x[n], state)
+        return state.h.tobytes() + state.C.tobytes()
+
+    right = {order: states_after(*order) for order in ((0,), (1,), (0, 1), (1, 0))}
+
+    def step(n, state, barrier):
+        barrier.wait()
+        try:
+            network.step(x[n], state)
+        except RuntimeError as error:
+            assert "state is being advanced by another thread" in str(error)  # noqa: PT017
+            return None
+        return n
+
+    refused = 0
+    with ThreadPoolExecutor(2) as pool:
+        while refused < 5:
+            state, barrier = network.initial_state(300, num_threads=1), threading.Barrier(2)
+            steps = [n for n in pool.map(step, range(2), [state] * 2, [barrier] * 2) if n is not None]
+            refused += len(steps) < 2
+            assert steps
+            assert state.steps == len(steps)
+            assert state.h.tobytes() + state.C.tobytes() in {
+                states for order, states in right.items() if sorted(order) == steps
+            }
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}], ids=str)
+def test_a_states_arrays_are_not_for_writing(options):
+    state = lstm_ext.LSTMNetwork(2, 3, 1, seed=0, **options).initial_state(4)
+    for array in (state.h, state.C):
+        with pytest.raises(ValueError, match="read-only"):
+            array[..., 0] = 1
 
 
 # --- forks ---
@@ -186,6 +411,7 @@ def test_a_forked_child_computes():
             "right = network.predict(X, num_threads=4)\n"
             "children = [os.fork()]\n"
             "same = np.array_equal(network.predict(X, num_threads=4), right)\n"
+            "same &= 'lstm_ext-1' in [thread.name for thread in threading.enumerate()]\n"
             "children and children[0] == 0 and os._exit(0 if same else 1)\n"
             "print(same, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))\n"
         )
@@ -224,26 +450,73 @@ def test_a_pool_of_forked_processes_computes_while_others_do():
 
 @forks
 def test_a_child_forked_by_a_signal_handler_in_the_middle_of_a_call_says_so():
-    code = (
-        "import warnings; warnings.simplefilter('ignore')\n"
-        + BIG
-        + (
-            "import os, signal\n"
-            "network = lstm_ext.LSTMNetwork(64, 256, 1, seed=0)\n"
-            "X = np.ones((64, 800, 64), 'f4')\n"
-            "right, children = network.predict(X, num_threads=1), []\n"
-            "network.predict(X, num_threads=4)\n"  # a child of a fork amid Thread.start would wait for that thread
-            "signal.signal(signal.SIGALRM, lambda *_: children or children.append(os.fork()))\n"
-            "signal.setitimer(signal.ITIMER_REAL, 0.02)\n"
-            "try:\n"
-            "    while not children: result = network.predict(X, num_threads=4)\n"
-            "except RuntimeError as error:\n"
-            "    os._exit(7 if 'forked in the middle' in str(error) and not children[0] else 1)\n"
-            "if not children[0]: os._exit(7)\n"  # forked outside of a shared loop: the child may go on
-            "print(np.array_equal(result, right), os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))\n"
-        )
-    )
-    assert run_python(code) == ["True", "7"]
+    """It exits with 7 then, and with 0 if the handler ran outside of a shared loop and its result is right."""
+    code = "import os, signal, time, warnings; warnings.simplefilter('ignore')\n" + BIG
+    code += """
+network, X, children, codes = lstm_ext.LSTMNetwork(64, 128, 1, seed=0), np.ones((64, 100, 64), 'f4'), [], set()
+right = network.predict(X, num_threads=1)
+network.predict(X, num_threads=4)
+started = time.perf_counter()
+network.predict(X, num_threads=4)
+seconds = time.perf_counter() - started
+
+def fork(*_):
+    children.append(os.fork())
+    if not children[-1]:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # should it wait for helpers that are not there
+
+signal.signal(signal.SIGALRM, fork)
+for _ in range(100):
+    children.clear()
+    signal.setitimer(signal.ITIMER_REAL, seconds / 2)
+    try:
+        result = network.predict(X, num_threads=4)
+    except RuntimeError as error:
+        os._exit(7 if 'forked in the middle' in str(error) and children == [0] else 1)
+    while not children:
+        pass
+    if not children[0]:
+        os._exit(0 if np.array_equal(result, right) else 1)
+    assert np.array_equal(result, right)
+    codes.add(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+    if codes - {0}:
+        break
+print(*codes - {0})
+"""
+    assert run_python(code) == ["7"]
+
+
+@forks
+def test_in_a_forked_child_only_its_own_thread_trains():
+    code = "import os, warnings; warnings.simplefilter('ignore')\n" + BIG
+    code += """
+network, Y = lstm_ext.LSTMNetwork(8, 3, 1, seed=0), np.ones((64, 1), 'f4')
+inside, done = threading.Event(), threading.Event()
+
+def child(task):
+    pid = os.fork()
+    if not pid:
+        try:
+            lstm_ext.train(network, X, Y, epochs=1, callbacks=task)
+        except RuntimeError:
+            os._exit(3)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+def wait(*_):
+    inside.set()
+    done.wait(60)
+
+thread = threading.Thread(target=lambda: lstm_ext.train(network, X, Y, epochs=1, callbacks=[wait]))
+thread.start()
+inside.wait(60)
+child(())  # the thread that trains is not there
+done.set()
+thread.join()
+lstm_ext.train(network, X, Y, epochs=1, callbacks=[lambda *_: child(())])  # the child's thread trains already
+"""
+    assert run_python(code) == ["0", "3"]
 
 
 def test_a_process_ends_while_a_daemon_thread_computes():
@@ -259,21 +532,102 @@ def test_a_process_ends_while_a_daemon_thread_computes():
 # --- signals ---
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process on Windows")
-def test_ctrl_c_ends_a_shared_loop_and_the_next_call_works():
-    X, _ = data(64, 2000, 64, 1)
-    network = lstm_ext.LSTMNetwork(64, 512, 1, seed=0)
-    expected = network.predict(X[:, :20], num_threads=4)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
+class Interrupt(Exception):  # noqa: N818, an event
+    pass
+
+
+def interrupt():
+    raise Interrupt
+
+
+def test_ctrl_c_ends_a_shared_loop_and_the_next_call_works(in_the_midst):
+    X, _ = data(64, 100, 64, 1)
+    network = lstm_ext.LSTMNetwork(64, 128, 1, seed=0)
+    expected = network.predict(X, num_threads=4)
+    for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
-            network.predict(X, num_threads=4)
-    finally:
-        timer.cancel()
-        signal.signal(signal.SIGINT, before)
-    assert np.array_equal(network.predict(X[:, :20], num_threads=4), expected)
+            in_the_midst(lambda: network.predict(X, num_threads=4), lambda: signal.raise_signal(signal.SIGINT))
+        assert np.array_equal(network.predict(X, num_threads=4), expected)
+
+
+def test_an_exception_ends_a_shared_loop_for_all_threads(in_the_midst):
+    done = np.zeros((1, 20000), np.intp)
+
+    def loop():
+        done[...] = 0
+        _threads._rehearse(3, done, 100)
+
+    for _ in range(5):
+        with pytest.raises(Interrupt):
+            in_the_midst(loop, interrupt)
+        ended = done.copy()
+        assert ended.max() == 1
+        assert not ended.all()
+        time.sleep(0.01)
+        assert np.array_equal(done, ended)
+    loop()
+    assert (done == 1).all()
+
+
+@pytest.fixture
+def interrupted(prompt_signals):
+    """Return a function that makes calls, each on what ``prepare()`` returns, and interrupts them at many moments.
+
+    It yields what was prepared after each interrupted call, and asserts that some were interrupted.
+    """
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no interval timers here")
+
+    def run(prepare, call):
+        seconds = np.inf
+        for _ in range(3):
+            subject = prepare()
+            started = time.perf_counter()
+            call(subject)
+            seconds = min(seconds, time.perf_counter() - started)
+        for part in np.linspace(0.05, 1, 40):
+            subject = prepare()
+            try:
+                signal.setitimer(signal.ITIMER_REAL, seconds * part)
+                call(subject)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                yield subject
+
+    before = signal.signal(signal.SIGALRM, lambda *_: interrupt())
+    yield run
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_update_that_is_begun_is_ended(interrupted):
+    gradient = np.ones(5_000_000, np.float32)
+
+    def update(parameters):
+        lstm_ext.SGD(1.0).update(parameters, gradient)
+
+    least, most = zip(*((p.min(), p.max()) for p in interrupted(lambda: np.ones_like(gradient), update)), strict=True)
+    assert least == most
+    assert 0 in least  # one came when the update was under way
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}], ids=str)
+def test_a_step_that_is_begun_is_ended(options, interrupted):
+    network = lstm_ext.LSTMNetwork(4, 300, 1, init="pytorch", seed=0, **options)
+    x = np.ones((100, 4), np.float32)
+
+    def prepare():
+        return network.initial_state(100, num_threads=2)
+
+    def bits(state):
+        return state.h.tobytes() + state.C.tobytes()
+
+    before, after = prepare(), network.step(x, prepare())[1]
+    ended = 0
+    for state in interrupted(prepare, lambda state: network.step(x, state)):
+        assert bits(state) == bits(after if state.steps else before)
+        ended += state.steps
+    assert ended > 0
 
 
 # --- how many ---
@@ -337,6 +691,38 @@ def test_the_default_is_what_the_environment_allows():
     assert run_python(named + HOW_MANY)[0] == "1"
 
 
+WORKERS = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+import lstm_ext
+
+lstm_ext.threads.available_cpus = lambda: 8
+lstm_ext.get_num_threads()  # a spawned worker does not know yet that it is one
+
+def tell(connection):
+    connection.send(lstm_ext.get_num_threads())
+
+if __name__ == "__main__":
+    for method in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context(method)
+        with ProcessPoolExecutor(1, context) as pool:
+            print(pool.submit(lstm_ext.get_num_threads).result())
+        with context.Pool(1) as pool:
+            print(pool.apply(lstm_ext.get_num_threads))
+        ours, theirs = context.Pipe()
+        process = context.Process(target=tell, args=(theirs,))
+        process.start()
+        print(ours.recv())
+        process.join()
+"""
+
+
+def test_a_worker_of_a_pool_has_one_thread_and_a_process_of_its_own_all(tmp_path):
+    (tmp_path / "workers.py").write_text(WORKERS)
+    code = f"import runpy; runpy.run_path({str(tmp_path / 'workers.py')!r}, run_name='__main__')"
+    assert run_python(code) == ["1", "1", "8"] * len(multiprocessing.get_all_start_methods())
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
 def test_the_default_follows_affinity():
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
@@ -372,17 +758,3 @@ def test_the_oracle_takes_the_same_arguments():
         network.gradient(X, Y[:, -1], num_threads=2)
         layer.backward(layer.forward(X, return_tape=True, num_threads=2)[2], num_threads=2)
         module.train_lstm(X, Y[:, -1], 2, 3, 1, epochs=1, num_threads=2)
-
-
-def test_training_ends_for_others_however_it_ends():
-    X, Y = data(4, 3, 2, 1)
-    network = lstm_ext.LSTMNetwork(2, 3, 1, seed=0)
-
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        lstm_ext.train(network, X, Y[:, -1], epochs=1, callbacks=[fail])
-    with pytest.raises(ValueError, match="epochs is 0"):
-        lstm_ext.train(network, X, Y[:, -1], epochs=0)
-    lstm_ext.train(network, X, Y[:, -1], epochs=1)

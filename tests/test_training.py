@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -941,13 +940,17 @@ from lstm_ext import LSTMNetwork, train
 labels = np.arange(5) % 4
 def callback(network, history):
     labels[:] = 10**9
-how = {"loss": "cross_entropy", "epochs": 3, "verbose": False, "callbacks": [callback]}
-train(LSTMNetwork(2, 3, 4, seed=0), np.ones((5, 3, 2)), labels, **how)
+how = {"loss": "cross_entropy", "epochs": 3, "verbose": False, "seed": 0}
+changed, alone = LSTMNetwork(2, 3, 4, seed=0), LSTMNetwork(2, 3, 4, seed=0)
+train(alone, np.ones((5, 3, 2)), labels, **how)
+train(changed, np.ones((5, 3, 2)), labels, callbacks=[callback], **how)
+assert labels[0] == 10**9
+assert np.array_equal(changed.parameters, alone.parameters)
 """
     path = str(Path(lstm_ext.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": path}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
-    assert result.returncode >= 0  # negative: killed by a signal
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_an_exception_in_a_callback_keeps_the_epoch():
@@ -1120,27 +1123,25 @@ def test_train_lstm_takes_what_the_article_takes(capsys):
 
 
 class Interrupted:
-    """Send SIGINT to this process after some seconds, and expect KeyboardInterrupt soon after."""
+    """Send SIGINT to this process after some seconds, and expect KeyboardInterrupt."""
 
     def __init__(self, seconds):
-        self.timer = threading.Timer(seconds, self.send)
-
-    def send(self):
-        self.sent = time.monotonic()
-        os.kill(os.getpid(), signal.SIGINT)
+        self.timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
 
     def __enter__(self):
         self.before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.timer.start()
 
     def __exit__(self, kind, *_):
-        arrived = time.monotonic()
         self.timer.cancel()
         self.timer.join()
         signal.signal(signal.SIGINT, self.before)
         assert kind is KeyboardInterrupt
-        assert arrived - self.sent < 0.5
         return True
+
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("kind", ["compiled", "Python"])
@@ -1151,7 +1152,8 @@ def test_interrupted_at_a_step_boundary(kind):
     model, optimizer = network(3, 34, 2), SGD(0.01, 0.9)
     start = model.parameters.copy()
     common = {"batch_size": 13, "shuffle": False, **how, **QUIET}
-    with Interrupted(0.2):
+    seconds = min(train(network(3, 34, 2), X, Y, epochs=3, **common).seconds)
+    with Interrupted(3.5 * seconds):
         train(model, X, Y, optimizer=optimizer, epochs=10**6, **common)
     assert np.isfinite(model.parameters).all()
     assert not np.array_equal(model.parameters, start)
@@ -1166,22 +1168,22 @@ def test_interrupted_at_a_step_boundary(kind):
 
 
 @pytest.mark.parametrize("call", ["train", "forward", "backward"])
-def test_interrupted_in_the_middle_of_a_long_pass(slowest_isa, call):
-    """Each takes a second or more, all of it in one call of a compiled pass."""
-    X, model = np.ones((64, 300, 8)), network(8, 256, 2)
-    before = model.parameters.copy()
+def test_interrupted_in_the_middle_of_a_long_pass(in_the_midst, call):
+    """The passes of one update, or a pass alone, are one call of compiled code."""
+    X, layer = np.ones((64, 40, 8)), LSTM(8, 128, dtype="float64", seed=0)
+    *_, tape = layer.forward(X, return_tape=True)
+    model = network(8, 128, 2)
+    start = model.parameters.copy()
+
+    def train_once():
+        model.parameters[...] = start
+        train(model, X, np.ones((64, 2)), batch_size=64, epochs=1, **QUIET)
+
+    calls = {"train": train_once, "forward": lambda: layer.forward(X), "backward": lambda: layer.backward(tape)}
+    with pytest.raises(KeyboardInterrupt):
+        in_the_midst(calls[call], ctrl_c)
     if call == "train":
-        with Interrupted(0.15):
-            train(model, X, np.ones((64, 2)), batch_size=64, epochs=100, **QUIET)
-        assert np.array_equal(model.parameters, before)  # in its first step
-    elif call == "forward":
-        with Interrupted(0.15):
-            model.predict(np.concatenate((X, X, X), axis=1))
-    else:
-        layer = LSTM(8, 256, dtype="float64", seed=0)
-        *_, tape = layer.forward(X, return_tape=True)
-        with Interrupted(0.15):
-            layer.backward(tape)
+        assert np.array_equal(model.parameters, start)
 
 
 def test_train_lstm_can_be_interrupted(capsys):
@@ -1558,15 +1560,14 @@ def test_cross_entropy_of_nan_is_not_finite():
         network.gradient(np.ones((3, 2, 2)), np.zeros(3, int), loss="cross_entropy")
 
 
-@pytest.mark.parametrize("sizes", [(2, 3, 10000, 60), (40, 256, 3, 1)])
-def test_interrupt_arrives_in_every_part_of_a_long_call(sizes):
+@pytest.mark.parametrize("sizes", [(64, 2, 3, 10000, 5), (3000, 40, 256, 3, 1)])
+def test_interrupt_arrives_in_every_part_of_a_long_call(sizes, in_the_midst):
     """A wide head, and a batch so large that one step of it takes long."""
-    I, H, O, T = sizes
-    N = 64 if O > 100 else 10000
+    N, I, H, O, T = sizes
     network, X = LSTMNetwork(I, H, O, seed=0), np.ones((N, T, I), np.float32)
-    with Interrupted(0.3):
-        while True:
-            network.gradient(X, np.zeros((N, T), int), loss="cross_entropy", target="steps")
+    labels = np.zeros((N, T), int)
+    with pytest.raises(KeyboardInterrupt):
+        in_the_midst(lambda: network.gradient(X, labels, loss="cross_entropy", target="steps"), ctrl_c)
 
 
 def test_states_and_tapes_are_not_pickled():

@@ -197,7 +197,9 @@ cdef int advance_streams(
 cdef class Streams:
     """Where a network is in B streams: its weights as they were packed at the start, and the states.
 
-    `h` and `C` are copies of the states, (B, ...), or (cells, B, ...) of a network of several cells.
+    `h` and `C` are read-only copies of the states, (B, ...), or (cells, B, ...) of a network of several cells.
+
+    One thread at a time may use it: while `LSTMNetwork.step` advances it, other threads get a RuntimeError.
     """
 
     cdef readonly object architecture, dtype
@@ -205,6 +207,7 @@ cdef class Streams:
     cdef Py_ssize_t itemsize, input_dim, output_dim
     cdef double work
     cdef int threads
+    cdef bint busy
     cdef tuple shape
 
     def __init__(self, int threads, architecture, Py_ssize_t batch, parameters):
@@ -231,9 +234,35 @@ cdef class Streams:
             return None
         if <char *> X.buf < <char *> Y.buf + Y.len and <char *> Y.buf < <char *> X.buf + X.len:
             return None
-        self.run(recruit(self.threads, self.work), X.buf, Y.buf)
-        self.steps += 1
+        self.check_idle()
+        self.busy = True
+        try:
+            self.run(recruit(self.threads, self.work), X.buf, Y.buf)
+            self.steps += 1
+        finally:
+            self.busy = False
         return y
+
+    @property
+    def h(self):
+        self.check_idle()
+        return read_only(self.copy_h())
+
+    @property
+    def C(self):
+        self.check_idle()
+        return read_only(self.copy_C())
+
+    cdef object copy_h(self):
+        raise NotImplementedError
+
+    cdef object copy_C(self):
+        raise NotImplementedError
+
+    cdef int check_idle(self) except -1:
+        if self.busy:
+            raise RuntimeError("state is being advanced by another thread; expected one thread at a time")
+        return 0
 
     cdef int run(self, int threads, const void *x, void *y) except -1:
         """A step of all streams."""
@@ -281,13 +310,11 @@ cdef class PlainStreams(Streams):
                 )
         return 0
 
-    @property
-    def h(self):
+    cdef object copy_h(self):
         rows = self.rows(self.at.hx + self.steps % 2 * self.batch * self.at.ld, self.at.ld)
         return rows[:, :self.at.hidden_dim].copy()
 
-    @property
-    def C(self):
+    cdef object copy_C(self):
         return self.rows(self.at.C, self.at.hidden_dim).copy()
 
     cdef object rows(self, Py_ssize_t start, Py_ssize_t width):
@@ -384,12 +411,10 @@ cdef class LayerStreams(Streams):
                 )
         return 0
 
-    @property
-    def h(self):
+    cdef object copy_h(self):
         return (self.h_of_cells if len(self.h_of_cells) > 1 else self.h_of_cells[0]).copy()
 
-    @property
-    def C(self):
+    cdef object copy_C(self):
         return (self.C_of_cells if len(self.C_of_cells) > 1 else self.C_of_cells[0]).copy()
 
 
@@ -411,6 +436,11 @@ def begin_streams(int isa, int threads, architecture, Py_ssize_t batch, paramete
     """Return the streams of an architecture that runs forwards, at its initial states."""
     plain = architecture.is_plain and architecture.output_dim is not None
     return (PlainStreams if plain else LayerStreams)(isa, threads, architecture, batch, parameters)
+
+
+cdef object read_only(object array):
+    array.setflags(write=False)
+    return array
 
 
 cdef int get_buffer(object array, Py_buffer *view) except -1:

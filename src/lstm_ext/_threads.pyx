@@ -11,6 +11,7 @@ Design
 import os
 import threading
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport sqrt
 
@@ -32,9 +33,12 @@ cdef extern from "team.h" nogil:
     bint team_seat(int index)
     void team_serve(int index)
     void team_forget()
+    void team_adjust(bint rests, int lateness)
+    void team_pause(int count)
 
 # A check waits 5 ms for the GIL while another thread holds it, so not more often.
 cdef double SIGNAL_SECONDS = 0.1
+cdef double _signal_seconds = SIGNAL_SECONDS
 
 # In multiply-adds: what each further thread costs a loop (0.2 us); the work of a call that makes up for waking helpers,
 # which come some 20 to 50 us later; and that of a call which finds them awake, as it follows another.
@@ -54,7 +58,7 @@ cdef void begin(Call *call, int threads) noexcept nogil:
     call.threads = threads if threads > 1 and team_take() else 1
     call.forks = _forks
     call.watches = PyThread_get_thread_ident() == _main_thread  # handlers run nowhere else
-    start_timer(&call.signals, SIGNAL_SECONDS)
+    start_timer(&call.signals, _signal_seconds)
 
 
 cdef void end(Call *call) noexcept nogil:
@@ -88,7 +92,7 @@ cdef int check_signals(Call *call, double work) except -1 nogil:
         with gil:
             run_signal_handlers(call)
         call.denormals = denormals_flush()
-        start_timer(&call.signals, SIGNAL_SECONDS)
+        start_timer(&call.signals, _signal_seconds)
     return 0
 
 
@@ -134,8 +138,8 @@ cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, doub
     return 0
 
 
-_helpers = []
 _recruiting = threading.Lock()
+cdef int _helpers = 0  # those that have a seat, from 1 on
 cdef int _most = TEAM_MOST  # threads that the system grants
 cdef double _latest_call = 0
 
@@ -144,12 +148,12 @@ cdef int recruit(int threads, double work) except -1:
     if threads == 1 or (not follows(work) and work < WAKING):
         return 1
     threads = min(threads, _most)
-    if len(_helpers) < threads - 1 and _recruiting.acquire(blocking=False):
+    if _helpers < threads - 1 and _recruiting.acquire(blocking=False):
         try:
             _start_helpers(threads)
         finally:
             _recruiting.release()
-    return min(threads, len(_helpers) + 1)
+    return min(threads, _helpers + 1)
 
 
 cdef bint follows(double work) noexcept:
@@ -163,38 +167,131 @@ cdef bint follows(double work) noexcept:
 
 
 def _start_helpers(int threads):
-    """Start helpers until there are threads - 1 of them, or the system refuses one."""
+    """Start helpers until threads - 1 of them have seats, or the system refuses one.
+
+    An interrupt can come at any point: only a helper that runs takes a seat.
+    """
     global _most
+    cdef int seats
     if not team_seat(0):
         raise MemoryError()
-    while len(_helpers) < threads - 1:
-        index = len(_helpers) + 1
-        if not team_seat(index):
-            raise MemoryError()
-        helper = threading.Thread(target=_help, args=(index,), name=f"lstm_ext-{index}", daemon=True)
-        _helpers.append(helper)
+    while _helpers < threads - 1:
+        seats = _helpers
+        seated = threading.Event()
+        helper = threading.Thread(target=_help, args=(seated,), name=f"lstm_ext-{seats + 1}", daemon=True)
         try:
             helper.start()
         except RuntimeError:
-            _helpers.pop()
-            _most = index
+            _most = seats + 1
             return
+        while not seated.wait(1) and helper.is_alive():
+            pass
+        if _helpers == seats:
+            raise MemoryError()
 
 
-def _help(int index):
-    with nogil:
-        team_serve(index)
+def _help(seated):
+    global _helpers
+    cdef int index = _helpers + 1
+    if index < TEAM_MOST and team_seat(index):
+        _helpers = index
+        seated.set()
+        with nogil:
+            team_serve(index)
 
 
 def _forget_helpers():
-    """Begin anew in the child of a fork: it has one thread, whatever its parent was doing."""
-    global _recruiting, _most, _forks, _main_thread
+    """Start over in the child of a fork: it has one thread, whatever its parent was doing."""
+    global _recruiting, _helpers, _most, _forks, _main_thread
     team_forget()
-    _helpers.clear()
-    _recruiting, _most = threading.Lock(), TEAM_MOST
+    _recruiting, _helpers, _most = threading.Lock(), 0, TEAM_MOST
     _forks += 1
     _main_thread = PyThread_get_thread_ident()
+    for key, thread in list(_held.items()):
+        if thread != _main_thread:
+            del _held[key]
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
+
+
+_held = {}  # the id of an object, and the thread whose call has it for itself
+
+
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class Sole:
+    """A context in which one call has an object for itself; RuntimeError with `message` if another call has it.
+
+    It is entered and left in compiled code, where no signal handler runs. If an interrupt comes just before it is left,
+    it ends when it is freed: bind it to no name.
+
+    nests  whether the thread that has the object may enter again
+    """
+
+    cdef object thing
+    cdef str message
+    cdef bint nests, holds
+
+    def __init__(self, thing, str message, *, bint nests=False):
+        self.thing, self.message, self.nests = thing, message, nests
+
+    def __enter__(self):
+        thread = PyThread_get_thread_ident()
+        holder = _held.get(id(self.thing))
+        if holder is None:
+            _held[id(self.thing)] = thread
+            self.holds = True
+        elif holder != thread or not self.nests:
+            raise RuntimeError(self.message)
+
+    def __exit__(self, *_):
+        self.let_go()
+
+    def __dealloc__(self):
+        self.let_go()
+
+    cdef int let_go(self) except -1:
+        if self.holds:
+            self.holds = False
+            _held.pop(id(self.thing), None)
+        return 0
+
+
+# --- for tests of the threads ---
+
+
+cdef struct Rehearsal:
+    Py_ssize_t *done
+    int pauses
+
+
+cdef void rehearse_part(Rehearsal *p, Py_ssize_t index, const void *tag) noexcept nogil:
+    team_pause(p.pauses)
+    p.done[index] += 1
+
+
+def _rehearse(int threads, Py_ssize_t[:, ::1] done, int pauses):
+    """Share one loop after another, over the rows of `done`: each index adds 1 to its element after so many pauses."""
+    cdef Rehearsal loops[2]
+    cdef Rehearsal *p
+    cdef Call call
+    cdef Py_ssize_t row, count = done.shape[1]
+    threads = recruit(threads, 1e9)
+    with nogil:
+        begin(&call, threads)
+        try:
+            for row in range(done.shape[0]):
+                p = &loops[row % 2]
+                p.done, p.pauses = &done[row, 0], pauses
+                share(&call, <team_task> rehearse_part, p, count, 1e7 * count)
+        finally:
+            end(&call)
+
+
+def _adjust(*, bint rests=True, int lateness=0, double signal_seconds=SIGNAL_SECONDS):
+    """Set whether helpers rest after a stall, how many pauses each comes late to a loop, and the time between signals."""
+    global _signal_seconds
+    team_adjust(rests, lateness)
+    _signal_seconds = signal_seconds

@@ -56,6 +56,9 @@ static struct {
     seat seats[TEAM_MOST];
 } team;
 
+/* For tests: whether the helpers never rest, and how late each comes to a loop. */
+static int restless, lateness;
+
 #define GET(p) __atomic_load_n(p, __ATOMIC_RELAXED)
 #define PUT(p, x) __atomic_store_n(p, x, __ATOMIC_RELAXED)
 #define LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
@@ -71,6 +74,12 @@ static struct {
 static uint64_t make_range(uint64_t generation, ptrdiff_t next, ptrdiff_t end)
 {
     return generation << 2 * INDEX_BITS | (uint64_t)next << INDEX_BITS | (uint64_t)end;
+}
+
+void team_pause(int count)
+{
+    for (; count > 0; count--)
+        PAUSE();
 }
 
 /* Return once *word is not `old` any more, with the seconds asleep; `wake` must follow the change. */
@@ -149,6 +158,8 @@ int team_rests(void) { return team.rest_ends > 0 && wall_seconds() < team.rest_e
 
 static void begin_rest(void)
 {
+    if (GET(&restless))
+        return;
     double now = wall_seconds();
     team.rest = now - team.rest_ends < team.rest ? 2 * team.rest : REST;
     team.rest = team.rest < LONGEST_REST ? team.rest : LONGEST_REST;
@@ -197,6 +208,7 @@ static void help(int worker, uint64_t generation)
     uint64_t done = 0;
     if (worker >= workers)
         return;
+    team_pause(GET(&lateness));
     for (ptrdiff_t index; (index = claim(generation, workers, worker)) >= 0; done++)
         task(context, index, NULL);
     if (done > 0 && __atomic_sub_fetch(&team.remaining, done, __ATOMIC_SEQ_CST) == 0)
@@ -221,6 +233,12 @@ void team_serve(int index)
         seen = LOAD(&team.generation);
         help(index, seen);
     }
+}
+
+void team_adjust(int rests, int late)
+{
+    PUT(&restless, !rests);
+    PUT(&lateness, late);
 }
 
 void team_forget(void) { memset(&team, 0, sizeof team); /* locks may be held by threads that are gone */ }

@@ -37,4 +37,8 @@ int team_seat(int index);
 void team_serve(int index);
 void team_forget(void);
 
+/* For tests: whether the helpers rest, how many pauses each comes late to a loop; and to pause the processor. */
+void team_adjust(int rests, int lateness);
+void team_pause(int count);
+
 #endif
