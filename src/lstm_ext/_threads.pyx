@@ -291,7 +291,7 @@ def _rehearse(int threads, Py_ssize_t[:, ::1] done, int pauses):
 
 
 def _adjust(*, bint rests=True, int lateness=0, double signal_seconds=SIGNAL_SECONDS):
-    """Set whether helpers rest after a stall, how many pauses each comes late to a loop, and the time between signals."""
+    """Set whether helpers rest after a stall, how many pauses late they come to a loop, and how often signals run."""
     global _signal_seconds
     team_adjust(rests, lateness)
     _signal_seconds = signal_seconds
