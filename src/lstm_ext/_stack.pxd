@@ -73,6 +73,7 @@ cdef class Stack:
     cdef int allocate_backward(
         self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
     ) except -1
+    cdef Py_ssize_t scratch_size(self, const Direction *d, Py_ssize_t itemsize) noexcept
     cdef void *array(self, Py_ssize_t size, dtype) except NULL
 
 

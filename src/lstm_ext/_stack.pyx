@@ -20,8 +20,8 @@ import numpy as np
 
 from lstm_ext._kernels cimport TILE_VECTORS, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Rows, copy_states, draw, emit, lanes_rows, run_backward,
-    run_forward, shared_work,
+    Backward, Cell, Drop, Rows, copy_states, draw, emit, lanes_rows, lanes_scratch_size,
+    run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
     OUTER_ROWS, column_sums, cut, live_rows, pack_cell, pack_panels, panels_size, parts, tiles,
@@ -52,6 +52,11 @@ cdef Drop make_drop(double probability, Py_ssize_t cell, int kind):
     drop.stream = <uint32_t> (KINDS * cell + kind)
     drop.scale = 1 / (1 - probability)
     return drop
+
+
+cdef inline bint runs_in_lanes(const Direction *d) noexcept nogil:
+    """Whether sequences of one length may run with the batch in the lanes."""
+    return d.fused and d.f.cell.drop_x.threshold == 0
 
 
 @cython.auto_pickle(False)
@@ -113,12 +118,17 @@ cdef class Stack:
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1:
         """Lay out all arrays in the arena; without one, find what they take."""
         cdef Layers *s = &self.at
-        cdef Py_ssize_t at = 0, n
+        cdef Py_ssize_t at = 0, n, size = 0
+        cdef void *scratch
         cdef bint all_slots = s.keeps and s.window == s.steps
         self.bytes = 0
         for n in range(s.count):
             at = self.place(&s.cells[n], n, at, options)
             self.allocate(&s.cells[n], n, dtype, options, want_dX)
+            size = max(size, self.scratch_size(&s.cells[n], dtype.itemsize))
+        scratch = self.array(size, dtype)  # one for all: they run one after the other
+        for n in range(s.count):
+            s.cells[n].f.cell.scratch = scratch
         s.parameter_count = at
         for n in range(s.layers):
             top = n == s.layers - 1
@@ -127,6 +137,16 @@ cdef class Stack:
             if s.keeps and (not top or want_outputs):
                 s.dmerged[n] = self.array(s.steps * s.batch * s.features, dtype)
         return 0
+
+    cdef Py_ssize_t scratch_size(self, const Direction *d, Py_ssize_t itemsize) noexcept:
+        """The elements that a cell's passes need where the batch may be in the lanes."""
+        cdef Layers *s = &self.at
+        cdef const Cell *cell = &d.f.cell
+        if not runs_in_lanes(d):
+            return 0
+        if itemsize == sizeof(float):
+            return lanes_scratch_size(s.table, s.batch, cell.input_dim, s.hidden_dim, s.keeps, <const float *> NULL)
+        return lanes_scratch_size(s.table, s.batch, cell.input_dim, s.hidden_dim, s.keeps, <const double *> NULL)
 
     def __dealloc__(self):
         free(self.at.cells)
@@ -395,7 +415,7 @@ cdef void prepare(
     cell.masks, cell.x = batch.masks, x[0]
     cell.h_mask, cell.zone = d.h_mask, d.zone
     cell.by_lanes = 0
-    if d.fused and batch.lengths == NULL and cell.drop_x.threshold == 0:
+    if runs_in_lanes(d) and batch.lengths == NULL:
         cell.by_lanes = lanes_rows(s.table, batch.size, cell.input_dim, H, s.keeps, tag)
     set_vectors(s, d, parameters)
 
