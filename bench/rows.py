@@ -102,7 +102,7 @@ def training_numbers(T: int, B: int, I: int, H: int, O: int, per_line: int = 16)
     gradient = 4 * H * (I + H + 1) + O * (H + 1)
     chunk = max(1, min(T, CHUNK_ROWS // B)) * B * stride(4 * H) + CHUNK_ROWS * padded(I + H)  # dz, panels of [h | x]
     scratch = 0
-    if H + H // 8 <= padded(H) and per_line <= B:  # the batch goes into the lanes
+    if padded(H) >= H + H // 8 and per_line <= B:  # the batch goes into the lanes
         scratch = min(-(-B // 16), 64) * per_line * max(6 * H, 2 * (H + I + 4) + max(64, I))
     return kept + packed + gradient + chunk + 2 * B * H + scratch  # and dh, dC
 
