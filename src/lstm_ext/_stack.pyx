@@ -81,8 +81,11 @@ cdef class Stack:
         How many steps' activations are kept at a time; 0: all.
     measure : bool
         Whether only to find what the arrays would take; nothing can be run then.
+    gaps : list, optional
+        Is filled with the bytes (begin, end) behind each array, which may be read but not written: for tests.
 
-    The attribute `bytes` is what the arrays take.
+    The attribute `bytes` is what the arrays take; `by_lanes` says of each cell how many sequences of the latest pass had
+    the batch in the lanes.
     """
 
     def __cinit__(self, *_, **__):
@@ -92,6 +95,7 @@ cdef class Stack:
     def __init__(
         self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, *, bint keep, bint want_dX=False,
         bint want_outputs=False, bint draws=False, Py_ssize_t window=0, bint measure=False,
+        list gaps=None,
     ):
         cdef Layers *s = &self.at
         options = architecture.options
@@ -111,6 +115,7 @@ cdef class Stack:
         check_allocatable("a work array", MOST_ARRAYS, s.count, steps + 1, batch, s.gates * s.hidden_dim + s.features)
         self.lay_out(options, dtype, want_dX, want_outputs)
         if not measure:
+            self.gaps = gaps
             self.memory = aligned_empty((self.bytes,), np.dtype(np.uint8))
             self.arena = &self.memory[0]
             self.lay_out(options, dtype, want_dX, want_outputs)
@@ -147,6 +152,11 @@ cdef class Stack:
         if itemsize == sizeof(float):
             return lanes_scratch_size(s.table, s.batch, cell.input_dim, s.hidden_dim, s.keeps, <const float *> NULL)
         return lanes_scratch_size(s.table, s.batch, cell.input_dim, s.hidden_dim, s.keeps, <const double *> NULL)
+
+    @property
+    def by_lanes(self):
+        cdef Py_ssize_t n
+        return tuple([self.at.cells[n].f.cell.by_lanes for n in range(self.at.count)])
 
     def __dealloc__(self):
         free(self.at.cells)
@@ -289,6 +299,8 @@ cdef class Stack:
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
         cdef Py_ssize_t at = self.bytes
         self.bytes += (tiles(size * <Py_ssize_t> dtype.itemsize, LINE) + TILE_VECTORS) * LINE
+        if self.gaps is not None:
+            self.gaps.append((at + size * <Py_ssize_t> dtype.itemsize, self.bytes))
         return self.arena + at if self.arena != NULL else <void *> self
 
 
