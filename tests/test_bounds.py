@@ -156,7 +156,7 @@ def guarded(array, at_end):
         assert libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), 0) == 0, ctypes.get_errno()
     return copy
 rng = np.random.default_rng(0)
-OPTIONS = [{}, {"go_backwards": True}, {"bidirectional": "concat", "num_layers": 2}, {"peephole": True, "use_bias": False}]
+OPTIONS = [{}, {"go_backwards": True}, {"bidirectional": "concat", "num_layers": 2}, {"peephole": True}]
 LENGTHS = [2, 6, 7, 7, 1, 4, 1]  # the first and the last end early
 for dtype in ("float32", "float64"):
     for at_end in (False, True):

@@ -162,6 +162,19 @@ def test_threads_have_their_own_rows_of_what_they_work_in():
             assert ours.tobytes() == theirs.tobytes()
 
 
+def test_threads_have_their_own_panels_of_the_batch_in_the_lanes():
+    layer = LSTM(3, 5, seed=1)
+    X = np.random.default_rng(0).standard_normal((2000, 20, 3)).astype("f")
+    H, _, tape = layer.forward(X, return_tape=True, num_threads=1)
+    assert tape.stack.by_lanes == (2000,)
+    expected = layer.backward(tape, np.ones_like(H), num_threads=1)
+    for _ in range(20):
+        ours, _, tape = layer.forward(X, return_tape=True, num_threads=2)
+        assert ours.tobytes() == H.tobytes()
+        for ours, theirs in zip(layer.backward(tape, np.ones_like(H), num_threads=2), expected, strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+
+
 @pytest.mark.parametrize("names", [*ALONE, ("layers", "concat", "projection")], ids=names_of)
 def test_a_large_batch_of_a_large_layer_is_shared_step_by_step(names):
     """Weights too large for each thread to read them all, so that units and rows of one step are shared."""
@@ -310,6 +323,19 @@ def test_masks_of_dropout_are_those_of_their_seed():
     runs = [layer.forward(X, dropout_seed=seed)[0].tobytes() for seed in (1, 1, 2, None)]
     assert runs[0] == runs[1]
     assert len(set(runs)) == 3
+
+
+@pytest.mark.parametrize("kind", [LSTM, reference.LSTM])
+def test_a_clipped_state_has_a_derivative_up_to_the_limit(kind):
+    """At the limit too, from either side; none beyond it."""
+    layer = kind(1, 4, dtype="float64", cell_clip=0.5)
+    parameters = np.zeros(layer.parameters.shape)
+    parameters[-12:-8] = 60  # b_f: the forget gate is 1, and C~ is 0
+    layer.parameters = parameters
+    C0 = np.array([[0.5, -0.5, np.nextafter(0.5, 1), np.nextafter(-0.5, -1)]])
+    *_, (_, C), tape = layer.forward(np.zeros((1, 1, 1)), C0=C0, return_tape=True)
+    assert C.tolist() == [[0.5, -0.5, 0.5, -0.5]]
+    assert layer.backward(tape, dC_T=np.ones((1, 4))).dC0.tolist() == [[1, 1, 0, 0]]
 
 
 def test_inputs_are_never_modified():
