@@ -400,11 +400,13 @@ def test_equal_largest_share_nothing(isa):
     """The gradient of a maximum is that of the first step which has it."""
     options = {"cell_activation": "relu", "learn_initial_state": True}
     model = LSTMNetwork(1, 2, None, dtype="float64", seed=0, **options)
-    model.W_C, model.W_f, model.b_f = np.zeros((2, 3)), np.zeros((2, 3)), np.full((2, 1), 60.0)  # f = 1: C stays
-    model.W_o, model.C_0 = np.zeros((2, 3)), [[1.0], [2.0]]
+    weights = model.named_parameters()
+    for name, value in {"W_C": 0, "W_f": 0, "W_o": 0, "b_f": 60, "C_0": [[1], [2]]}.items():
+        weights[name][:] = value  # the forget gate is 1, so C and h stay
     X, Y = np.zeros((1, 4, 1)), np.zeros((1, 2))
     steps = model.predict(X, target="steps")[0]
     assert np.array_equal(steps, np.repeat(steps[:1], 4, axis=0))
+    assert steps.all()
     gradient = model.gradient(X, Y, target="max")[1]
     expected = lstm_ext.to_reference(model).gradient(X, Y, target="max")[1]
     assert relative_error(gradient, expected) <= 1e-14
