@@ -8,8 +8,11 @@ import pytest
 from lstm_ext import LSTM, LSTMNetwork, _kernels, _stack, layers, reference
 
 DTYPES = ["float32", "float64"]
-FORWARD = {"float32": 5e-6, "float64": 1e-12}
-GRADIENT = {"float32": 2e-5, "float64": 1e-12}
+# Some twice what is measured; the README's figures are of whole vectors. Layer norm among other options may divide by
+# small deviations.
+FORWARD = {"float32": 1e-6, "float64": 1e-14}
+GRADIENT = {"float32": 5e-6, "float64": 1e-14}
+NORM_AND_OTHERS = 1e-12
 
 # Each is an option with one of its values; those that need another have it.
 VARIANTS = {
@@ -67,6 +70,7 @@ class Case:
         rng = np.random.default_rng(number)
         N, T, I, H = SHAPES[number % len(SHAPES)]
         way = way or WAYS[number // 2 % len(WAYS)]
+        self.divides = "layer_norm" in names and len(names) > 1
         self.layer = LSTM(I, H, dtype=dtype, seed=number, **options_of(names))
         self.layer.parameters += rng.uniform(-0.1, 0.1, self.layer.parameters.shape).astype(dtype)
         self.oracle = reference.LSTM(I, H, dtype="float64", **options_of(names))
@@ -104,7 +108,7 @@ def assert_agrees(case, dtype, threads=1):
         ours = actual[name]
         assert ours.shape == theirs.shape, name
         assert ours.dtype == dtype, name
-        tolerance = (FORWARD if name in "HhC" else GRADIENT)[dtype]
+        tolerance = NORM_AND_OTHERS if case.divides else (FORWARD if name in "HhC" else GRADIENT)[dtype]
         error = np.linalg.norm(ours.astype(float) - theirs) / (np.linalg.norm(theirs) or 1)
         assert error <= tolerance, f"{name}: relative error {error}"
 

@@ -15,8 +15,9 @@ import lstm_ext
 from lstm_ext import LSTM, LSTMCell, LSTMNetwork, NonFiniteError, _inference, _kernels, parameter_layout, reference
 
 DTYPES = ["float32", "float64"]
-FORWARD = {"float32": 5e-6, "float64": 1e-12}
-GRADIENT = {"float32": 2e-5, "float64": 1e-12}
+# Some twice what is measured: the README's figures are of whole vectors, these are of each weight by itself.
+FORWARD = {"float32": 1e-6, "float64": 1.5e-14}
+GRADIENT = {"float32": 8e-6, "float64": 3e-14}
 # N, T, I, H, O: odd on purpose, and past every block: 192 sequences of inference, 256 rows and
 # 384 columns of a weight gradient, 4 vectors of a panel
 SHAPES = [
