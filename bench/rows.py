@@ -101,7 +101,10 @@ def training_numbers(T: int, B: int, I: int, H: int, O: int, per_line: int = 16)
     packed = padded(H) * 4 * (1 + I + H) + 4 * H * padded(H)  # W for the forward, W_h for the backward pass
     gradient = 4 * H * (I + H + 1) + O * (H + 1)
     chunk = max(1, min(T, CHUNK_ROWS // B)) * B * stride(4 * H) + CHUNK_ROWS * padded(I + H)  # dz, panels of [h | x]
-    return kept + packed + gradient + chunk + 2 * B * H  # and dh, dC
+    scratch = 0
+    if padded(H) >= H + H // 8 and per_line <= B:  # the batch goes into the lanes
+        scratch = min(-(-B // 16), 64) * per_line * max(6 * H, 2 * (H + I + 4) + max(64, I))
+    return kept + packed + gradient + chunk + 2 * B * H + scratch  # and dh, dC
 
 
 SIZES = (

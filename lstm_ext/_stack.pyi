@@ -13,6 +13,7 @@ ACTIVATIONS: dict[str, int]
 @disjoint_base
 class Stack:
     bytes: int
+    by_lanes: tuple[int, ...]
     def __init__(
         self,
         isa: int,
@@ -27,6 +28,7 @@ class Stack:
         draws: bool = False,
         window: int = 0,
         measure: bool = False,
+        gaps: list[tuple[int, int]] | None = None,
     ) -> None: ...
 
 def forward(

@@ -130,6 +130,7 @@ def forward(
     dropout_seed: int | None,
     keep: bool,
     threads: int,
+    isa: int | None = None,
 ) -> Outputs:
     """Run all layers over all sequences.
 
@@ -149,6 +150,8 @@ def forward(
         Whether to return a tape.
     threads : int
         The most threads to use.
+    isa : int, optional
+        The instruction set's position; by default that of the set in use.
     """
     N, dtype, count = len(sequences), parameters.dtype, len(architecture.cells)
     width = architecture.features if sequences.live is None else architecture.directions * architecture.state_dim
@@ -159,7 +162,7 @@ def forward(
     if not keep and architecture.options.num_layers > 1:  # the outputs of the layers below the top one are kept
         steps = steps_at_once(architecture, most, architecture.features, steps)
     stack = _stack.Stack(
-        _kernels.current(),
+        _kernels.current(isa),
         architecture,
         dtype,
         steps,

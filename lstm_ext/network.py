@@ -94,7 +94,7 @@ class _Parametrised:
     Users get views of their own: their shape, dtype and flags can be set, and the passes rely on those of ours.
     """
 
-    __slots__ = ("__weakref__", "_architecture", "_parameters", "_sizes", "_views")
+    __slots__ = ("__weakref__", "_architecture", "_isa", "_parameters", "_sizes", "_views")
 
     def __init__(self, architecture: Architecture, dtype: DTypeLike, init: str, seed: int | None) -> None:
         native = as_dtype(dtype)
@@ -109,6 +109,7 @@ class _Parametrised:
 
     def _use(self, architecture: Architecture, vector: Array) -> None:
         self._architecture, self._sizes = architecture, architecture.sizes
+        self._isa: int | None = None  # the position of the instruction set that `verify` chose for it
         self._parameters = vector[:]  # not `vector`, which is the base of every view
         self._views = parameter_views(vector, architecture)
 
@@ -294,7 +295,9 @@ class LSTMCell(_Parametrised):
         initial = self._states(h_prev=h_prev, C_prev=C_prev)
         sequences = Sequences(x, self.input_dim, self.dtype)
         architecture, vector = self._architecture, self._parameters
-        return layers.forward(architecture, vector, sequences, initial, dropout_seed=None, keep=keep, threads=1)
+        return layers.forward(
+            architecture, vector, sequences, initial, dropout_seed=None, keep=keep, threads=1, isa=self._isa
+        )
 
     def _states(self, **columns: ArrayLike) -> tuple[Array, Array]:
         h, C = (as_column(*pair, self.dtype, self.hidden_dim).reshape(1, 1, -1) for pair in columns.items())
@@ -455,6 +458,7 @@ class LSTM(_Layers):
             dropout_seed=seed,
             keep=return_tape,
             threads=thread_count(num_threads),
+            isa=self._isa,
         )
         if sequences.live is None:
             H = sequences.pad(outputs.H)
@@ -781,24 +785,27 @@ class LSTMNetwork(_Layers):
             batch_size=INFERENCE_ROWS,
             forward_only=True,
             num_threads=num_threads,
+            isa=self._isa,
         )
         outputs = plan.predict()
         return sequences.scatter(outputs) if every_step else outputs
 
     def _infer(self, X: Any, num_threads: int | None, *, every_step: bool) -> Any:
-        isa, threads = _kernels.current(), thread_count(num_threads)
+        isa, threads = _kernels.current(self._isa), thread_count(num_threads)
         return _inference.infer(isa, threads, INFERENCE_ROWS, self._sizes, self._parameters, X, every_step)
 
     def _masked_outputs(self, X: Data, mask: ArrayLike | None, threads: int) -> Array:
         """Return the outputs of every step (N, T, output_dim), those of masked steps repeated."""
         layers = replace(self._architecture, output_dim=None)
         layer = LSTM._from_parameters(self._parameters[: parameter_count(layers)], layers)
+        layer._isa = self._isa
         features: Array = layer.forward(X, mask=mask, num_threads=threads)[0]
         if self.output_dim is None:
             return features
         N, T, width = features.shape
         outputs = np.empty((N * T, self.output_dim), self.dtype)
-        _heads.apply(_kernels.current(), threads, features.reshape(N * T, width), self._parameters, outputs)
+        isa = _kernels.current(self._isa)
+        _heads.apply(isa, threads, features.reshape(N * T, width), self._parameters, outputs)
         return outputs.reshape(N, T, -1)
 
     def gradient(
@@ -857,6 +864,7 @@ class LSTMNetwork(_Layers):
             dropout_seed=as_seed("dropout_seed", dropout_seed),
             **as_memory(checkpoint_every, memory_budget),
             num_threads=num_threads,
+            isa=self._isa,
         )
         plan.gradients(0)
         return float(plan.losses[0]), plan.gradient
@@ -889,7 +897,8 @@ class LSTMNetwork(_Layers):
         widths = made.input_dim + made.hidden_dim + made.features + (made.output_dim or 0)
         if batch > sys.maxsize // (2**14 * len(made.cells) * widths):
             raise ValueError(f"batch is {short_repr(batch)}; expected a number of streams that memory can hold")
-        return _inference.begin_streams(_kernels.current(), threads, made, batch, self._parameters)
+        isa = _kernels.current(self._isa)
+        return _inference.begin_streams(isa, threads, made, batch, self._parameters)
 
     def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.

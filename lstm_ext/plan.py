@@ -93,6 +93,8 @@ class Plan:
         How many bytes the arrays of the stack and the head may take; not together with `checkpoint_every`.
     num_threads : int, optional
         The most threads to use.
+    isa : int, optional
+        The instruction set's position; by default that of the set in use.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Plan:
         checkpoint_every: int | None = None,
         memory_budget: int | None = None,
         num_threads: int | None = None,
+        isa: int | None = None,
     ) -> None:
         dtype, options = parameters.dtype, architecture.options
         self.every_step = as_choice("target", target, TARGETS) == "steps"
@@ -145,7 +148,7 @@ class Plan:
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
 
-        self.isa, self.threads = _kernels.current(), thread_count(num_threads)
+        self.isa, self.threads = _kernels.current(isa), thread_count(num_threads)
         self.dropout_seed = dropout_seed if draws_masks(options) else None
         steps = self.tbptt or longest
         common: dict[str, Any] = {

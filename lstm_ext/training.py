@@ -166,6 +166,7 @@ def train(
         "loss": as_loss(loss),
         "batch_size": as_size("batch_size", batch_size),
         "num_threads": num_threads,
+        "isa": network._isa,
     }
     if draws_masks(network.options):
         dropout_seed = as_seed("seed", seed) if seed is not None else int(rng.integers(2**64, dtype=np.uint64))

@@ -831,6 +831,7 @@ def test_verify_prints_every_set(capsys):
 def test_verify_fails_loudly(monkeypatch, capsys):
     infer = lstm_ext._inference.infer
     monkeypatch.setattr(lstm_ext._inference, "infer", lambda *arguments: 0 * infer(*arguments))
+    monkeypatch.setattr(lstm_ext.verification, "_SHAPES", lstm_ext.verification._SHAPES[:1])
     with pytest.raises(SystemExit) as stopped:
         run("verify")
     captured = capsys.readouterr()
@@ -842,6 +843,7 @@ def test_verify_fails_loudly(monkeypatch, capsys):
 def test_verify_sees_the_options(monkeypatch, capsys):
     activations = lstm_ext._stack.ACTIVATIONS
     monkeypatch.setitem(activations, "relu", activations["identity"])
+    monkeypatch.setattr(lstm_ext.verification, "_SHAPES", ())
     with pytest.raises(SystemExit):
         run("verify")
     assert "DISAGREES" in capsys.readouterr().out

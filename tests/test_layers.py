@@ -8,8 +8,11 @@ import pytest
 from lstm_ext import LSTM, LSTMNetwork, _kernels, _stack, layers, reference
 
 DTYPES = ["float32", "float64"]
-FORWARD = {"float32": 5e-6, "float64": 1e-12}
-GRADIENT = {"float32": 2e-5, "float64": 1e-12}
+# Some twice what is measured; the README's figures are of whole vectors. Layer norm among other options may divide by
+# small deviations.
+FORWARD = {"float32": 1e-6, "float64": 1e-14}
+GRADIENT = {"float32": 5e-6, "float64": 1e-14}
+NORM_AND_OTHERS = 1e-12
 
 # Each is an option with one of its values; those that need another have it.
 VARIANTS = {
@@ -67,6 +70,7 @@ class Case:
         rng = np.random.default_rng(number)
         N, T, I, H = SHAPES[number % len(SHAPES)]
         way = way or WAYS[number // 2 % len(WAYS)]
+        self.divides = "layer_norm" in names and len(names) > 1
         self.layer = LSTM(I, H, dtype=dtype, seed=number, **options_of(names))
         self.layer.parameters += rng.uniform(-0.1, 0.1, self.layer.parameters.shape).astype(dtype)
         self.oracle = reference.LSTM(I, H, dtype="float64", **options_of(names))
@@ -104,7 +108,7 @@ def assert_agrees(case, dtype, threads=1):
         ours = actual[name]
         assert ours.shape == theirs.shape, name
         assert ours.dtype == dtype, name
-        tolerance = (FORWARD if name in "HhC" else GRADIENT)[dtype]
+        tolerance = NORM_AND_OTHERS if case.divides else (FORWARD if name in "HhC" else GRADIENT)[dtype]
         error = np.linalg.norm(ours.astype(float) - theirs) / (np.linalg.norm(theirs) or 1)
         assert error <= tolerance, f"{name}: relative error {error}"
 
@@ -158,6 +162,19 @@ def test_threads_have_their_own_rows_of_what_they_work_in():
     H, _, tape = layer.forward(X, lengths=lengths, dropout_seed=1, return_tape=True)
     expected = layer.backward(tape, np.ones_like(H), num_threads=1)
     for _ in range(100):  # what they must not do depends on who is first
+        for ours, theirs in zip(layer.backward(tape, np.ones_like(H), num_threads=2), expected, strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def test_threads_have_their_own_panels_of_the_batch_in_the_lanes():
+    layer = LSTM(3, 5, seed=1)
+    X = np.random.default_rng(0).standard_normal((2000, 20, 3)).astype("f")
+    H, _, tape = layer.forward(X, return_tape=True, num_threads=1)
+    assert tape.stack.by_lanes == (2000,)
+    expected = layer.backward(tape, np.ones_like(H), num_threads=1)
+    for _ in range(20):
+        ours, _, tape = layer.forward(X, return_tape=True, num_threads=2)
+        assert ours.tobytes() == H.tobytes()
         for ours, theirs in zip(layer.backward(tape, np.ones_like(H), num_threads=2), expected, strict=True):
             assert ours.tobytes() == theirs.tobytes()
 
@@ -310,6 +327,19 @@ def test_masks_of_dropout_are_those_of_their_seed():
     runs = [layer.forward(X, dropout_seed=seed)[0].tobytes() for seed in (1, 1, 2, None)]
     assert runs[0] == runs[1]
     assert len(set(runs)) == 3
+
+
+@pytest.mark.parametrize("kind", [LSTM, reference.LSTM])
+def test_a_clipped_state_has_a_derivative_up_to_the_limit(kind):
+    """At the limit too, from either side; none beyond it."""
+    layer = kind(1, 4, dtype="float64", cell_clip=0.5)
+    parameters = np.zeros(layer.parameters.shape)
+    parameters[-12:-8] = 60  # b_f: the forget gate is 1, and C~ is 0
+    layer.parameters = parameters
+    C0 = np.array([[0.5, -0.5, np.nextafter(0.5, 1), np.nextafter(-0.5, -1)]])
+    *_, (_, C), tape = layer.forward(np.zeros((1, 1, 1)), C0=C0, return_tape=True)
+    assert C.tolist() == [[0.5, -0.5, 0.5, -0.5]]
+    assert layer.backward(tape, dC_T=np.ones((1, 4))).dC0.tolist() == [[1, 1, 0, 0]]
 
 
 def test_inputs_are_never_modified():

@@ -396,6 +396,22 @@ def test_gradients_of_all_options_agree_with_the_oracle(isa, name, target, outpu
         assert relative_error(ours.predict(given[0], target=target, **how), expected) <= 1e-12
 
 
+def test_equal_largest_share_nothing(isa):
+    """The gradient of a maximum is that of the first step which has it."""
+    options = {"cell_activation": "relu", "learn_initial_state": True}
+    model = LSTMNetwork(1, 2, None, dtype="float64", seed=0, **options)
+    weights = model.named_parameters()
+    for name, value in {"W_C": 0, "W_f": 0, "W_o": 0, "b_f": 60, "C_0": [[1], [2]]}.items():
+        weights[name][:] = value  # the forget gate is 1, so C and h stay
+    X, Y = np.zeros((1, 4, 1)), np.zeros((1, 2))
+    steps = model.predict(X, target="steps")[0]
+    assert np.array_equal(steps, np.repeat(steps[:1], 4, axis=0))
+    assert steps.all()
+    gradient = model.gradient(X, Y, target="max")[1]
+    expected = lstm_ext.to_reference(model).gradient(X, Y, target="max")[1]
+    assert relative_error(gradient, expected) <= 1e-14
+
+
 @pytest.mark.parametrize("target", HEADS)
 def test_float32_gradients_of_ragged_batches_agree_with_the_oracle(isa, target):
     ours, theirs = pair(num_layers=2, bidirectional="concat", dropout=0.3)

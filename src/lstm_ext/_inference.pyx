@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 from numpy import empty, ndarray, zeros
 
 from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, real, table_at
-from lstm_ext._passes cimport Cell, Forward, Rows, emit_outputs, lanes_rows, run_forward, shared_work
+from lstm_ext._passes cimport Cell, Forward, Rows, emit_outputs, lanes_rows, lanes_scratch_size, run_forward, shared_work
 from lstm_ext._products cimport multiply, pack_cell, pack_panels, panels_size, tiles
 from lstm_ext._stack cimport Batch, Layers, Stack, States, layers_forward, pack_layers
 from lstm_ext._threads cimport Call, begin, end, recruit
@@ -26,11 +26,13 @@ from lstm_ext.workspace import aligned_empty
 
 cdef struct Inference:
     # A network's sizes, how many sequences run side by side, and where the parts of one scratch array begin: the packed
-    # cell, the packed head, the head's bias, two slots of rows [h | x] that are `ld` apart, and C.
-    Py_ssize_t input_dim, hidden_dim, output_dim, batch, head, b_y, hx, ld, C, size
+    # cell, the packed head, the head's bias, two slots of rows [h | x] that are `ld` apart, C, and the passes' scratch.
+    Py_ssize_t input_dim, hidden_dim, output_dim, batch, head, b_y, hx, ld, C, scratch, size
 
 
-cdef int lay_out(int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, Inference *at) except -1:
+cdef int lay_out(
+    int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, bint by_lanes, Inference *at,
+) except -1:
     """Every part begins on a cache line if the first does; a row has an odd number of them, so that no stack of rows
     falls into one set of the cache.
     """
@@ -44,7 +46,12 @@ cdef int lay_out(int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, In
     at.hx = at.b_y + tiles(at.output_dim, line) * line
     at.ld = (tiles(K, line) | 1) * line
     at.C = at.hx + 2 * batch * at.ld
-    at.size = at.C + batch * at.hidden_dim + line  # one line more, to begin on one
+    at.scratch = at.C + tiles(batch * at.hidden_dim, line) * line
+    at.size = at.scratch + line  # one line more, to begin on one
+    if by_lanes and itemsize == sizeof(float):
+        at.size += lanes_scratch_size(table, batch, at.input_dim, at.hidden_dim, False, <const float *> NULL)
+    elif by_lanes:
+        at.size += lanes_scratch_size(table, batch, at.input_dim, at.hidden_dim, False, <const double *> NULL)
     return 0
 
 
@@ -89,7 +96,7 @@ cdef int run_sequences(
     """Run N sequences (steps, I) from zero states; return 0 at the first batch that is not finite, or 1.
 
     packed  from `pack_network`
-    hx      scratch for the states, from at.hx to at.size
+    hx      scratch, from at.hx to at.size
     Y       (N, steps, O) if every_step, else (N, O); out
     """
     cdef Forward f = forward_of(table, at, packed, hx, hx + at.C - at.hx)
@@ -97,6 +104,7 @@ cdef int run_sequences(
     cdef Py_ssize_t n = 0, b, apart = steps * at.output_dim if every_step else at.output_dim
     cdef real *y
     cell.steps = cell.stop = cell.x.apart = steps
+    cell.scratch = hx + at.scratch - at.hx
     while n < N:
         cell.batch = min(at.batch, N - n)
         cell.x.data = <void *> (X + n * steps * at.input_dim)
@@ -148,7 +156,7 @@ def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, 
     if not get_array(X, &view, weights.itemsize, 3, shape):
         return None
     cdef Py_ssize_t N = shape[0], steps = shape[1]
-    lay_out(isa, sizes, min(N, batch_size), weights.itemsize, &at)
+    lay_out(isa, sizes, min(N, batch_size), weights.itemsize, True, &at)
     if shape[2] != at.input_dim or view.len == 0:
         return None
     Y = empty((*X.shape[:2 if every_step else 1], at.output_dim), parameters.dtype)
@@ -289,7 +297,7 @@ cdef class PlainStreams(Streams):
         cdef Py_buffer weights
         super().__init__(threads, architecture, batch, parameters)
         get_buffer(parameters, &weights)
-        lay_out(isa, architecture.sizes, batch, weights.itemsize, &self.at)
+        lay_out(isa, architecture.sizes, batch, weights.itemsize, False, &self.at)
         self.table, self.scratch = table_at(isa), zeros(self.at.size, self.dtype)
         self.packed = first_line(first_byte(self.scratch))
         if self.itemsize == sizeof(float):

@@ -14,6 +14,8 @@ cdef extern from "kernels.h" nogil:
         LANES_BYTES
         ACTIVATION_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU
 
+    Py_ssize_t lanes_scratch(Py_ssize_t, Py_ssize_t)
+
     ctypedef struct cell_options:
         int gates, hard, activation
         double clip, zoneout
@@ -36,10 +38,10 @@ cdef extern from "kernels.h" nogil:
                               float *) noexcept nogil
         void (*lanes_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const Py_ssize_t *,
                               Py_ssize_t, const float *, const float *, float *, Py_ssize_t, float *, Py_ssize_t,
-                              float *, Py_ssize_t, float *) noexcept nogil
+                              float *, Py_ssize_t, float *, float *) noexcept nogil
         void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
                                const float *, const float *, Py_ssize_t, Py_ssize_t, bint, bint, float *, float *,
-                               float *, Py_ssize_t, Py_ssize_t) noexcept nogil
+                               float *, Py_ssize_t, Py_ssize_t, float *) noexcept nogil
         void (*cell_step)(const cell_options *, Py_ssize_t, float *, const float *, const float *, float *,
                           float *) noexcept nogil
         void (*cell_step_backward)(const cell_options *, Py_ssize_t, const float *, const float *, const float *,
@@ -74,10 +76,10 @@ cdef extern from "kernels.h" nogil:
                               double *) noexcept nogil
         void (*lanes_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const Py_ssize_t *,
                               Py_ssize_t, const double *, const double *, double *, Py_ssize_t, double *, Py_ssize_t,
-                              double *, Py_ssize_t, double *) noexcept nogil
+                              double *, Py_ssize_t, double *, double *) noexcept nogil
         void (*lanes_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *, Py_ssize_t,
                                const double *, const double *, Py_ssize_t, Py_ssize_t, bint, bint, double *, double *,
-                               double *, Py_ssize_t, Py_ssize_t) noexcept nogil
+                               double *, Py_ssize_t, Py_ssize_t, double *) noexcept nogil
         void (*cell_step)(const cell_options *, Py_ssize_t, double *, const double *, const double *, double *,
                           double *) noexcept nogil
         void (*cell_step_backward)(const cell_options *, Py_ssize_t, const double *, const double *, const double *,
@@ -209,32 +211,34 @@ cdef inline void cell_backward(
 cdef inline void lanes_forward(
     const kernels *table, Py_ssize_t steps, Py_ssize_t rows, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
     const real *x, const Py_ssize_t *first, Py_ssize_t x_step, const real *packed, const real *h_prev, real *h,
-    Py_ssize_t ld_h, real *hx, Py_ssize_t hx_step, real *C, Py_ssize_t C_step, real *gates,
+    Py_ssize_t ld_h, real *hx, Py_ssize_t hx_step, real *C, Py_ssize_t C_step, real *gates, real *scratch,
 ) noexcept nogil:
     if real is float:
         table.f32.lanes_forward(
-            steps, rows, input_dim, hidden_dim, x, first, x_step, packed, h_prev, h, ld_h, hx, hx_step, C, C_step, gates
+            steps, rows, input_dim, hidden_dim, x, first, x_step, packed, h_prev, h, ld_h, hx, hx_step, C, C_step,
+            gates, scratch,
         )
     else:
         table.f64.lanes_forward(
-            steps, rows, input_dim, hidden_dim, x, first, x_step, packed, h_prev, h, ld_h, hx, hx_step, C, C_step, gates
+            steps, rows, input_dim, hidden_dim, x, first, x_step, packed, h_prev, h, ld_h, hx, hx_step, C, C_step,
+            gates, scratch,
         )
 
 
 cdef inline void lanes_backward(
     const kernels *table, Py_ssize_t steps, Py_ssize_t rows, Py_ssize_t hidden_dim, const real *gates, const real *C,
     Py_ssize_t C_step, const real *panels, const real *dH, Py_ssize_t ld_dH, Py_ssize_t dH_step, bint begins, bint ends,
-    real *dh, real *dC, real *dz, Py_ssize_t ld_dz, Py_ssize_t dz_step,
+    real *dh, real *dC, real *dz, Py_ssize_t ld_dz, Py_ssize_t dz_step, real *scratch,
 ) noexcept nogil:
     if real is float:
         table.f32.lanes_backward(
             steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, dH_step, begins, ends, dh, dC, dz,
-            ld_dz, dz_step,
+            ld_dz, dz_step, scratch,
         )
     else:
         table.f64.lanes_backward(
             steps, rows, hidden_dim, gates, C, C_step, panels, dH, ld_dH, dH_step, begins, ends, dh, dC, dz,
-            ld_dz, dz_step,
+            ld_dz, dz_step, scratch,
         )
 
 

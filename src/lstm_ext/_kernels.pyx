@@ -47,29 +47,39 @@ def isa() -> str:
     return table_at(_current).name.decode()
 
 
-def current() -> int:
-    """Return the position of the instruction set in use, for the passes."""
-    return _current
+def current(chosen: int | None = None) -> int:
+    """Return the position of the instruction set in use, for the passes, or the position that a caller chose."""
+    return _current if chosen is None else chosen
 
 
-def use_isa(name: str) -> None:
-    """Use another instruction set from now on, in every thread: for tests and ``verify``.
-
-    What is under way, and every tape, stream state and training, keeps the set that it began with.
+def position(name: str) -> int:
+    """Return the position of an instruction set.
 
     Raises
     ------
     ValueError
         If this machine, or this build, does not have the set.
     """
-    global _current
     cdef int j = 0
     while all_kernels[j] != NULL:
         if all_kernels[j].name.decode() == name and kernels_runnable(all_kernels[j]):
-            _current = j
-            return
+            return j
         j += 1
     raise ValueError(f"instruction set {name!r} is not available here; expected one of {', '.join(available_isas())}")
+
+
+def use_isa(name: str) -> None:
+    """Use another instruction set from now on, in every thread: for tests alone.
+
+    What is under way, and every tape, stream state and training, keeps the set that it began with.
+
+    Raises
+    ------
+    ValueError
+        As for `position`.
+    """
+    global _current
+    _current = position(name)
 
 
 def build() -> dict[str, str]:

