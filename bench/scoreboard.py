@@ -1,6 +1,6 @@
 """The scoreboard: lstm_ext beside other packages on the same work, everything measured in one run.
 
-    pip install ".[cli]" -r bench/requirements.txt
+    pip install -e ".[cli]" -r bench/requirements.txt
     python bench/scoreboard.py            (all rows, below 15 minutes; writes bench/results/)
     python bench/scoreboard.py --quick    (about a minute: six rows, one thread, three short rounds)
 
