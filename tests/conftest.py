@@ -21,6 +21,17 @@ def isa(request, restored_isa):
     return request.param
 
 
+@pytest.fixture(params=[FMA_ISAS[0], "baseline"] if FMA_ISAS else ["baseline"])
+def rounding_isa(request, restored_isa):
+    """Use the widest instruction set, then the baseline, and return its name.
+
+    For comparisons with the oracle: the other sets have the widest one's bits, which `assert_same_on_every_fma_isa`
+    checks on the same problems.
+    """
+    _kernels.use_isa(request.param)
+    return request.param
+
+
 @pytest.fixture
 def slowest_isa(restored_isa):
     """Use the narrowest instruction set, on which long work is quickly found."""
