@@ -9,6 +9,7 @@ import pytest
 import lstm_ext
 from lstm_ext import reference
 
+pytestmark = pytest.mark.peers
 MODULES = {"compiled": lstm_ext, "reference": reference}
 I, H, O = 3, 5, 2
 LENGTHS = [2, 6, 1, 4]  # in no order; N of them, T = 6

@@ -210,6 +210,7 @@ class InTorch:
         return self.torch.nn.functional.cross_entropy(logits, Y.reshape(-1))
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("loss", "target"), LOSSES)
 def test_gradients_agree_with_torch(isa, torch, loss, target):
     X, Y = data(13, 17, 3, 4, loss, target)
@@ -225,6 +226,7 @@ def test_gradients_agree_with_torch(isa, torch, loss, target):
     assert relative_error(ours.predict(X, target="steps"), outputs) <= 1e-12
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 @pytest.mark.parametrize(
     ("ours", "name", "theirs"),
