@@ -1,6 +1,6 @@
 """The scoreboard: lstm_ext beside other packages on the same work, everything measured in one run.
 
-    pip install ".[cli]" -r bench/requirements.txt
+    pip install -e ".[cli]" -r bench/requirements.txt
     python bench/scoreboard.py            (all rows, below 15 minutes; writes bench/results/)
     python bench/scoreboard.py --quick    (about a minute: six rows, one thread, three short rounds)
 
@@ -8,7 +8,7 @@ Every contestant is a process of its own, on its own CPUs and with its own numbe
 a moment, in turn, while the others are stopped; a ratio, to lstm_ext on the same number of threads, is formed inside a
 round, so a noisy neighbour meets both sides alike, and what is shown is the median of the ratios with its quartiles.
 Before a row is timed, every contestant's outputs, and what some updates change in them, are compared with the
-oracle's. A package that is not installed is left out.
+oracle's. A package that is not installed is left out, unless `--peers` names it.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ def main() -> None:
     competitors = [name for name in CONTESTANTS if name not in (*GAUGES, "oracle")]
     parser.add_argument("--quick", action="store_true", help="six rows, one thread, three short rounds")
     parser.add_argument("--rows", nargs="+", metavar="PATTERN", help="such as 'train-*' or infer-50-32-8-32")
-    parser.add_argument("--peers", nargs="+", choices=competitors, default=competitors)
+    parser.add_argument("--peers", nargs="+", choices=competitors, default=[], help="these alone, and all of them")
     parser.add_argument("--output", type=Path, help="folder for the results (bench/results, for a full run)")
     options = parser.parse_args()
     patterns = options.rows or (QUICK if options.quick else ["*"])
@@ -313,7 +313,9 @@ def main() -> None:
     if not rows:
         parser.error(f"no row matches; there are {', '.join(row.name for row in ROWS)}")
     started, failures = time.perf_counter(), []
-    processes = start(options.peers, threads=1 if options.quick else 2)
+    processes = start(options.peers or competitors, threads=1 if options.quick else 2)
+    present = {process.entry.peer for process in processes.values()}
+    failures += [f"FAILED: {peer} is not there" for peer in options.peers if peer not in present]
     try:
         about = machine(processes)
         print(report.heading(about), flush=True)

@@ -1,8 +1,9 @@
-"""Fixtures that choose the instruction set, and put back what was chosen before; and one that sends signals."""
+"""Fixtures that choose the instruction set or send signals, and a count of what is skipped."""
 
 import os
 import signal
 import time
+from collections import Counter
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the threads of NumPy's BLAS spin, most of all on a busy machine
 
@@ -13,6 +14,58 @@ from lstm_ext import _kernels, _threads
 _threads._adjust(rests=False)  # on a busy machine helpers would rest, and tests of threads test one
 
 FMA_ISAS = [name for name in _kernels.available_isas() if name != "baseline"]
+ONE_FMA_ISA = "this machine has one instruction set with fused multiply-adds"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--expect-skips",
+        action="append",
+        metavar="[N REASON]",
+        help="fail unless N tests are skipped for this reason, and none for another that is not given; '' for none at "
+        "all. Comparisons of instruction sets are expected to be skipped where there is one only.",
+    )
+
+
+def pytest_configure(config):
+    given = config.getoption("--expect-skips")
+    if given is not None:
+        config.pluginmanager.register(SkipCounter(given))
+
+
+class SkipCounter:
+    """Fail a run whose skips are not the expected ones: a missing package would hide all tests that need it."""
+
+    def __init__(self, given):
+        pairs = [text.split(maxsplit=1) for text in given if text]
+        self.expected = Counter({reason: int(count) for count, reason in pairs})
+        self.found = Counter()
+
+    def pytest_collection_finish(self, session):
+        if len(FMA_ISAS) < 2:
+            users = ["assert_same_on_every_fma_isa" in item.fixturenames for item in session.items]
+            self.expected[ONE_FMA_ISA] += sum(users)
+
+    def pytest_runtest_logreport(self, report):
+        if report.skipped:
+            self.count(report)
+
+    def pytest_collectreport(self, report):
+        if report.skipped:
+            self.count(report)
+
+    def count(self, report):
+        *_, reason = report.longrepr
+        self.found[reason.removeprefix("Skipped: ")] += 1
+
+    def pytest_sessionfinish(self, session):
+        if +self.expected != self.found:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for reason in sorted(self.expected | self.found):
+            counts = f"{self.found[reason]} skipped, {self.expected[reason]} expected"
+            terminalreporter.write_line(f"{counts}: {reason}", red=self.found[reason] != self.expected[reason])
 
 
 @pytest.fixture
@@ -29,6 +82,17 @@ def isa(request, restored_isa):
     return request.param
 
 
+@pytest.fixture(params=[FMA_ISAS[0], "baseline"] if FMA_ISAS else ["baseline"])
+def rounding_isa(request, restored_isa):
+    """Use the widest instruction set, then the baseline, and return its name.
+
+    For comparisons with the oracle: the other sets have the widest one's bits, which `assert_same_on_every_fma_isa`
+    checks on the same problems.
+    """
+    _kernels.use_isa(request.param)
+    return request.param
+
+
 @pytest.fixture
 def assert_same_on_every_fma_isa(restored_isa):
     """Return a check that ``results()``, an iterable of arrays, has the same bits on every set.
@@ -36,7 +100,7 @@ def assert_same_on_every_fma_isa(restored_isa):
     All sets but the baseline have the fused multiply-add, and promise equal bits.
     """
     if len(FMA_ISAS) < 2:
-        pytest.skip("this machine has one instruction set with fused multiply-adds")
+        pytest.skip(ONE_FMA_ISA)
 
     def check(results):
         first = None

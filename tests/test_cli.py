@@ -697,9 +697,10 @@ def test_a_folder_that_may_not_be_written(river, capsys, monkeypatch):
     assert "next.csv cannot be written" in fails(capsys, "predict", "river.safetensors", "river.csv", "-o", "next.csv")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder(river, capsys):
     river.chmod(0o555)
+    if os.access(river, os.W_OK):
+        pytest.skip("permissions do not hold for root")
     try:
         assert "river.safetensors cannot be written: Permission denied" in fails(capsys, *RIVER)
     finally:
@@ -733,7 +734,7 @@ def test_a_full_disk(river, capsys):
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
     )
     if not mounted or mounted.returncode:
-        pytest.skip("a disk can be mounted by root alone")
+        pytest.skip("a file system can be mounted by root on Linux only")
     try:
         (disk / "filling").write_bytes(bytes(2**20 - 8192))
         line = fails(capsys, *RIVER, "--model", "disk/model", "--plot", "disk/picture.png")

@@ -1,4 +1,4 @@
-"""Docstrings: numpydoc's validation of everything public, and every example runs; those of the documents do too."""
+"""Docstrings: numpydoc's validation of everything public, and every example runs; so do the documents' blocks."""
 
 import doctest
 import importlib
@@ -7,10 +7,11 @@ import pkgutil
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import reference
+from lstm_ext import cli, reference, threads
 
 IGNORED = {
     "ES01",  # no extended summary: one line is often enough
@@ -81,14 +82,65 @@ def test_there_are_examples():
     assert sum(len(test.examples) for test in found) > 5
 
 
-def test_the_guide_prints_what_its_comments_say(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("safetensors")
-    guide = Path(__file__).parents[1] / "docs" / "layers.md"
-    if not guide.exists():
-        pytest.skip("the guide is in the source tree alone")
+# --- the documents ---
+
+TREE = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "docs/forecasting.md", "docs/layers.md", "docs/performance.md"]
+
+
+def text_of(document):
+    return (TREE / document).read_text(encoding="utf-8")
+
+
+def python_blocks(document):
+    return re.findall("^```python\n(.*?)^```", text_of(document), re.DOTALL | re.MULTILINE)
+
+
+def commands(document):
+    return re.findall("^    lstm-ext (.*)$", text_of(document), re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return the folder of a reader, with the tables that the documents name: 200 days of a river, and 240."""
+    rng, days = np.random.default_rng(0), np.arange(240)
+    columns = {"date": np.datetime64("2023-01-01") + days, "flow": 10 + np.sin(days / 3)}
+    columns |= {name: rng.random(240) for name in ("rain", "snow")}
+    for name, rows in (("river.csv", 200), ("newer.csv", 240)):
+        table = {column: values[:rows] for column, values in columns.items()}
+        (tmp_path / name).write_bytes(lstm_ext.tables.encode_table(table, tmp_path / name))
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def process_settings(monkeypatch):
+    """Put back what the documents set for a whole process."""
+    monkeypatch.setattr(threads, "_chosen", threads._chosen)
+
+
+def test_every_document_is_here():
+    found = {path.relative_to(TREE).as_posix() for path in (*TREE.glob("docs/**/*.md"), TREE / "README.md")}
+    assert found == set(DOCUMENTS)
+    assert all(python_blocks(document) for document in DOCUMENTS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_block_prints_what_its_comments_say(document, folder, process_settings, monkeypatch, capsys):
+    """Those of the guide go on where the last one ended; those of others need nothing that came before."""
+    monkeypatch.setattr(lstm_ext, "verify", lambda: None)  # seconds long; the command line's tests run it
     names = {}
-    for code in re.findall("```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL):
-        exec(code, names)
+    for code in python_blocks(document):
+        exec(code, names if document == "docs/layers.md" else {})
         expected = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
-        assert capsys.readouterr().out.splitlines() == expected, code
+        printed = capsys.readouterr().out.splitlines()
+        if document == "docs/layers.md":
+            assert printed == expected, code
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/forecasting.md"])
+def test_every_command_works(document, folder, capsys):
+    for command in commands(document):
+        cli.main(command.split())
+    assert "RMSE" in capsys.readouterr().out
+    assert {"river.safetensors", "river.png", "next.csv"} <= {path.name for path in folder.iterdir()}

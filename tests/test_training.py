@@ -1,5 +1,8 @@
 """Training: against a plain NumPy loop, against PyTorch, bit for bit, interrupted, and on bad input."""
 
+import contextlib
+import functools
+import io
 import math
 import os
 import pickle
@@ -109,7 +112,7 @@ def train_in_numpy(model, X, Y, update, batch_size, epochs, clip_norm, seed, **h
 @pytest.mark.parametrize(("loss", "target"), LOSSES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clips", [False, True])
-def test_training_agrees_with_numpy(isa, optimizer, clips, loss, target):
+def test_training_agrees_with_numpy(rounding_isa, optimizer, clips, loss, target):
     """21 updates, every seventh on a smaller batch."""
     X, Y = data(34, 5, 3, 4, loss, target)
     ours, (compiled, plain) = network(3, 13, 4), OPTIMIZERS[optimizer]
@@ -206,6 +209,7 @@ class InTorch:
         return self.torch.nn.functional.cross_entropy(logits, Y.reshape(-1))
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("loss", "target"), LOSSES)
 def test_gradients_agree_with_torch(isa, torch, loss, target):
     X, Y = data(13, 17, 3, 4, loss, target)
@@ -221,6 +225,7 @@ def test_gradients_agree_with_torch(isa, torch, loss, target):
     assert relative_error(ours.predict(X, target="steps"), outputs) <= 1e-12
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 @pytest.mark.parametrize(
     ("ours", "name", "theirs"),
@@ -378,22 +383,37 @@ def gaps():
     return mask
 
 
+WAYS = {"full": {}, "lengths": {"lengths": LENGTHS}, "mask": {"mask": gaps()}}
+
+
+@functools.cache  # once for all sets
+def expected_by_way(name, target, output_dim):
+    """Return the oracle's predictions by way, and its (loss, gradient) by way and seed."""
+    ours, theirs = pair(output_dim, **OPTIONS[name])
+    X, Y = padded(*ragged(target, output_dim or ours.architecture.features)[:2])
+    predictions = {way: theirs.predict(X, target=target, **how) for way, how in WAYS.items()}
+    gradients = {
+        (way, seed): theirs.gradient(X, Y, target=target, dropout_seed=seed, **how)
+        for way, how in WAYS.items()
+        for seed in (None, 5, 2**63 + 1)
+    }
+    return predictions, gradients
+
+
 @pytest.mark.parametrize("output_dim", [2, None])
 @pytest.mark.parametrize("target", HEADS)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_gradients_of_all_options_agree_with_the_oracle(isa, name, target, output_dim):
-    ours, theirs = pair(output_dim, **OPTIONS[name])
-    X, Y, lengths = ragged(target, output_dim or ours.architecture.features)
-    full = padded(X, Y)
-    for how in ({}, {"lengths": lengths}, {"mask": gaps()}):
-        given = (X, Y) if "lengths" in how else full
-        for seed in (None, 5, 2**63 + 1):
-            value, gradient = ours.gradient(*given, target=target, dropout_seed=seed, **how)
-            expected = theirs.gradient(*full, target=target, dropout_seed=seed, **how)
-            assert relative_error(value, expected[0]) <= 1e-12
-            assert relative_error(gradient, expected[1]) <= 1e-12
-        expected = theirs.predict(full[0], target=target, **how)
-        assert relative_error(ours.predict(given[0], target=target, **how), expected) <= 1e-12
+def test_gradients_of_all_options_agree_with_the_oracle(rounding_isa, name, target, output_dim):
+    predictions, gradients = expected_by_way(name, target, output_dim)
+    ours, _ = pair(output_dim, **OPTIONS[name])
+    X, Y, _ = ragged(target, output_dim or ours.architecture.features)
+    data_of = {way: (X, Y) if way == "lengths" else padded(X, Y) for way in WAYS}
+    for way, expected in predictions.items():
+        assert relative_error(ours.predict(data_of[way][0], target=target, **WAYS[way]), expected) <= 1e-12
+    for (way, seed), (expected, expected_gradient) in gradients.items():
+        value, gradient = ours.gradient(*data_of[way], target=target, dropout_seed=seed, **WAYS[way])
+        assert relative_error(value, expected) <= 1e-12
+        assert relative_error(gradient, expected_gradient) <= 1e-12
 
 
 def test_equal_largest_share_nothing(isa):
@@ -1080,34 +1100,54 @@ def test_a_validation_loss_that_is_not_finite_is_told():
 
 
 def printed_losses(capsys):
-    lines = capsys.readouterr().out.splitlines()
+    return losses_in(capsys.readouterr().out)
+
+
+def losses_in(output):
+    lines = output.splitlines()
     pattern = rf"Epoch (\d+)/{len(lines)}, Loss: (\S+)"
     found = [re.fullmatch(pattern, line) for line in lines]
     assert [int(match[1]) for match in found] == list(range(1, len(lines) + 1))
     return [float(match[2]) for match in found]
 
 
+def articles_program(function, targets, epochs):
+    np.random.seed(0)
+    X, Y = np.random.randn(100, 10, 3), targets(100, 1)
+    return function(X, Y, 3, 5, 1, learning_rate=0.01, epochs=epochs)
+
+
+@pytest.fixture(scope="module", params=[np.random.rand, np.random.randn], ids=["rand", "randn"])
+def articles_oracle(request):
+    """Return the program's targets, and what the oracle prints and makes of them in any number of epochs, once each."""
+
+    @functools.cache
+    def trained(epochs):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            model = articles_program(reference.train_lstm, request.param, epochs)
+        return losses_in(output.getvalue()), model.parameters
+
+    return request.param, trained
+
+
 @pytest.mark.parametrize("epochs", [8, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("targets", [np.random.rand, np.random.randn], ids=["rand", "randn"])
-def test_the_articles_program_prints_the_oracles_losses(isa, capsys, targets, epochs):
+def test_the_articles_program_prints_the_oracles_losses(isa, capsys, articles_oracle, epochs):
     """To 10 digits; with normal targets for 30 epochs, after which the training itself is chaotic.
 
     (The oracle's own losses change by 1e-7 by epoch 40, and by a tenth by 60, if its first weights change by one ULP.)
     """
+    targets, oracle = articles_oracle
     if epochs == 100 and targets is np.random.randn:
         epochs = 30
-    losses, models = [], []
-    for function in (train_lstm, reference.train_lstm):
-        np.random.seed(0)
-        X, Y = np.random.randn(100, 10, 3), targets(100, 1)
-        models.append(function(X, Y, 3, 5, 1, learning_rate=0.01, epochs=epochs))
-        losses.append(printed_losses(capsys))
-    assert len(losses[0]) == epochs
-    assert np.allclose(*losses, rtol=1e-10, atol=0)
-    assert relative_error(models[0].parameters, models[1].parameters) <= 1e-10
-    assert models[0].dtype == np.float64
-    assert models[0].sizes == (3, 5, 1)
-    assert losses[0][-1] < losses[0][0]
+    model = articles_program(train_lstm, targets, epochs)
+    losses, (expected, parameters) = printed_losses(capsys), oracle(epochs)
+    assert len(losses) == epochs
+    assert np.allclose(losses, expected, rtol=1e-10, atol=0)
+    assert relative_error(model.parameters, parameters) <= 1e-10
+    assert model.dtype == np.float64
+    assert model.sizes == (3, 5, 1)
+    assert losses[-1] < losses[0]
 
 
 def test_train_lstm_takes_what_the_article_takes(capsys):
