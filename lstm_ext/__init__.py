@@ -18,16 +18,16 @@ from lstm_ext._version import __version__
 TYPE_CHECKING = False  # that of `typing`, without its import
 if TYPE_CHECKING:
     from lstm_ext.activations import sigmoid, tanh
+    from lstm_ext.checks import NonFiniteError
     from lstm_ext.config import show_config
     from lstm_ext.data import SequenceScaler, fill_gaps, load_co2, windows
     from lstm_ext.forecasting import Forecaster
-    from lstm_ext.losses import MSE, CrossEntropy
+    from lstm_ext.losses import MSE, CrossEntropy, check_gradient
     from lstm_ext.network import LSTM, LSTMCell, LSTMNetwork, Model, load, load_model
     from lstm_ext.optimizers import SGD, Adam
     from lstm_ext.options import Options
     from lstm_ext.parameters import parameter_layout
     from lstm_ext.persistence import ModelFileError
-    from lstm_ext.plan import NonFiniteError
     from lstm_ext.threads import get_num_threads, set_num_threads
     from lstm_ext.training import History, train, train_lstm
     from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
@@ -49,6 +49,7 @@ __all__ = [
     "SequenceScaler",
     "VerificationError",
     "__version__",
+    "check_gradient",
     "fill_gaps",
     "from_reference",
     "get_num_threads",
@@ -70,18 +71,18 @@ __all__ = [
 
 _NAMES: dict[str, list[str]] = {
     "activations": ["sigmoid", "tanh"],
-    "checks": [],
+    "checks": ["NonFiniteError"],
     "config": ["show_config"],
     "data": ["SequenceScaler", "fill_gaps", "load_co2", "windows"],
     "forecasting": ["Forecaster"],
     "layers": [],
-    "losses": ["MSE", "CrossEntropy"],
+    "losses": ["MSE", "CrossEntropy", "check_gradient"],
     "network": ["LSTM", "LSTMCell", "LSTMNetwork", "Model", "load", "load_model"],
     "optimizers": ["SGD", "Adam"],
     "options": ["Options"],
     "parameters": ["parameter_layout"],
     "persistence": ["ModelFileError"],
-    "plan": ["NonFiniteError"],
+    "plan": [],
     "sequences": [],
     "tables": [],
     "threads": ["get_num_threads", "set_num_threads"],

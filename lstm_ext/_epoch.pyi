@@ -1,3 +1,4 @@
+from array import array
 from typing import Any
 
 from lstm_ext.checks import Array
@@ -8,9 +9,22 @@ FORWARD: int
 LOSS: int
 BACKWARD: int
 UPDATE: int
+DONE: int
+NOT_FINITE: int
+MAY_OVERFLOW: int
 NORM_BLOCK: int
 
+def check_settings(settings: Array | array[float], single: bool) -> int: ...
 def update_parameters(
-    isa: int, threads: int, settings: Array, powers: Array, moments: Array, parameters: Array, gradient: Array
-) -> None: ...
-def run(plan: Plan, step: int, last_step: int, phases: int, seconds: float) -> tuple[int, bool]: ...
+    isa: int,
+    threads: int,
+    settings: Array | array[float],
+    powers: Array,
+    moments: Array,
+    parameters: Array,
+    gradient: Array,
+    scale: float,
+    bounds: Array,
+    even_if_it_overflows: bool,
+) -> bool: ...
+def run(plan: Plan, step: int, last_step: int, phases: int, seconds: float) -> tuple[int, int]: ...

@@ -38,6 +38,22 @@ def short_repr(value: Any) -> str:
     return " ".join(text.split())
 
 
+class NonFiniteError(ArithmeticError):
+    """A loss, a gradient or the result of an update is NaN or infinite; the parameters are those before that update.
+
+    Parameters
+    ----------
+    message : str
+        What is not finite, and where.
+    step : int
+        The pass of the epoch, from 0, usually a batch; kept as an attribute.
+    """
+
+    def __init__(self, message: str, step: int = 0) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return `dtype` as a NumPy dtype; float32 and float64 are compiled."""
     try:
@@ -127,10 +143,11 @@ def check_length(name: str, value: Any, length: int) -> None:
     """Raise unless `value` is a sequence with one entry for each sequence of X."""
     try:
         given = len(value)
-    except TypeError:
-        raise TypeError(
-            f"{name} is {short_repr(value)}; expected {length} targets, one for each sequence of X"
-        ) from None
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__getitem__"):
+            raise TypeError
+    except (TypeError, NotImplementedError):  # the latter from a memoryview
+        shown = short_repr(value)
+        raise TypeError(f"{name} is {shown}; expected {length} targets, one for each sequence of X") from None
     if given != length:
         raise ValueError(f"{name} has length {given}; expected {length}, one for each sequence of X")
 
@@ -305,6 +322,20 @@ def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array
     return result.reshape(length, 1)
 
 
+def as_targets(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], width: int) -> Array:
+    """Return targets of the squared error as (*shape, width), given so or, for a single output, as `shape`."""
+    result = as_real(name, value, dtype)
+    if result.shape == shape:
+        if width == 1:
+            return result.reshape(*shape, 1)
+        if as_array(name, value).dtype.kind in "iu":
+            raise ValueError(
+                f"{name} has shape {shape}; expected {(*shape, width)}, or loss='cross_entropy' for integer classes"
+            )
+    check_shape(name, result.shape, (*shape, width))
+    return result
+
+
 def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> NDArray[np.intp]:
     """Return class labels of a given shape as a contiguous copy of integers in [0, classes)."""
     source = as_array(name, value, shape)
@@ -316,5 +347,12 @@ def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> ND
     if wrong.any():
         index = tuple(int(j) for j in np.argwhere(wrong)[0])
         place = f"{name}[{', '.join(map(str, index))}]"
-        raise ValueError(f"{place} is {source[index]}; expected a class from 0 to {classes - 1}")
+        if classes == 1:
+            raise ValueError(
+                f"{place} is {source[index]} and the network has one output; the cross-entropy needs one for each "
+                "class: output_dim=2 for two classes"
+            )
+        raise ValueError(
+            f"{place} is {source[index]}; expected a class from 0 to {classes - 1}, one for each output of the network"
+        )
     return np.array(source, np.intp, order="C")

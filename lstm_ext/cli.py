@@ -168,7 +168,8 @@ def train(
     say(reports.table_lines(report["table"]))
     if until is not None:
         _check_held_out(forecaster, series, until)
-    fit = forecaster.fit(table, until=until, callbacks=[_Passes(say)])
+    shows_bars = sys.stderr.isatty()  # where it does not, lines tell of the training
+    fit = forecaster.fit(table, until=until, callbacks=[] if shows_bars else [_Passes(say)], verbose=shows_bars)
     report["training"] = reports.describe_fit(forecaster, fit)
     seconds = sum(sum(history.seconds) for history in (fit.watched, fit.history) if history is not None)
     say(reports.fit_lines(report["training"], seconds))

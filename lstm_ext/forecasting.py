@@ -254,6 +254,7 @@ class Forecaster:
         *,
         until: When | None = None,
         callbacks: Iterable[Callback] = (),
+        verbose: bool = True,
         num_threads: int | None = None,
     ) -> Fit:
         """Train a network on a table.
@@ -268,6 +269,8 @@ class Forecaster:
         callbacks : iterable of callable
             Each is called as ``callback(network, history)`` after every epoch of the training that chooses the number
             of epochs, and of the only training if `validation` is 0; True stops it.
+        verbose : bool
+            Show the progress and the losses on stderr, as `train` does.
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 
@@ -286,7 +289,7 @@ class Forecaster:
             If an argument or the table is not as needed, or the table is too short. The forecaster is as before then.
         """
         callbacks = as_callbacks(callbacks)
-        options: dict[str, Any] = {"num_threads": num_threads}
+        options: dict[str, Any] = {"verbose": as_flag("verbose", verbose), "num_threads": num_threads}
         _check_when("until", until)
         known = [
             one._replace(values=one.values[: row_of(one, until, len(one.values))])

@@ -1,21 +1,45 @@
-"""Losses: those of this module run in compiled code, any callable with the signature of `Loss` from Python."""
+"""Losses: `MSE` and `CrossEntropy` run in compiled code, a callable as `Loss` describes it runs from Python."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
-from lstm_ext.checks import Array
+import numpy as np
 
-Loss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
-"""A loss in Python: ``loss(outputs, targets) -> (value, gradient)``.
+from lstm_ext.checks import Array, Data, as_number, as_real, short_repr
 
-`outputs` is (B, output_dim), or for every step (B, T, output_dim); a list of arrays (T_n, output_dim) where the
-sequences of the batch have different lengths. `targets` is what Y holds for these sequences, in the same order; `value`
-is the mean over the batch, `gradient` its derivative with respect to `outputs`, of the same form.
 
-With a `tbptt` of `train`, the batch is a chunk: the sequences that end in it, or the steps of it.
-"""
+class Loss(Protocol):
+    """The contract of a loss written in Python: a callable ``loss(outputs, targets)`` that returns (value, gradient).
+
+    Any callable will do: a function, or an object with `__call__`. `lstm_ext.check_gradient` checks its gradient.
+    """
+
+    def __call__(self, outputs: Any, targets: Any, /) -> tuple[float, Any]:
+        """Return the loss of a batch and its derivative with respect to the outputs.
+
+        With ``tbptt`` of `train` a batch is a chunk: the sequences that end in it, or the steps in it.
+
+        Parameters
+        ----------
+        outputs : ndarray or list of ndarray
+            The network's outputs for B sequences, in the network's dtype. An array (B, output_dim), one row for each
+            sequence, for ``target="last"``, ``"mean"`` and ``"max"``. For ``target="steps"`` an array
+            (B, T, output_dim) if X is one array without `lengths` and `mask`; otherwise always a list of B arrays
+            (T_n, output_dim), even where all T_n are equal. The loss owns them and may write to them.
+        targets : object
+            The entries of Y for these sequences, in the same order: an array if Y is one and outputs is one, else a
+            list. For ``"steps"`` without padding; with `tbptt` only the steps of the chunk.
+
+        Returns
+        -------
+        value : float
+            The loss. For `History`, the mean over the batch: an epoch's loss is the average of its batches.
+        gradient : ndarray or list of ndarray
+            The derivative of `value` with respect to `outputs`, in the same form.
+        """
 
 
 class MSE:
@@ -44,4 +68,116 @@ def as_loss(loss: str | MSE | CrossEntropy | Loss) -> MSE | CrossEntropy | Loss:
         return LOSSES[loss]
     if is_compiled(loss) or (callable(loss) and not isinstance(loss, type)):
         return loss
-    raise ValueError(f"loss is {loss!r}; expected one of {', '.join(map(repr, LOSSES))}, or a callable")
+    if isinstance(loss, type):
+        raise ValueError(f"loss is {loss!r}; expected an object: {loss.__name__}()")
+    raise ValueError(f"loss is {short_repr(loss)}; expected one of {', '.join(map(repr, LOSSES))}, or a callable")
+
+
+def read_result(result: Any) -> tuple[float, Any]:
+    """Return value and gradient that a loss in Python returned."""
+    try:
+        value, gradient = result
+        number = np.asarray(value)
+        if number.ndim > 0 or number.dtype.kind not in "fiub":
+            raise TypeError
+    except (TypeError, ValueError):
+        raise TypeError(f"loss returned {short_repr(result)}; expected (value, gradient)") from None
+    return float(number), gradient
+
+
+def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float = 1e-6, step: float = 6e-6) -> float:
+    """Compare the gradient of a loss written in Python with central differences, in float64.
+
+    Parameters
+    ----------
+    loss : callable
+        As `lstm_ext.losses.Loss` describes.
+    outputs : array_like, or list of arrays
+        Where to compare: an array (B, output_dim) or (B, T, output_dim), or a list of arrays (T_n, output_dim). Random
+        numbers will do. Near a point where the loss has no derivative the comparison means nothing.
+    targets : object
+        What the loss is given as targets.
+    tolerance : float
+        The largest error allowed, relative to the gradient's largest element.
+    step : float
+        Each output is moved by so much, or by this share of it if it is larger than 1.
+
+    Returns
+    -------
+    float
+        The largest error of any element, relative to the gradient's largest element.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an element of the gradient is wrong, naming the worst; if the loss returns another form than a finite number
+        and a gradient shaped as the outputs; or if an argument is not as above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lstm_ext
+    >>> def mean_absolute_error(outputs, targets):
+    ...     error = outputs - targets
+    ...     return np.abs(error).mean(), np.sign(error) / error.size
+    >>> outputs, targets = np.random.default_rng(0).standard_normal((2, 5, 3))
+    >>> lstm_ext.check_gradient(mean_absolute_error, outputs, targets) < 1e-6
+    True
+    """
+    if is_compiled(loss) or isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"loss is {short_repr(loss)}; expected a loss in Python: a function of outputs and targets")
+    tolerance, step = as_number("tolerance", tolerance, low=0), as_number("step", step, low=1e-300)
+    is_list = isinstance(outputs, (list, tuple))
+    points = _parts("outputs", outputs, is_list)
+
+    def evaluate() -> tuple[float, Any]:
+        copies = [part.copy() for part in points]
+        value, gradient = read_result(loss(copies if is_list else copies[0], targets))
+        if not math.isfinite(value):
+            raise ValueError(f"loss returned the value {value}; expected a finite number")
+        return value, gradient
+
+    gradient = _parts("the loss's gradient", evaluate()[1], is_list)
+    if _shapes(gradient) != _shapes(points):
+        raise ValueError(f"the loss's gradient has the shape {_shapes(gradient)}; expected {_shapes(points)}")
+    expected = _central_differences(lambda: evaluate()[0], points, step)
+    largest = max(float(np.abs(part).max()) for part in gradient + expected) or 1.0
+    errors = [np.abs(ours - theirs) / largest for ours, theirs in zip(gradient, expected, strict=True)]
+    worst = int(np.argmax([part.max() for part in errors]))
+    index = tuple(int(j) for j in np.unravel_index(errors[worst].argmax(), errors[worst].shape))
+    if errors[worst][index] > tolerance:
+        place = f"outputs{f'[{worst}]' if is_list else ''}[{', '.join(map(str, index))}]"
+        raise ValueError(
+            f"the loss's gradient at {place} is {gradient[worst][index]:.6g}; expected {expected[worst][index]:.6g}, "
+            f"the central difference; the relative error is {errors[worst][index]:.1e}, more than {tolerance:g}"
+        )
+    return float(errors[worst][index])
+
+
+def _parts(name: str, value: Any, is_list: bool) -> list[Array]:
+    """Return copies in float64 of a list of arrays, or a list of the one array."""
+    dtype = np.dtype(np.float64)
+    if not is_list:
+        return [as_real(name, value, dtype).copy()]
+    if not isinstance(value, (list, tuple)) or not value:
+        raise TypeError(f"{name} is {short_repr(value)}; expected a list of arrays")
+    return [as_real(f"{name}[{n}]", part, dtype).copy() for n, part in enumerate(value)]
+
+
+def _shapes(parts: list[Array]) -> str:
+    return ", ".join(str(part.shape) for part in parts)
+
+
+def _central_differences(value: Callable[[], float], points: list[Array], step: float) -> list[Array]:
+    """Return the derivatives of `value`, which reads `points`."""
+    slopes = [np.empty_like(part) for part in points]
+    for part, slope in zip(points, slopes, strict=True):
+        for index in np.ndindex(part.shape):
+            middle = float(part[index])
+            low, high = (middle + sign * step * max(1.0, abs(middle)) for sign in (-1, 1))
+            part[index] = high
+            above = value()
+            part[index] = low
+            slope[index] = (above - value()) / (high - low)
+            part[index] = middle
+    return slopes

@@ -6,56 +6,138 @@ for a new network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeGuard
+import copy
+import math
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Protocol, TypeGuard, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lstm_ext import _epoch, _kernels
 from lstm_ext._threads import Sole
-from lstm_ext.checks import Array, as_number, as_shape
+from lstm_ext.checks import Array, NonFiniteError, as_number, as_real, as_shape, check_shape, short_repr
 from lstm_ext.threads import thread_count
 
 
 class Optimizer(Protocol):
-    """What `train` asks of an optimizer written in Python."""
+    """The contract of an optimizer written in Python.
+
+    If an update raises an exception or writes a number that is not finite, `train` puts the parameters back as they
+    were before it. The optimizer's own state is the optimizer's affair.
+    """
 
     def update(self, parameters: Array, gradient: Array) -> None:
         """Change the flat `parameters` in place, given the (clipped) gradient of the same layout."""
 
 
+class _Setting:
+    """A number of an optimizer, checked when it is assigned; the next update uses it."""
+
+    def __init__(self, index: int, *, below: float = math.inf, above: float | None = None) -> None:
+        self._index, self._below, self._above = index, below, above
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, optimizer: None, owner: Any = None) -> _Setting: ...
+    @overload
+    def __get__(self, optimizer: _Compiled, owner: Any = None) -> float: ...
+    def __get__(self, optimizer: _Compiled | None, owner: Any = None) -> _Setting | float:
+        return self if optimizer is None else optimizer._settings[self._index]
+
+    def __set__(self, optimizer: _Compiled, value: float) -> None:
+        number = as_number(self.name, value, low=0, high=self._below)
+        if self._above is not None and number <= self._above:
+            raise ValueError(f"{self.name} is {number}; expected a finite number above {self._above:g}")
+        optimizer._settings[self._index] = number
+
+
 class _Compiled:
     """The state of a compiled optimizer: moments (rows, parameters) and the running powers of its decay rates."""
 
-    settings: NDArray[np.float64]
-    _rows: int
+    __slots__ = ("__weakref__", "_bounds", "_moments", "_powers", "_settings")
+    _fields: ClassVar[tuple[_Setting, ...]]
+    _settings: array[float]
+    _powers: NDArray[np.float64]
+    _moments: Array | None
+    _bounds: NDArray[np.float64]  # of parameters and moments, which tell that an update cannot overflow
 
-    def __init__(self) -> None:
-        self.powers = np.ones(2)
-        self.moments: Array | None = None
+    def __init__(self, *settings: float) -> None:
+        self._settings = array("d", bytes(8 * len(settings)))
+        for field, value in zip(self._fields, settings, strict=True):
+            field.__set__(self, value)
+        self._powers, self._moments, self._bounds = np.ones(2), None, np.zeros(3)
+
+    def __copy__(self) -> _Compiled:
+        return copy.deepcopy(self)  # a copy shares no state
+
+    def __repr__(self) -> str:
+        settings = zip(self._fields, self._settings, strict=True)
+        return f"{type(self).__name__}({', '.join(f'{field.name}={value}' for field, value in settings)})"
+
+    @property
+    def settings(self) -> NDArray[np.float64]:
+        """The settings as a read-only array, in the constructor's order."""
+        return _read_only(np.array(self._settings))
+
+    @property
+    def powers(self) -> NDArray[np.float64]:
+        """The products of beta1 and of beta2 over all updates, two numbers in [0, 1]; read-only, but to be assigned."""
+        return _read_only(self._powers)
+
+    @powers.setter
+    def powers(self, value: ArrayLike) -> None:
+        powers = as_shape("powers", value, np.dtype(np.float64), (2,))
+        if powers.min() < 0 or powers.max() > 1:
+            raise ValueError(f"powers is {powers.tolist()}; expected numbers in [0, 1]")
+        self._powers = powers.copy()
+
+    @property
+    def moments(self) -> Array | None:
+        """The moments, one in each row: velocity, or m and v. Read-only, but to be assigned; None before any update."""
+        return None if self._moments is None else _read_only(self._moments)
+
+    @moments.setter
+    def moments(self, value: Array | None) -> None:
+        self._moments = None if value is None else self._read_moments(value)
+        self._bounds[:] = np.inf
+
+    @property
+    def _rows(self) -> int:
+        raise NotImplementedError
+
+    def _read_moments(self, value: Any) -> Array:
+        """Return a copy of moments that a user assigns."""
+        if not isinstance(value, np.ndarray) or value.dtype not in _DTYPES:
+            raise TypeError(f"moments is {short_repr(value)}; expected an array of float32 or float64, or None")
+        check_shape("moments", value.shape, (self._rows, "n"))
+        if self._rows == 0:
+            return value.copy()
+        moments = as_real("moments", value, value.dtype).copy()
+        if self._rows == 2 and moments[1].min() < 0:
+            raise ValueError(f"moments[1] holds {moments[1].min()}; expected means of squares, at least 0")
+        return moments
 
     def check(self, parameters: Array) -> None:
-        """Raise ValueError if settings or state do not fit the parameters; change nothing.
+        """Raise an error if `parameters` cannot be updated, or settings or state do not fit them; change nothing.
 
         Parameters
         ----------
         parameters : ndarray (n,)
-            Those to be updated.
+            Those to be updated: float32 or float64 in native byte order, contiguous, aligned, writable.
 
         Raises
         ------
-        ValueError
-            If their dtype cannot hold the settings, or the state is of others.
+        TypeError, ValueError
+            If `parameters` is not as above, its dtype cannot hold the settings, or the state is of others.
         """
-        with np.errstate(over="ignore"):
-            settings = self.settings.astype(parameters.dtype)
-        if not np.isfinite(settings).all() or (self._rows == 2 and settings[-1] == 0):
-            raise ValueError(
-                f"optimizer has the settings {self.settings.tolist()}; expected numbers that {parameters.dtype} holds, "
-                "an epsilon above 0 among them"
-            )
-        kept = self.moments
+        _check_parameters(parameters)
+        _epoch.check_settings(self._settings, parameters.dtype == np.float32)
+        kept = self._moments
         if kept is not None and kept.size and (kept.dtype, kept.shape[1]) != (parameters.dtype, parameters.size):
             raise ValueError(
                 f"optimizer holds the state of {kept.shape[1]} {kept.dtype} parameters; expected "
@@ -68,44 +150,68 @@ class _Compiled:
         Parameters
         ----------
         parameters : ndarray (n,)
-            Those to be updated.
+            Those to be updated, as for `check`.
 
         Returns
         -------
         ndarray (rows, n)
-            One row for each moment, changed in place by the updates.
-        """
-        if self.moments is None or self.moments.dtype != parameters.dtype:
-            self.moments = np.zeros((self._rows, parameters.size), parameters.dtype)
-        return self.moments
+            One row for each moment, read-only; the updates change it.
 
-    def update(self, parameters: Array, gradient: Array) -> None:
+        Raises
+        ------
+        TypeError, ValueError
+            As `check` does.
+        """
+        self.check(parameters)
+        return _read_only(self._begin(parameters))
+
+    def update(self, parameters: Array, gradient: ArrayLike) -> None:
         """Make one update, for models built on `LSTM`; `train` makes its own in the compiled loop.
 
         Parameters
         ----------
         parameters : ndarray (n,)
-            Contiguous; changed in place.
+            Those to be changed in place, as for `check`.
         gradient : array_like (n,)
             Of the loss, with respect to `parameters`.
 
         Raises
         ------
+        NonFiniteError
+            If a parameter or a moment would not be finite afterwards; nothing has changed then.
         TypeError, ValueError
-            If an argument is not as above, or the optimizer holds the state of other parameters.
+            If an argument is not as above, or the optimizer holds the state of other parameters; nothing has changed
+            then.
         RuntimeError
             If another thread is updating or training with the optimizer; nothing has changed then.
         """
-        if parameters.ndim != 1 or not parameters.flags.c_contiguous:
-            raise ValueError(f"parameters has shape {parameters.shape}; expected a contiguous vector")
-        gradient = as_shape("gradient", gradient, parameters.dtype, parameters.shape)
-        threads = thread_count(None)
         with Sole(self, "optimizer is being used by another call; expected one at a time", nests=True):
             self.check(parameters)
-            moments = self.state(parameters)
-            _epoch.update_parameters(
-                _kernels.current(), threads, self.settings, self.powers, moments, parameters, gradient
-            )
+            gradient = as_shape("gradient", gradient, parameters.dtype, parameters.shape)
+            if np.may_share_memory(parameters, gradient):
+                gradient = gradient.copy()
+            self._update(_kernels.current(), thread_count(None), parameters, gradient)
+
+    def _update(self, isa: int, threads: int, parameters: Array, gradient: Array, scale: float = 1.0) -> None:
+        """Make one update of arguments that were checked: the whole of it, or none."""
+        before, moments = self._moments, self._begin(parameters)
+        call = isa, threads, self._settings, self._powers, moments, parameters, gradient, scale, self._bounds
+        try:
+            if not _epoch.update_parameters(*call, even_if_it_overflows=False):
+                with all_or_nothing(parameters, moments, self._powers):
+                    _epoch.update_parameters(*call, even_if_it_overflows=True)
+        except NonFiniteError:
+            self._moments = before
+            raise
+
+    def _begin(self, parameters: Array) -> Array:
+        """Return the moments to be changed; the compiled loop calls it."""
+        if self._moments is None or len(self._moments) < self._rows:
+            self._moments = self._zeros(parameters)
+        return self._moments
+
+    def _zeros(self, parameters: Array) -> Array:
+        return np.zeros((self._rows, parameters.size), parameters.dtype)
 
 
 class SGD(_Compiled):
@@ -119,17 +225,24 @@ class SGD(_Compiled):
         Above or equal to 0.
     momentum : float
         In [0, 1).
+
+    Attributes
+    ----------
+    learning_rate, momentum : float
+        The settings; the next update uses what is assigned to them.
     """
 
+    __slots__ = ()
+    learning_rate = _Setting(0)
+    momentum = _Setting(1, below=1)
+    _fields = (learning_rate, momentum)
+
     def __init__(self, learning_rate: float = 0.01, momentum: float = 0.0) -> None:
-        super().__init__()
-        self.settings = np.array(
-            [
-                as_number("learning_rate", learning_rate, low=0),
-                as_number("momentum", momentum, low=0, high=1),
-            ]
-        )
-        self._rows = 1 if self.settings[1] > 0 else 0
+        super().__init__(learning_rate, momentum)
+
+    @property
+    def _rows(self) -> int:
+        return 1 if self._settings[1] > 0 else 0
 
 
 class Adam(_Compiled):
@@ -146,22 +259,62 @@ class Adam(_Compiled):
         Decay rates in [0, 1).
     epsilon : float
         Above 0.
+
+    Attributes
+    ----------
+    learning_rate, beta1, beta2, epsilon : float
+        The settings; the next update uses what is assigned to them.
     """
 
+    __slots__ = ()
+    learning_rate = _Setting(0)
+    beta1 = _Setting(1, below=1)
+    beta2 = _Setting(2, below=1)
+    epsilon = _Setting(3, above=0)
+    _fields = (learning_rate, beta1, beta2, epsilon)
     _rows = 2
 
     def __init__(
         self, learning_rate: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
     ) -> None:
-        super().__init__()
-        self.settings = np.array(
-            [
-                as_number("learning_rate", learning_rate, low=0),
-                as_number("beta1", beta1, low=0, high=1),
-                as_number("beta2", beta2, low=0, high=1),
-                as_number("epsilon", epsilon, low=0),
-            ]
+        super().__init__(learning_rate, beta1, beta2, epsilon)
+
+
+@contextmanager
+def all_or_nothing(*arrays: Array) -> Iterator[None]:
+    """Put arrays back as they were if the block raises, or leaves a number in them that is not finite."""
+    before = [values.copy() for values in arrays]
+    try:
+        yield
+        if not all(map(_kernels.is_finite, arrays)):
+            raise NonFiniteError("the update leads to numbers that are not finite")
+    except BaseException:
+        for values, kept in zip(arrays, before, strict=True):
+            values[...] = kept
+        raise
+
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _check_parameters(parameters: Any) -> None:
+    """Raise unless an update can change these parameters in place."""
+    if not isinstance(parameters, np.ndarray) or isinstance(parameters, np.ma.MaskedArray):
+        raise TypeError(f"parameters is {short_repr(parameters)}; expected an ndarray")
+    if parameters.dtype not in _DTYPES:
+        raise TypeError(f"parameters has dtype {parameters.dtype}; expected float32 or float64 in native byte order")
+    if parameters.ndim != 1 or parameters.size == 0:
+        raise ValueError(f"parameters has shape {parameters.shape}; expected (n,), n at least 1")
+    if not parameters.flags.carray:
+        raise ValueError(
+            "parameters is read-only, not contiguous or unaligned; expected an array to be changed in place"
         )
+
+
+def _read_only(values: Array) -> Array:
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {"sgd": SGD, "adam": Adam}
@@ -178,6 +331,9 @@ def as_optimizer(optimizer: str | Optimizer) -> Optimizer:
         return OPTIMIZERS[optimizer]()
     if not isinstance(optimizer, (str, type, Mapping)) and callable(getattr(optimizer, "update", None)):
         return optimizer
+    if isinstance(optimizer, type) and hasattr(optimizer, "update"):
+        raise ValueError(f"optimizer is {optimizer!r}; expected an object: {optimizer.__name__}()")
     raise ValueError(
-        f"optimizer is {optimizer!r}; expected one of {', '.join(map(repr, OPTIMIZERS))}, or an object with update()"
+        f"optimizer is {short_repr(optimizer)}; expected one of {', '.join(map(repr, OPTIMIZERS))}, or an object "
+        "with update()"
     )

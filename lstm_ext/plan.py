@@ -18,19 +18,21 @@ from lstm_ext.checks import (
     Array,
     Data,
     Index,
+    NonFiniteError,
     as_array,
     as_choice,
     as_it_is,
     as_labels,
     as_shape,
     as_size,
+    as_targets,
     check_length,
     check_live,
     is_mapped,
     short_repr,
 )
 from lstm_ext.losses import MSE, CrossEntropy, Loss
-from lstm_ext.optimizers import Optimizer
+from lstm_ext.optimizers import Optimizer, all_or_nothing
 from lstm_ext.options import Architecture, Options
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
@@ -39,22 +41,6 @@ from lstm_ext.workspace import steps_at_once
 TARGETS = ("last", "steps", "mean", "max")
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
 _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is NaN or infinite; the parameters are those before that update.
-
-    Parameters
-    ----------
-    message : str
-        What is not finite, and where.
-    step : int
-        The pass of the epoch, from 0, usually a batch; kept as an attribute.
-    """
-
-    def __init__(self, message: str, step: int = 0) -> None:
-        super().__init__(message)
-        self.step = step
 
 
 class Plan:
@@ -126,6 +112,7 @@ class Plan:
             self.sequences = X
         else:
             self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask, defer=True)
+        self.lists = self.every_step and (self.sequences.is_list or lengths is not None or mask is not None)
         N, longest = len(self.sequences), self.sequences.longest
         self.output_dim = architecture.output_dim or architecture.features
         self.parameters, self.batch_size, self.clip_norm = parameters, min(batch_size or N, N), clip_norm
@@ -223,7 +210,7 @@ class Plan:
         places = self._places(backwards) if self.every_step else None
         if not losses.is_compiled(self.loss):
             check_length("Y", Y, N)
-            Y = np.asarray(Y) if hasattr(Y, "__array__") else Y
+            Y = np.asarray(Y) if hasattr(Y, "__array__") or isinstance(Y, memoryview) else Y
             if places is not None and isinstance(Y, np.ndarray) and Y.shape[:2] == places.shape:
                 if self.sequences.live is None:
                     Y = [y[:length] for y, length in zip(Y, self.sequences.lengths, strict=True)]
@@ -233,7 +220,7 @@ class Plan:
         if self.loss.takes_labels:
             labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, width), Y, places)
             return None, no_targets, labels
-        targets = self._target_rows(lambda name, y, shape: as_shape(name, y, dtype, (*shape, width)), Y, places)
+        targets = self._target_rows(lambda name, y, shape: as_targets(name, y, dtype, shape, width), Y, places)
         return None, targets, no_labels
 
     def _places(self, backwards: bool) -> NDArray[np.bool_] | None:
@@ -287,21 +274,38 @@ class Plan:
         Raises
         ------
         NonFiniteError
-            With the reason and the pass, if a loss or a gradient is not finite.
+            With the reason and the pass, if a loss, a gradient or the result of an update is not finite.
         """
         if self.python_loss is None and self.python_optimizer is None:
             return self._phases(step, self.passes, _EVERY_PHASE, _SECONDS)
         self.gradients(step)
         if self.python_optimizer is None:
             return self._phases(step, step + 1, _epoch.UPDATE)
-        if self.counts[step] == 0:
-            return step + 1
-        if self.norms[step] > self.clip_norm:
-            self.gradient *= self.clip_norm / self.norms[step]
-        if cast(Any, self.python_optimizer).update(self.parameters[:], self.gradient[:]) is not None:
-            raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
-        self.updates += np.uint64(1)
+        if self.counts[step] > 0:
+            self._update(step)
         return step + 1
+
+    def _update(self, step: int) -> None:
+        """Make the update of one pass from Python: the whole of it, or none."""
+        norm = float(self.norms[step])
+        scale = self.clip_norm / norm if norm > self.clip_norm else 1.0
+        try:
+            if self.python_optimizer is None:
+                optimizer = cast(Any, self.optimizer)
+                optimizer._update(self.isa, self.threads, self.parameters, self.gradient, scale)
+            else:
+                self._update_in_python(self.python_optimizer, scale)
+        except NonFiniteError as error:
+            error.step = step
+            raise
+        self.updates += np.uint64(1)
+
+    def _update_in_python(self, optimizer: Optimizer, scale: float) -> None:
+        if scale < 1:
+            self.gradient *= scale
+        with all_or_nothing(self.parameters):
+            if cast(Any, optimizer).update(self.parameters[:], self.gradient[:]) is not None:
+                raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
 
     def gradients(self, step: int) -> None:
         """Compute the loss and the gradient of one pass."""
@@ -339,15 +343,20 @@ class Plan:
 
     def mean_loss(self) -> float:
         """Return the mean of the passes' losses, each weighted by its outputs, or whole sequences of one length."""
-        weights = self.counts / (self.sequences.longest if self.every_step and self.sequences.same_length else 1)
+        weights = self.counts
+        if self.every_step and self.sequences.same_length:
+            weights = weights / self.sequences.longest
         return math.fsum((self.losses * weights).tolist()) / float(weights.sum())
 
     def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:
-        step, finite = _epoch.run(self, step, last_step, phases, seconds)
-        if not finite:
+        step, outcome = _epoch.run(self, step, last_step, phases, seconds)
+        if outcome == _epoch.NOT_FINITE:
             self._check_data(step)
             what, value = ("gradient's norm", self.norms) if np.isfinite(self.losses[step]) else ("loss", self.losses)
             raise NonFiniteError(f"the {what} is {value[step]}", step)
+        if outcome == _epoch.MAY_OVERFLOW:
+            self._update(step)
+            step += 1
         if step == self.passes:
             self.unchecked_X = self.unchecked_Y = False
         return step
@@ -366,12 +375,9 @@ class Plan:
 
     def _run_python_loss(self, step: int, loss: Loss) -> None:
         chunk = self._chunk(step)
-        result = loss(chunk.split(self.head.outputs[chunk.outputs]), self._chunk_targets(chunk, int(self.since[step])))
-        try:
-            value, gradient = result
-            self.losses[step] = value
-        except (TypeError, ValueError):
-            raise TypeError(f"loss returned {result!r}; expected (value, gradient)") from None
+        outputs = chunk.split(self.head.outputs[chunk.outputs])
+        value, gradient = losses.read_result(loss(outputs, self._chunk_targets(chunk, int(self.since[step]))))
+        self.losses[step] = value
         if not np.isfinite(value):
             raise NonFiniteError(f"the loss is {value}", step)
         self.head.doutputs[chunk.outputs] = self._read_gradient(gradient, chunk, step)
@@ -379,12 +385,12 @@ class Plan:
     def _read_gradient(self, gradient: Any, chunk: _Chunk, step: int) -> Array:
         """Return rows of the gradient that a loss returned."""
         name, dtype = "the loss's gradient", self.parameters.dtype
-        if chunk.lengths is None or not chunk.is_ragged:
-            parts, shapes = [np.asarray(gradient)], [chunk.shape(self.output_dim)]
-        else:
+        if chunk.is_list:
             check_length(name, gradient, len(chunk.members))
             parts = [np.asarray(part) for part in gradient]
-            shapes = [(int(length), self.output_dim) for length in chunk.lengths]
+        else:
+            parts = [np.asarray(gradient)]
+        shapes = chunk.shapes(self.output_dim)
         for part, shape in zip(parts, shapes, strict=True):
             if part.shape == shape and not np.isfinite(part).all():
                 raise NonFiniteError(f"{name} is not finite", step)
@@ -410,17 +416,19 @@ class Plan:
             drawn = drawn[np.argsort(self.places[start + drawn])]
         members, lengths = members[drawn], lengths[drawn]
         if not self.every_step:
-            return _Chunk(members, None, drawn - np.flatnonzero(alive)[0])
+            return _Chunk(members, None, drawn - np.flatnonzero(alive)[0], is_list=False)
         live = np.arange(lengths.max())[:, None] < np.sort(lengths)[::-1]
         counts = live.sum(axis=1)
         slots = counts[::-1].cumsum()[::-1] - counts  # where the outputs of each step begin
-        return _Chunk(members, lengths, (slots[None] + drawn[:, None])[np.arange(len(live)) < lengths[:, None]])
+        outputs = (slots[None] + drawn[:, None])[np.arange(len(live)) < lengths[:, None]]
+        return _Chunk(members, lengths, outputs, self.lists)
 
     def _chunk_targets(self, chunk: _Chunk, since: int) -> Any:
         """Return what Y holds for a pass; with `tbptt` and a target for every step, for its steps."""
+        is_array = isinstance(self.Y, np.ndarray) and not chunk.is_list
         if self.tbptt is None or chunk.lengths is None:
-            return self.Y[chunk.members] if isinstance(self.Y, np.ndarray) else [self.Y[n] for n in chunk.members]
-        if isinstance(self.Y, np.ndarray) and not chunk.is_ragged:
+            return self.Y[chunk.members] if is_array else [self.Y[n] for n in chunk.members]
+        if is_array:
             return self.Y[chunk.members, since : since + int(chunk.lengths[0])]
         return [self.Y[n][since : since + T] for n, T in zip(chunk.members, chunk.lengths.tolist(), strict=True)]
 
@@ -436,27 +444,29 @@ class _Chunk(NamedTuple):
         How many outputs each has; None: one.
     outputs : ndarray of int
         Their rows, sequence after sequence.
+    is_list : bool
+        Whether a loss sees them as a list of arrays.
     """
 
     members: Index
     lengths: Index | None
     outputs: Index
+    is_list: bool
 
-    @property
-    def is_ragged(self) -> bool:
-        """Whether the sequences have different lengths."""
-        return self.lengths is not None and bool((self.lengths != self.lengths[0]).any())
-
-    def shape(self, width: int) -> tuple[int, ...]:
-        """Return the outputs' shape if they have one length."""
-        steps = () if self.lengths is None else (int(self.lengths[0]),)
-        return (len(self.members), *steps, width)
+    def shapes(self, width: int) -> list[tuple[int, ...]]:
+        """Return the shape of the outputs as one array, or of each array of a list."""
+        if self.lengths is None:
+            return [(len(self.members), width)]
+        if self.is_list:
+            return [(length, width) for length in self.lengths.tolist()]
+        return [(len(self.members), int(self.lengths[0]), width)]
 
     def split(self, rows: Array) -> Any:
-        """Return rows as a loss sees them: (B, width), (B, T, width), or for several lengths a list."""
-        if self.lengths is None or not self.is_ragged:
-            return rows.reshape(self.shape(rows.shape[1]))
-        return np.split(rows, np.cumsum(self.lengths)[:-1])
+        """Return rows as a loss sees them: (B, width), (B, T, width), or a list of (T_n, width)."""
+        if self.is_list:
+            assert self.lengths is not None
+            return np.split(rows, np.cumsum(self.lengths)[:-1])
+        return rows.reshape(self.shapes(rows.shape[1])[0])
 
     def rows_of(self, first: Index) -> Index:
         """Return the rows of sequences that begin at `first` (B), sequence after sequence."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,18 +18,21 @@ from lstm_ext._threads import Sole
 from lstm_ext.checks import (
     Array,
     Data,
+    NonFiniteError,
     as_column,
+    as_flag,
     as_number,
     as_seed,
-    as_shape,
     as_size,
+    as_targets,
     check_length,
     make_generator,
+    short_repr,
 )
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
-from lstm_ext.plan import NonFiniteError, Plan, as_memory, draws_masks
+from lstm_ext.plan import Plan, as_memory, draws_masks
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 
@@ -56,7 +58,7 @@ class History:
 
 
 Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
-"""Called after each epoch; training stops if it returns True."""
+"""Called after each epoch. True stops training; None or False goes on."""
 
 
 def train(
@@ -97,15 +99,16 @@ def train(
         it is first taken.
     Y : array_like
         A target for each sequence (N, output_dim); for ``target="steps"`` (N, T, output_dim), where padding may hold
-        anything, or a list of arrays (T_n, output_dim). For the cross-entropy integer classes (N,), or (N, T). Without
-        a head, output_dim is the width of the top layer's outputs.
+        anything, or a list of arrays (T_n, output_dim). If output_dim is 1, the last axis may be left out. For the
+        cross-entropy integer classes (N,), or (N, T). Without a head, output_dim is the width of the top layer's
+        outputs. For a loss in Python, anything with an entry for each sequence.
     target : {"last", "steps", "mean", "max"}
         What the outputs are of: the top layer's last h; its output at every live step, with `go_backwards` in the order
         of the run; the mean, or the largest value, of each of its outputs over the live steps.
     loss : {"mse", "cross_entropy"}, or a callable
-        A callable is as `lstm_ext.losses.Loss` describes.
+        A callable is as `lstm_ext.losses.Loss` describes; `lstm_ext.check_gradient` checks its gradient.
     optimizer : {"adam", "sgd"}, or an object
-        A name stands for the optimizer's defaults.
+        A name stands for the optimizer's defaults. An object is as `lstm_ext.optimizers.Optimizer` describes.
     batch_size, epochs : int
         The last batch of an epoch may be smaller.
     lengths : array_like of int (N,), optional
@@ -128,9 +131,11 @@ def train(
         Of the shuffling and of what is dropped; if the network drops anything, below 2**64. To continue a training,
         pass another one: every call begins with the same order and masks.
     verbose : bool
-        Show a progress bar where there is a terminal and tqdm is installed.
+        Show the progress and the losses on stderr: as a bar on a terminal where tqdm is installed, else one line for
+        each epoch, at most one a second, and always that of the last epoch.
     callbacks : iterable of callable
-        Each is called as ``callback(network, history)`` after every epoch; True stops training.
+        Each is called as ``callback(network, history)`` after every epoch. True stops training; None or False goes on.
+        What a callback assigns to the optimizer's settings is used from the next epoch on.
     checkpoint_every : int, optional
         Keep the activations of so many steps at a time, for long sequences: the backward pass computes them again. The
         results are the same to the bit.
@@ -148,17 +153,20 @@ def train(
     Raises
     ------
     NonFiniteError
-        If a loss or a gradient is NaN or infinite, naming epoch and batch; the parameters are those before that update.
+        If a loss, a gradient or the result of an update is NaN or infinite, naming epoch and batch; the parameters are
+        those before that update, and so is the state of `SGD` and `Adam`.
     RuntimeError
         If another call, for example in another thread, is training the network or using the optimizer; nothing has
         changed then.
     TypeError, ValueError
-        If an argument is not as above; nothing has changed then. If a memory-mapped X or Y holds NaN or Inf, the
-        network is as after the last whole update before that batch.
+        If an argument is not as above, or a weight of the network is NaN or infinite; nothing has changed then. If a
+        memory-mapped X or Y holds NaN or Inf, the network is as after the last whole update before that batch.
     """
     if not isinstance(network, LSTMNetwork):
-        raise TypeError(f"network is {network!r}; expected an LSTMNetwork")
+        raise TypeError(f"network is {short_repr(network)}; expected an LSTMNetwork")
+    _check_weights(network)
     epochs, optimizer = as_size("epochs", epochs), as_optimizer(optimizer)
+    shuffle, verbose = as_flag("shuffle", shuffle), as_flag("verbose", verbose)
     rng = make_generator(seed)
     callbacks = as_callbacks(callbacks)
     common: dict[str, Any] = {
@@ -194,17 +202,18 @@ def train(
     with (
         Sole(network, "network is being trained by another call; expected one at a time: train a copy of it"),
         Sole(optimizer, "optimizer is being used by another call; expected one at a time: use one for each training"),
-        _progress(epochs * plan.batches, verbose) as advance,
+        _progress(epochs, plan.batches, verbose) as progress,
     ):
         for epoch in range(epochs):
             if shuffle:
                 plan.order = rng.permutation(len(plan.sequences))
             started = time.perf_counter()
-            _run_epoch(plan, epoch, epochs, advance)
+            _run_epoch(plan, epoch, epochs, progress.advance)
             history.seconds.append(time.perf_counter() - started)
             history.loss.append(plan.mean_loss())
             if validation is not None:
                 history.validation_loss.append(_evaluate(validation, epoch, epochs))
+            progress.end_epoch(history)
             if run_callbacks(callbacks, network, history):
                 break
     return history
@@ -228,7 +237,8 @@ def train_lstm(
     X : array_like (N, T, input_dim), or a sequence of arrays (T_n, input_dim)
         The sequences; their lengths may differ.
     Y : sequence of array_like (output_dim, 1) or (output_dim,)
-        The target of each sequence's last output; the loss is ``mean((outputs[-1] - Y[i])**2)``.
+        The target of each sequence's last output; the loss is ``mean((outputs[-1] - Y[i])**2)``. If output_dim is 1,
+        also an array (N,).
     input_dim, hidden_dim, output_dim : int
         The network's sizes, at least 1.
     learning_rate : float
@@ -246,7 +256,7 @@ def train_lstm(
     Raises
     ------
     NonFiniteError
-        If a loss or a gradient is NaN or infinite.
+        If a loss, a gradient or the result of an update is NaN or infinite.
     TypeError, ValueError
         If an argument is not as above.
     """
@@ -277,29 +287,27 @@ def train_lstm(
 def _article_targets(Y: Any, N: int, output_dim: int) -> Array:
     """Return Y, an array or a sequence of columns (output_dim, 1) or vectors, as float64 (N, output_dim)."""
     dtype = np.dtype(np.float64)
-    if isinstance(Y, np.ndarray):
-        return as_shape("Y", Y[:, :, 0] if Y.ndim == 3 and Y.shape[2] == 1 else Y, dtype, (N, output_dim))
+    if isinstance(Y, (np.ndarray, memoryview)):
+        Y = np.asarray(Y)
+        return as_targets("Y", Y[:, :, 0] if Y.ndim == 3 and Y.shape[2] == 1 else Y, dtype, (N,), output_dim)
     check_length("Y", Y, N)
     return np.stack([as_column(f"Y[{n}]", y, dtype, output_dim)[:, 0] for n, y in enumerate(Y)])
 
 
 def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
-    step = 0
+    step = batches = 0
     while step < plan.passes:
         try:
-            after = plan.run(step)
+            step = plan.run(step)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{error} in epoch {epoch + 1} of {epochs}, {plan.name_of(error.step)}; training stopped before that "
                 "update: a smaller learning rate or a clip_norm may help",
                 error.step,
             ) from None
-        advance(plan.batch_of(after) - plan.batch_of(step))
-        step = after
-    if not _kernels.is_finite(plan.parameters):
-        raise NonFiniteError(
-            f"parameters are NaN or infinite after epoch {epoch + 1} of {epochs}: try a smaller learning rate"
-        )
+        done = plan.batch_of(step)
+        advance(done - batches)
+        batches = done
 
 
 def _validation_plan(network: LSTMNetwork, data: Any, common: dict[str, Any]) -> Plan:
@@ -333,10 +341,10 @@ def as_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     try:
         result = tuple(callbacks)
     except (TypeError, NotImplementedError):  # the latter from a memoryview
-        raise TypeError(f"callbacks is {reprlib.repr(callbacks)}; expected an iterable of callables") from None
+        raise TypeError(f"callbacks is {short_repr(callbacks)}; expected an iterable of callables") from None
     for n, callback in enumerate(result):
         if not callable(callback):
-            raise TypeError(f"callbacks[{n}] is {reprlib.repr(callback)}; expected a callable")
+            raise TypeError(f"callbacks[{n}] is {short_repr(callback)}; expected a callable")
     return result
 
 
@@ -345,20 +353,82 @@ def run_callbacks(callbacks: Sequence[Callback], network: LSTMNetwork, history: 
     answers = [callback(network, history) for callback in callbacks]
     for n, answer in enumerate(answers):
         if answer is not None and not isinstance(answer, (bool, np.bool_)):
-            returned = reprlib.repr(answer)
+            returned = short_repr(answer)
             raise TypeError(f"callbacks[{n}] returned {returned}; expected True to stop, or None or False to go on")
     return any(answers)
 
 
+def _check_weights(network: LSTMNetwork) -> None:
+    """Raise if a weight is NaN or infinite."""
+    if _kernels.is_finite(network.parameters):
+        return
+    for name, weights in network.named_parameters().items():
+        for index in map(tuple, np.argwhere(~np.isfinite(weights)).tolist()):
+            place = ", ".join(map(str, index))
+            raise ValueError(f"network has {weights[index]} in {name}[{place}]; expected finite weights")
+
+
+class _Progress:
+    """Shows nothing, as for ``verbose=False``."""
+
+    def advance(self, batches: int) -> None:
+        """Tell that some batches are done."""
+
+    def end_epoch(self, history: History) -> None:
+        """Tell that an epoch is done."""
+
+    def close(self) -> None:
+        """Tell that the training has ended."""
+
+
+class _Bar(_Progress):
+    def __init__(self, tqdm: Any, total: int) -> None:
+        self._bar = tqdm(total=total, unit="batch")
+
+    def advance(self, batches: int) -> None:
+        self._bar.update(batches)
+
+    def end_epoch(self, history: History) -> None:
+        self._bar.set_postfix_str(_losses(history), refresh=False)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines(_Progress):
+    """Writes one line for each epoch, at most one a second, and that of the last epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs, self._written, self._waiting = epochs, -math.inf, ""
+
+    def end_epoch(self, history: History) -> None:
+        self._waiting = f"epoch {len(history.loss)}/{self._epochs}: {_losses(history)}"
+        if time.monotonic() - self._written >= 1:
+            self.close()
+
+    def close(self) -> None:
+        if self._waiting:
+            print(self._waiting, file=sys.stderr, flush=True)
+            self._written, self._waiting = time.monotonic(), ""
+
+
+def _losses(history: History) -> str:
+    """Return the last losses as text."""
+    validation = f", validation loss {history.validation_loss[-1]:#.4g}" if history.validation_loss else ""
+    return f"loss {history.loss[-1]:#.4g}{validation}"
+
+
 @contextmanager
-def _progress(total: int, verbose: bool) -> Iterator[Callable[[int], Any]]:
-    """Yield what advances a progress bar, which there is on a terminal where tqdm is installed."""
-    tqdm = _tqdm() if verbose and sys.stderr is not None and sys.stderr.isatty() else None
-    if tqdm is None:
-        yield lambda _: None
-    else:
-        with tqdm(total=total, unit="batch", delay=0.5, leave=False) as bar:
-            yield bar.update
+def _progress(epochs: int, batches: int, verbose: bool) -> Iterator[_Progress]:
+    """Yield what shows the progress of a training of so many epochs, of so many batches each."""
+    progress = _Progress()
+    if verbose and sys.stderr is not None:
+        tqdm = _tqdm() if sys.stderr.isatty() else None
+        progress = _Lines(epochs) if tqdm is None else _Bar(tqdm, epochs * batches)
+    try:
+        yield progress
+    finally:
+        progress.close()
 
 
 def _tqdm() -> Any:

@@ -118,9 +118,19 @@ def test_train_writes_model_and_picture_and_reports(river, capsys):
     assert lstm_ext.load("river.safetensors").sizes == (2, 3, 2)
 
 
+def test_on_a_terminal_a_bar_shows_the_training_instead_of_lines(river, capsys, monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    captured = printed(capsys, *RIVER, "--epochs", "5", "--json")
+    assert re.search(r", loss \S+, validation loss \S+\]", captured.err)
+    assert "pass 5" not in captured.err
+    assert set(json.loads(captured.out)) >= {"training", "seconds"}
+
+
 def test_train_json_is_one_object_and_progress_is_on_stderr(river, capsys):
     captured = printed(capsys, *RIVER, "--epochs", "5", "--json")
     assert "pass 5: loss" in captured.err
+    assert "epoch" not in captured.err  # the lines of `train` itself
     assert captured.out.count("\n") == 1
     report = json.loads(captured.out)
     assert set(report) == {"table", "training", "held_out", "oracle_difference", "seconds", "written"}

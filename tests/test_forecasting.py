@@ -480,6 +480,15 @@ def test_the_settings_reach_the_training(monkeypatch):
     assert [options["num_threads"] for options in seen] == [1, 1]
 
 
+def test_verbose_is_for_both_trainings(capsys):
+    make(epochs=2).fit(make_table(), verbose=True)
+    assert capsys.readouterr().err.count("epoch 1/") == 2
+    make(epochs=2).fit(make_table(), verbose=False)
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(TypeError, match="verbose is 'no'; expected"):
+        make().fit(make_table(), verbose="no")
+
+
 def test_the_same_seed_gives_the_same_bits(tmp_path):
     results = []
     for seed in (4, 4, 5):

@@ -30,10 +30,12 @@ from lstm_ext import (
     reference,
     train,
     train_lstm,
+    training,
 )
 
 LOSSES = [(loss, target) for loss in ("mse", "cross_entropy") for target in ("last", "steps")]
 QUIET = {"verbose": False}
+DROPS = {"dropout": 0.25, "recurrent_dropout": 0.5, "zoneout": 0.1, "weight_dropout": 0.25}
 
 
 def relative_error(actual, expected):
@@ -258,6 +260,10 @@ def test_training_agrees_with_torch(isa, torch, ours, name, theirs, loss):
 
 
 def python_mse(outputs, targets):
+    if isinstance(outputs, list):
+        errors = [y - t for y, t in zip(outputs, targets, strict=True)]
+        size = sum(error.size for error in errors)
+        return sum(np.sum(error**2) for error in errors) / size, [2 * error / size for error in errors]
     error = outputs - np.asarray(targets).reshape(outputs.shape)
     return np.mean(error**2), 2 * error / error.size
 
@@ -451,15 +457,6 @@ def test_float32_gradients_of_ragged_batches_agree_with_the_oracle(isa, target):
 def test_forms_of_ragged_data_are_equal(target, loss):
     """A list, lengths and a mask; Y padded or a list; whatever the padding holds."""
     X, Y, lengths = ragged(target, loss=loss if isinstance(loss, str) else "mse")
-    if loss is python_mse:
-
-        def loss(outputs, targets):
-            if not isinstance(outputs, list):
-                return python_mse(outputs, targets)
-            errors = [y - t for y, t in zip(outputs, targets, strict=True)]
-            size = sum(error.size for error in errors)
-            return sum(np.sum(error**2) for error in errors) / size, [2 * error / size for error in errors]
-
     model, _ = pair(num_layers=2)
     mask, common = np.arange(6) < lengths[:, None], {"target": target, "loss": loss}
     targets = unpadded(Y) if target == "steps" else Y
@@ -937,6 +934,39 @@ def test_validation_data_may_be_padded(target):
     assert losses[0] == losses[1]
 
 
+def test_nothing_is_dropped_in_validation():
+    X, Y = data(7, 5, 3, 2)
+    model = LSTMNetwork(3, 13, 2, num_layers=2, dtype="float64", seed=0, **DROPS)
+    losses = []
+
+    def callback(model, history):
+        losses.append(model.gradient(X, Y)[0])
+
+    history = train(model, X, Y, epochs=2, batch_size=3, validation_data=(X, Y), callbacks=[callback], **QUIET)
+    assert relative_error(history.validation_loss, losses) <= 1e-14
+    assert relative_error(history.loss, losses) > 1e-3  # masks matter
+
+
+def test_masks_differ_from_call_to_call_without_a_seed():
+    X, Y = data(7, 5, 3, 2)
+    results = []
+    for seed in (None, None, 0, 0):
+        model = LSTMNetwork(3, 13, 2, num_layers=2, seed=0, **DROPS)
+        train(model, X, Y, epochs=1, batch_size=7, shuffle=False, seed=seed, **QUIET)
+        results.append(model.parameters)
+    assert not np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+    assert np.array_equal(results[2], results[3])
+
+
+def test_an_optimizer_in_python_sees_the_masks_of_every_update():
+    X, Y = data(7, 5, 3, 2)
+    models = [LSTMNetwork(3, 13, 2, num_layers=2, dtype="float64", seed=0, **DROPS) for _ in range(2)]
+    for model, optimizer in zip(models, (SGD(0.3), PythonSGD()), strict=True):
+        train(model, X, Y, optimizer=optimizer, epochs=2, batch_size=3, seed=1, **QUIET)
+    assert relative_error(models[0].parameters, models[1].parameters) <= 1e-14
+
+
 def test_validation_changes_nothing():
     X, Y = data(17, 5, 3, 2)
     models = network(3, 13, 2), network(3, 13, 2)
@@ -966,6 +996,28 @@ def test_callbacks_stop_training():
     history = train(network(2, 3, 1), X, Y, epochs=9, callbacks=[second, after], **QUIET)
     assert len(history.loss) == 2
     assert calls == ["second", "after"] * 2  # every callback sees every epoch
+
+
+@pytest.mark.parametrize("answer", [True, np.True_, np.array([True])[0]])
+def test_true_of_any_kind_stops_training(answer):
+    history = train(MODEL, X, Y, optimizer=SGD(0.0), epochs=9, callbacks=[lambda *_: answer, lambda *_: None], **QUIET)
+    assert len(history.loss) == 1
+
+
+@pytest.mark.parametrize("answer", [None, False, np.False_])
+def test_what_goes_on(answer):
+    assert len(train(MODEL, X, Y, optimizer=SGD(0.0), epochs=3, callbacks=[lambda *_: answer], **QUIET).loss) == 3
+
+
+@pytest.mark.parametrize("answer", [1, 0, "stop", 0.0, np.array([True]), np.int64(1), 10**5 * "x"])
+def test_other_answers_of_callbacks_are_named(answer):
+    calls = []
+    callbacks = [lambda *_: True, lambda *_: answer, lambda *_: calls.append("called")]
+    with pytest.raises(
+        TypeError, match=r"^callbacks\[1\] returned (?s:.{1,90}); expected True to stop, or None or False"
+    ):
+        train(MODEL, X, Y, optimizer=SGD(0.0), epochs=9, callbacks=callbacks, **QUIET)
+    assert calls == ["called"]
 
 
 def test_labels_changed_in_a_callback_are_not_believed():
@@ -1001,6 +1053,106 @@ def test_an_exception_in_a_callback_keeps_the_epoch():
     with pytest.raises(RuntimeError):
         train(actual, X, Y, epochs=9, seed=0, callbacks=[callback], **QUIET)
     assert np.array_equal(actual.parameters, expected.parameters)
+
+
+# --- progress ---
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class FakeBar:
+    """Stands for tqdm, and notes what it shows."""
+
+    def __init__(self, total, unit):
+        self.total, self.unit, self.done, self.texts, self.closed = total, unit, 0, [], False
+        self.bars.append(self)
+
+    def update(self, n):
+        assert not self.closed
+        self.done += n
+
+    def set_postfix_str(self, text, refresh):
+        self.texts.append((self.done, text))
+
+    def close(self):
+        self.closed = True
+
+
+def record_bars(monkeypatch):
+    """Let stderr be a terminal with a bar, and return the bars."""
+    monkeypatch.setattr(FakeBar, "bars", [], raising=False)
+    monkeypatch.setattr(training, "_tqdm", lambda: FakeBar)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    return FakeBar.bars
+
+
+def shown(history, epoch):
+    validation = f", validation loss {history.validation_loss[epoch]:#.4g}" if history.validation_loss else ""
+    return f"loss {history.loss[epoch]:#.4g}{validation}"
+
+
+@pytest.mark.parametrize("how", [{}, {"tbptt": 2}, {"loss": python_mse}])
+def test_a_bar_counts_batches_and_shows_the_losses(monkeypatch, how):
+    (X, Y), bars = data(17, 5, 3, 2), record_bars(monkeypatch)
+    history = train(network(3, 5, 2), X, Y, batch_size=5, epochs=3, validation_data=(X, Y), **how)
+    assert [(bar.total, bar.unit, bar.done, bar.closed) for bar in bars] == [(12, "batch", 12, True)]
+    assert bars[0].texts == [(4 * (epoch + 1), shown(history, epoch)) for epoch in range(3)]
+    assert sys.stderr.getvalue() == ""
+    with pytest.raises(RuntimeError, match="stop here"):
+        train(network(3, 5, 2), X, Y, batch_size=5, epochs=3, callbacks=[Raising("stop here")])
+    assert (bars[1].done, bars[1].closed) == (4, True)
+    train(network(3, 5, 2), X, Y, verbose=False)
+    assert len(bars) == 2
+
+
+def test_tqdm_takes_what_it_is_given(monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    X, Y = data(17, 5, 3, 2)
+    history = train(network(3, 5, 2), X, Y, batch_size=5, epochs=3)
+    last = re.split("[\r\n]+", sys.stderr.getvalue().strip())[-1]
+    assert "12/12" in last
+    assert shown(history, -1) in last
+
+
+class Raising:
+    def __init__(self, message):
+        self.message = message
+
+    def __call__(self, *_):
+        raise RuntimeError(self.message)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_tell_the_losses_at_most_once_a_second_and_the_last(terminal, monkeypatch, capsys):
+    """Without a terminal, or without tqdm; each epoch takes 0.4 seconds here."""
+    clock = iter(0.4 * k for k in range(100))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    if terminal:
+        monkeypatch.setattr(training, "_tqdm", lambda: None)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    X, Y = data(7, 5, 3, 2)
+    for how in ({}, {"validation_data": (X, Y)}):
+        history = train(network(3, 5, 2), X, Y, epochs=9, callbacks=[lambda _, h: len(h.loss) == 8], **how)
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        numbers = [int(re.match(r"epoch (\d+)/9: ", line)[1]) for line in lines]
+        assert numbers[0] == 1
+        assert numbers[-1] == 8
+        assert 2 < len(numbers) < 8
+        assert lines == [f"epoch {n}/9: {shown(history, n - 1)}" for n in numbers]
+        assert out == ""
+
+
+def test_not_verbose_is_silent(capsys):
+    train(network(3, 5, 2), *data(7, 5, 3, 2), epochs=2, **QUIET)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- going on ---
 
 
 @pytest.mark.parametrize("make", [lambda: SGD(0.1), lambda: SGD(0.1, 0.9), lambda: Adam(0.01)])
@@ -1335,6 +1487,29 @@ BAD_TRAINING = {
     "float labels": ((X, CLASSES / 1), ENTROPY, TypeError, "Y has dtype float64; expected integer"),
     "labels of steps": ((X, CLASSES), {**ENTROPY, **STEPS}, ValueError, r"Y has shape \(5,\)"),
     "number of labels": ((X, CLASSES[:4]), ENTROPY, ValueError, r"Y has shape \(4,\)"),
+    "classes without a loss": (
+        (X, CLASSES),
+        {},
+        ValueError,
+        r"Y has shape \(5,\); expected \(5, 4\), or loss='cross_entropy' for integer classes",
+    ),
+    "classes of steps without a loss": (
+        (X, np.zeros((5, 3), np.uint8)),
+        STEPS,
+        ValueError,
+        r"Y has shape \(5, 3\); expected \(5, 3, 4\), or loss='cross_entropy'",
+    ),
+    "shuffle": ((X, Y), {"shuffle": "no"}, TypeError, "shuffle is 'no'; expected True or False"),
+    "shuffle 1": ((X, Y), {"shuffle": 1}, TypeError, "shuffle is 1; expected True or False"),
+    "shuffle array": ((X, Y), {"shuffle": np.ones(3)}, TypeError, "shuffle is array"),
+    "verbose": ((X, Y), {"verbose": 2}, TypeError, "verbose is 2; expected True or False"),
+    "verbose None": ((X, Y), {"verbose": None}, TypeError, "verbose is None; expected True or False"),
+    "memoryview of callbacks": (
+        (X, Y),
+        {"callbacks": memoryview(np.ones((2, 2)))},
+        TypeError,
+        "callbacks is <memory",
+    ),
     "zero epochs": ((X, Y), {"epochs": 0}, ValueError, "epochs is 0; expected at least 1"),
     "float epochs": ((X, Y), {"epochs": 2.0}, TypeError, "epochs is 2.0; expected an integer"),
     "negative batch": ((X, Y), {"batch_size": -1}, ValueError, "batch_size is -1"),
@@ -1413,6 +1588,42 @@ def test_chunks_are_of_networks_that_run_forwards(options):
     assert np.array_equal(model.parameters, before)
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_two_classes_need_two_outputs(verbose, capsys):
+    with pytest.raises(
+        ValueError, match=r"^Y\[1\] is 1 and the network has one output; .*: output_dim=2 for two classes"
+    ):
+        train(network(2, 3, 1), X, np.arange(5) % 2, loss="cross_entropy", verbose=verbose)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("target", HEADS)
+def test_a_single_output_needs_no_axis(target):
+    """Y of shape (N,), or (N, T) or a list of (T_n,) for every step; for validation too."""
+    X, Y, lengths = ragged(target)
+    Y, how = Y[..., :1], {"target": target, "epochs": 2, "seed": 0, "optimizer": SGD(0.1), **QUIET}
+    if target == "steps":
+        pairs = [(X, Y, lengths), (X, Y[..., 0], lengths), (unpadded(X), [y[:, 0] for y in unpadded(Y)], None)]
+    else:
+        pairs = [(X, Y, lengths), (X, Y[:, 0], lengths), (X, Y[:, 0].tolist(), lengths)]
+    results = []
+    for inputs, targets, lengths in pairs:
+        model = network(3, 5, 1)
+        validation = {"X": inputs, "Y": targets, **({} if lengths is None else {"lengths": lengths})}
+        history = train(model, inputs, targets, lengths=lengths, validation_data=validation, **how)
+        results.append((model.parameters.tobytes(), history.loss, history.validation_loss))
+    assert results[0] == results[1] == results[2]
+
+
+def test_the_articles_targets_may_be_a_vector_of_single_numbers(capsys):
+    X, Y = data(4, 3, 2, 1)
+    for targets in (Y, Y[:, 0], memoryview(Y)):
+        np.random.seed(0)
+        train_lstm(X, targets, 2, 3, 1, epochs=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == lines[2:4] == lines[4:]
+
+
 def test_training_takes_a_network_only():
     with pytest.raises(TypeError, match=r"(?s)^network is .*; expected an LSTMNetwork"):
         train(MODEL.lstm_cell, X, Y)
@@ -1443,6 +1654,7 @@ def test_a_new_optimizer_stays_new_after_an_error():
         (lambda: Adam(beta1=1), ValueError, "beta1 is 1.0; expected .* below 1"),
         (lambda: Adam(beta2=-0.1), ValueError, "beta2 is -0.1"),
         (lambda: Adam(epsilon=-1e-8), ValueError, "epsilon is -1e-08"),
+        (lambda: Adam(epsilon=0.0), ValueError, "epsilon is 0.0; expected a finite number above 0"),
     ],
 )
 def test_bad_settings_of_optimizers_are_named(make, error, message):
@@ -1474,6 +1686,11 @@ BAD_PROGRAMS = {
     "learning rate string": ((X, Y, 2, 3, 4, "0.1"), TypeError, "learning_rate is '0.1'"),
     "epochs": ((X, Y, 2, 3, 4, 0.1, 0), ValueError, "epochs is 0; expected at least 1"),
     "float epochs": ((X, Y, 2, 3, 4, 0.1, 1.5), TypeError, "epochs is 1.5; expected an integer"),
+    "learning rate True": ((X, Y, 2, 3, 4, True), TypeError, "learning_rate is True"),
+    "Y a string": ((X, "lasts", 2, 3, 4), TypeError, "Y is 'lasts'; expected 5 targets"),
+    "Y a set": ((X, {1, 2, 3, 4, 5}, 2, 3, 4), TypeError, "Y is {1, 2, 3, 4, 5}; expected 5 targets"),
+    "memoryview of Y": ((X, memoryview(Y[:, :3].copy()), 2, 3, 4), ValueError, r"Y has shape \(5, 3\)"),
+    "classes": ((X, CLASSES, 2, 3, 4), ValueError, r"Y has shape \(5,\); expected \(5, 4\)"),
 }
 
 
@@ -1542,21 +1759,71 @@ def test_a_tape_keeps_its_set(isa_of_forward):
         _kernels.use_isa(chosen)
 
 
-def test_parameters_that_an_update_made_infinite_are_told():
-    network = LSTMNetwork(2, 3, 1, seed=0)
-    with pytest.raises(NonFiniteError, match="after epoch 1 of 1"):
-        train(
-            network,
-            np.ones((4, 3, 2)),
-            np.full((4, 1), 1e3),
-            optimizer=SGD(3e38),
-            epochs=1,
-            batch_size=4,
-            verbose=False,
-        )
+class Exploding:
+    """Writes to the parameters, then fails in one way or another."""
+
+    def __init__(self, failure):
+        self.failure = failure
+
+    def update(self, parameters, gradient):
+        parameters += 1
+        if self.failure is np.nan:
+            parameters[3] = np.nan
+        elif self.failure is not None:
+            raise self.failure
 
 
-@pytest.mark.parametrize("optimizer", [SGD(1e300), Adam(epsilon=0.0), Adam(epsilon=1e-50)])
+@pytest.mark.parametrize("loss", ["mse", python_mse])
+@pytest.mark.parametrize("make", [lambda: SGD(1e37), lambda: SGD(1e37, 0.9), lambda: Adam()])
+def test_an_update_that_overflows_is_not_made(isa, make, loss):
+    """The second of three, with targets so large; parameters and optimizer are as the first left them."""
+    X, Y = data(9, 4, 3, 1)
+    Y[3:6] = 3e16
+    how = {"loss": loss, "shuffle": False, "batch_size": 3, **QUIET}
+    model, expected = (network(3, 5, 1, dtype="float32") for _ in range(2))
+    optimizer, twin = make(), make()
+    if optimizer.learning_rate < 1:  # the square of the gradient overflows
+        Y[3:6] = 1e24
+    else:
+        Y[:3] = expected.predict(X[:3])  # no gradient yet
+    train(expected, X[:3], Y[:3], optimizer=twin, epochs=1, **how)
+    with pytest.raises(NonFiniteError, match=r"not finite in epoch 1 of 2, batch 2 of 3; training stopped before") as e:
+        train(model, X, Y, optimizer=optimizer, epochs=2, **how)
+    assert e.value.step == 1
+    assert np.array_equal(model.parameters, expected.parameters)
+    assert np.array_equal(optimizer.moments, twin.moments)
+    assert np.array_equal(optimizer.powers, twin.powers)
+
+
+@pytest.mark.parametrize("failure", [np.nan, ValueError(), KeyboardInterrupt()])
+def test_an_update_in_python_is_whole_or_not_made(failure):
+    X, Y = data(9, 4, 3, 1)
+    model = network(3, 5, 1)
+    optimizer, seen = Exploding(None), []
+
+    def callback(model, history):
+        seen.append(model.parameters.copy())
+        optimizer.failure = failure
+
+    error = NonFiniteError if failure is np.nan else type(failure)
+    message = "not finite in epoch 2 of 3, batch 1 of 3" if failure is np.nan else None
+    with pytest.raises(error, match=message):
+        train(model, X, Y, optimizer=optimizer, batch_size=3, epochs=3, callbacks=[callback], **QUIET)
+    assert np.array_equal(model.parameters, seen[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize(("name", "index"), [("W_f_l1", (4, 2)), ("b_o", (1, 0)), ("W_y", (0, 3))])
+def test_weights_that_are_not_finite_before_training_are_named(name, index, value):
+    model = LSTMNetwork(3, 5, 1, num_layers=2, seed=0)
+    model.named_parameters()[name][index] = value
+    before = model.parameters.copy()
+    with pytest.raises(ValueError, match=rf"^network has {value} in {name}\[{index[0]}, {index[1]}\]; expected finite"):
+        train(model, *data(4, 3, 3, 1), **QUIET)
+    assert np.array_equal(model.parameters, before, equal_nan=True)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(1e300), Adam(epsilon=1e-40), Adam(epsilon=1e-50)])
 def test_settings_that_the_dtype_cannot_hold_are_refused(optimizer):
     network = LSTMNetwork(2, 3, 1, seed=0)
     with pytest.raises(ValueError, match="settings"):
@@ -1602,9 +1869,9 @@ def test_an_optimizer_that_returns_parameters_is_told():
 
 def test_optimizer_moments_of_another_shape_are_refused():
     network, optimizer = LSTMNetwork(2, 3, 1, seed=0), Adam()
-    optimizer.moments = np.zeros((1, network.parameters.size), np.float32)
+    optimizer.moments = np.zeros((2, network.parameters.size + 1), np.float32)
     before = network.parameters.copy()
-    with pytest.raises(ValueError, match="moments has shape"):
+    with pytest.raises(ValueError, match="optimizer holds the state of"):
         train(network, np.ones((1, 2, 2)), np.ones((1, 1)), optimizer=optimizer, verbose=False)
     assert np.array_equal(network.parameters, before)
 

@@ -4,7 +4,10 @@
 Its phases can be asked for one by one, so that a loss or an optimizer written in Python goes between them; the loop is
 the same.
 """
-from libc.math cimport isfinite, sqrt
+from array import array
+
+from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
+from libc.math cimport INFINITY, isfinite, sqrt
 from libc.stdint cimport uint64_t
 
 from lstm_ext._heads cimport TARGET_STEPS, Head, Readout, head_backward, head_forward
@@ -27,7 +30,15 @@ cdef enum:
     _UPDATE = 8
     LOSS_ROWS = 256  # losses are summed in blocks of so many rows, and the blocks in order
 
+cdef enum:  # how a run ended
+    _DONE = 0
+    _NOT_FINITE = 1
+    _MAY_OVERFLOW = 2
+
+cdef double SLACK = 1.000001  # a bound grows by this factor, which is more than the rounding errors of an update
+
 FORWARD, LOSS, BACKWARD, UPDATE = _FORWARD, _LOSS, _BACKWARD, _UPDATE
+DONE, NOT_FINITE, MAY_OVERFLOW = _DONE, _NOT_FINITE, _MAY_OVERFLOW
 NORM_BLOCK = SUM_BLOCK  # a norm is summed in blocks of so many elements
 
 
@@ -158,7 +169,7 @@ cdef double norm(Call *call, const kernels *table, const real[::1] x, double[::1
 
 
 cdef struct Update:
-    # One step of an optimizer: see `update`.
+    # One step of an optimizer: see `new_update`.
     const kernels *table
     Py_ssize_t n
     void *parameters
@@ -167,6 +178,7 @@ cdef struct Update:
     void *second_moment
     const double *settings
     double scale, step_size, root_correction
+    double[2] powers  # beta1^t and beta2^t of this step
     bint is_adam
 
 
@@ -181,33 +193,98 @@ cdef void update_part(Update *p, Py_ssize_t index, const real *tag) noexcept nog
             p.root_correction, p.settings[1], p.settings[2], p.settings[3],
         )
     else:
-        sgd(p.table, n, parameters, gradient, m, p.scale, p.settings[0], p.settings[1])
+        sgd(p.table, n, parameters, gradient, m, p.scale, p.step_size, p.settings[1])
 
 
-cdef int update(
-    Call *call, const kernels *table, real[::1] parameters, const real[::1] gradient, double scale,
-    const double[::1] settings, double[::1] powers, real[:, ::1] moments,
-) except -1 nogil:
+cdef Update new_update(
+    const kernels *table, real[::1] parameters, const real[::1] gradient, double scale, const double[::1] settings,
+    const double[::1] powers, real[:, ::1] moments,
+) noexcept nogil:
     """SGD for settings (learning_rate, momentum); Adam for (learning_rate, beta1, beta2, epsilon).
 
-    powers (beta1^t, beta2^t) and moments (velocity, or m and v) change in place.
+    powers   (beta1^t, beta2^t) after the step before
+    moments  velocity, or m and v
     """
     cdef Update p
-    cdef Py_ssize_t n = parameters.shape[0]
-    cdef bint watches
-    p.table, p.n, p.parameters, p.gradient, p.scale = table, n, &parameters[0], &gradient[0], scale
-    p.settings = &settings[0]
+    p.table, p.n, p.scale = table, parameters.shape[0], scale
+    p.parameters, p.gradient, p.settings = &parameters[0], &gradient[0], &settings[0]
     p.first_moment = &moments[0, 0] if moments.shape[0] > 0 else NULL
     p.second_moment = &moments[1, 0] if moments.shape[0] > 1 else NULL
     p.is_adam = settings.shape[0] > 2
+    p.powers[0], p.powers[1] = powers[0], powers[1]
+    p.step_size, p.root_correction = settings[0], 1
     if p.is_adam:
-        powers[0] *= settings[1]
-        powers[1] *= settings[2]
-        p.step_size, p.root_correction = settings[0] / (1 - powers[0]), sqrt(1 - powers[1])
-    watches = call.watches
+        p.powers[0] *= settings[1]
+        p.powers[1] *= settings[2]
+        p.step_size, p.root_correction = settings[0] / (1 - p.powers[0]), sqrt(1 - p.powers[1])
+    return p
+
+
+cdef int run_update(Call *call, Update *p, double[::1] powers, const real *tag) except -1 nogil:
+    """Make an update; parameters, moments and powers change in place."""
+    cdef bint watches = call.watches
+    powers[0], powers[1] = p.powers[0], p.powers[1]
     call.watches = False  # an update that is begun is ended
-    share(call, <team_task> update_part[real], &p, tiles(n, SUM_BLOCK), 4. * n)
+    share(call, <team_task> update_part[real], p, tiles(p.n, SUM_BLOCK), 4. * p.n)
     call.watches = watches
+    return 0
+
+
+cdef bint may_overflow(const Update *p, double gradient, double[::1] bounds, const real *tag) noexcept nogil:
+    """Whether an update might write a number that is not finite. If not, `bounds` become those after it.
+
+    gradient  a bound of its elements, before they are scaled
+    bounds    (3) of the parameters, the first and the second moments, in magnitude; infinite if not known
+    """
+    cdef double g = p.scale * gradient, first, second = bounds[2], parameters, limit
+    limit = 1e37 if real is float else 1e300
+    if p.is_adam:
+        first, second = max(bounds[1], g), max(second, g * g)
+        parameters = bounds[0] + p.step_size * first / p.settings[3]  # v may be 0
+    else:
+        first = p.settings[1] * bounds[1] + g
+        parameters = bounds[0] + p.step_size * first
+    if not (p.step_size < limit and first < limit and second < limit and parameters < limit):  # NaN is not below
+        return True
+    bounds[0], bounds[1], bounds[2] = SLACK * parameters, SLACK * first, SLACK * second
+    return False
+
+
+cdef bint update(
+    Call *call, const kernels *table, real[::1] parameters, const real[::1] gradient, double gradient_norm,
+    double scale, const double[::1] settings, double[::1] powers, real[:, ::1] moments, double[::1] sums,
+    double[::1] bounds,
+) except -1 nogil:
+    """Make an update and return False, or return True if it might overflow: then nothing has changed but `bounds`."""
+    cdef Update p = new_update(table, parameters, gradient, scale, settings, powers, moments)
+    cdef Py_ssize_t j, vectors = 1 + moments.shape[0], measured = 0
+    while may_overflow(&p, gradient_norm, bounds, &parameters[0]):
+        if measured == vectors:
+            for j in range(vectors):
+                bounds[j] = INFINITY
+            return True
+        # A bound may be far too large, or not known; a norm is one.
+        if measured == 0:
+            bounds[0] = norm(call, table, parameters, sums)
+        else:
+            bounds[measured] = norm(call, table, moments[measured - 1], sums)
+        measured += 1
+    run_update(call, &p, powers, &parameters[0])
+    return False
+
+
+cpdef int check_settings(const double[::1] settings, bint single) except -1:
+    """Raise unless float32, if `single`, or else float64 holds an optimizer's settings, and a quotient by epsilon."""
+    cdef double largest = FLT_MAX if single else DBL_MAX, smallest = FLT_MIN if single else DBL_MIN
+    cdef bint fits = settings.shape[0] < 4 or settings[3] >= smallest
+    cdef Py_ssize_t j
+    for j in range(settings.shape[0]):
+        fits = fits and settings[j] <= largest
+    if not fits:
+        raise ValueError(
+            f"optimizer has the settings {list(settings)}; expected numbers that {'float32' if single else 'float64'} "
+            f"holds, an epsilon of at least {smallest:.2g} among them"
+        )
     return 0
 
 
@@ -226,16 +303,30 @@ cdef int check_state(
 
 def update_parameters(
     int isa, int threads, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[::1] parameters,
-    const real[::1] gradient,
-):
-    """Make one update by itself, outside of the loop."""
+    const real[::1] gradient, double scale, double[::1] bounds, bint even_if_it_overflows,
+) -> bool:
+    """Make one update by itself, outside of the loop; return False, and change nothing, if it might overflow."""
     cdef Call call
+    cdef Update p
+    cdef bint made = True
+    cdef double[::1] sums = array("d", bytes(8 * tiles(parameters.shape[0], SUM_BLOCK)))
+    bounds[0] = INFINITY
     check_state(parameters.shape[0], settings, powers, moments)
     threads = recruit(threads, 4. * parameters.shape[0])
     with nogil:
         begin(&call, threads)
-        update(&call, table_at(isa), parameters, gradient, 1, settings, powers, moments)
-        end(&call)
+        try:
+            if even_if_it_overflows:
+                p = new_update(table_at(isa), parameters, gradient, scale, settings, powers, moments)
+                run_update(&call, &p, powers, &parameters[0])
+            else:
+                made = not update(
+                    &call, table_at(isa), parameters, gradient, norm(&call, table_at(isa), gradient, sums), scale,
+                    settings, powers, moments, sums, bounds,
+                )
+        finally:
+            end(&call)
+    return made
 
 
 cdef States no_states() noexcept nogil:
@@ -260,12 +351,13 @@ def _run(
     cdef double clip_norm = plan.clip_norm, scale
     optimizer = plan.optimizer
     cdef bint learns = phases & _UPDATE, draws = plan.dropout_seed is not None
-    cdef const double[::1] settings = optimizer.settings if learns else None
-    cdef double[::1] powers = optimizer.powers if learns else None
-    cdef real[:, ::1] moments = optimizer.state(plan.parameters) if learns else None
-    cdef double[::1] sums = plan.sums
+    cdef const double[::1] settings = optimizer._settings if learns else None
+    cdef double[::1] powers = optimizer._powers if learns else None
+    cdef real[:, ::1] moments = optimizer._begin(plan.parameters) if learns else None
+    cdef double[::1] sums = plan.sums, bounds = optimizer._bounds if learns else None
 
     if learns:
+        check_settings(settings, real is float)
         check_state(parameters.shape[0], settings, powers, moments)
 
     cdef Stack stack = plan.stack
@@ -288,8 +380,10 @@ def _run(
     cdef double head_work = <double> head.output_dim * head.features
     cdef Call call
     cdef Timer timer
-    cdef bint finite = True
+    cdef int outcome = _DONE
 
+    if learns and step == 0:
+        bounds[0] = INFINITY  # between epochs anybody may write to the parameters
     nowhere.data, nowhere.first, nowhere.width, nowhere.step, nowhere.apart = NULL, NULL, 0, 0, 0
     x.data, x.first, x.width, x.step, x.apart = <void *> &rows[0, 0], &first[0], rows.shape[1], 1, 0
     data.first, data.lengths, data.target_first = &sequence_first[0], &sequence_lengths[0], &target_first[0]
@@ -308,11 +402,11 @@ def _run(
                 start = starts[step]
                 take_chunk(&chunk, &data, &members[start], min(batch_size, N - start), since[step], s.steps)
                 if unchecked_rows != NULL or unchecked_targets != NULL:
-                    finite = chunk_is_finite(
+                    if not chunk_is_finite(
                         &chunk, unchecked_rows, x.width, unchecked_targets, head.output_dim, data.target_first,
                         &members[start], since[step], head.target == TARGET_STEPS,
-                    )
-                    if not finite:
+                    ):
+                        outcome = _NOT_FINITE
                         break
                 if draws:
                     philox_key(seed, updates[0], batch.masks.key)
@@ -332,7 +426,7 @@ def _run(
                         &call, head, &chunk, data.target_first, &members[start], since[step], all_targets, all_labels,
                     )
                     if not isfinite(losses[step]):
-                        finite = False
+                        outcome = _NOT_FINITE
                         break
                 if phases & _BACKWARD and counts[step] > 0:
                     head_backward(&call, head, s, batch, weights, &dH, &dfinal, &gradient[0])
@@ -342,22 +436,27 @@ def _run(
                     )
                     norms[step] = norm(&call, head.table, gradient, sums)
                     if not isfinite(norms[step]):
-                        finite = False
+                        outcome = _NOT_FINITE
                         break
                 if phases & _UPDATE and counts[step] > 0:
                     scale = clip_norm / norms[step] if norms[step] > clip_norm else 1
-                    update(&call, head.table, parameters, gradient, scale, settings, powers, moments)
+                    if update(
+                        &call, head.table, parameters, gradient, norms[step], scale, settings, powers, moments, sums,
+                        bounds,
+                    ):
+                        outcome = _MAY_OVERFLOW
+                        break
                     updates[0] += 1
                 step += 1
                 if elapsed(&timer, 5000 + 3 * (chunk.rows * <double> s.parameter_count + counts[step - 1] * head_work)):
                     break
         finally:
             end(&call)
-    return step, finite
+    return step, outcome
 
 
 def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds):
-    """Run steps of an epoch until `last_step`, until `seconds` have passed at a step's end, or until one is not finite.
+    """Run steps of an epoch until `last_step`, until `seconds` have passed at a step's end, or until one fails.
 
     Parameters
     ----------
@@ -373,8 +472,9 @@ def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds)
     Returns
     -------
     step : int
-        The next step; if not finite, the step that failed, whose update was not made.
-    finite : bool
-        False if this step's loss or its gradient's norm is NaN or infinite, or its data where they are unchecked.
+        The next step; if not DONE, the step that failed, whose update was not made.
+    outcome : int
+        NOT_FINITE if this step's loss or its gradient's norm is NaN or infinite, or its data where they are unchecked;
+        MAY_OVERFLOW if its update might write such a number; else DONE.
     """
     return _run(plan.rows, plan, step, last_step, phases, seconds)

@@ -30,11 +30,12 @@ static void NAME(tanh)(ptrdiff_t n, const real *x, real *y)
 static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
 {
     double lanes[LANES] = {0};
-    for (ptrdiff_t j = 0; j < n; j += LANES) {
-        ptrdiff_t width = n - j < LANES ? n - j : LANES;
-        for (ptrdiff_t l = 0; l < width; l++)
-            lanes[l] += (double)x[j + l] * (double)x[j + l];
-    }
+    const ptrdiff_t rest = n % LANES;
+    for (const real *end = x + n - rest; x < end; x += LANES)
+        for (ptrdiff_t l = 0; l < LANES; l++) /* a fixed length makes vectors of it */
+            lanes[l] += (double)x[l] * (double)x[l];
+    for (ptrdiff_t l = 0; l < rest; l++)
+        lanes[l] += (double)x[l] * (double)x[l];
     return NAME(add_lanes)(lanes);
 }
 

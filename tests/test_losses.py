@@ -1,0 +1,206 @@
+"""Losses in Python: what they see, what they return, and the check of their gradients."""
+
+import pydoc
+
+import numpy as np
+import pytest
+
+import lstm_ext
+from lstm_ext import MSE, SGD, Adam, CrossEntropy, LSTMNetwork, check_gradient, losses, train
+
+X = np.random.default_rng(0).standard_normal((5, 4, 3))
+STEPS = np.random.default_rng(1).standard_normal((5, 4, 2))
+
+
+def squares(outputs, targets):
+    if isinstance(outputs, list):
+        size = sum(y.size for y in outputs)
+        errors = [y - np.asarray(t) for y, t in zip(outputs, targets, strict=True)]
+        return sum((e**2).sum() for e in errors) / size, [2 * e / size for e in errors]
+    error = outputs - targets
+    return np.mean(error**2), 2 * error / error.size
+
+
+# --- the form of outputs and targets ---
+
+
+@pytest.mark.parametrize("tbptt", [None, 3])
+@pytest.mark.parametrize("given", ["array", "list", "lengths", "mask", "list of Y"])
+def test_outputs_are_a_list_where_x_is_no_plain_array(given, tbptt):
+    """All sequences have one length: what X is decides, not chance."""
+    forms = {
+        "array": (X, STEPS, {}),
+        "list": (list(X), list(STEPS), {}),
+        "lengths": (X, STEPS, {"lengths": [4] * 5}),
+        "mask": (X, STEPS, {"mask": np.ones((5, 4), bool)}),
+        "list of Y": (X, list(STEPS), {}),
+    }
+    sequences, targets, how = forms[given]
+    seen = []
+
+    def loss(outputs, goal):
+        seen.append((outputs, goal))
+        return squares(outputs, np.asarray(goal) if isinstance(outputs, np.ndarray) else goal)
+
+    network, twin = (LSTMNetwork(3, 4, 2, dtype="float64", seed=0) for _ in range(2))
+    common = {"target": "steps", "batch_size": 2, "epochs": 1, "shuffle": False, "tbptt": tbptt, "verbose": False}
+    train(network, sequences, targets, loss=loss, optimizer=SGD(0.1), **how, **common)
+    train(twin, X, STEPS, optimizer=SGD(0.1), **common)
+    assert np.allclose(network.parameters, twin.parameters, rtol=0, atol=1e-14)
+    chunks = [(0, 4)] if tbptt is None else [(0, 3), (3, 4)]
+    parts = [(batch, *chunk) for batch in (slice(0, 2), slice(2, 4), slice(4, 5)) for chunk in chunks]
+    for (outputs, goal), (batch, begin, end) in zip(seen, parts, strict=True):
+        assert isinstance(outputs, list) == (given not in ("array", "list of Y"))
+        assert isinstance(goal, list) == (given != "array")
+        assert np.shape(outputs) == (batch.stop - batch.start, end - begin, 2)
+        assert np.array_equal(goal, STEPS[batch, begin:end])
+
+
+@pytest.mark.parametrize("how", [{}, {"lengths": [4, 1, 2, 3, 4]}])
+@pytest.mark.parametrize("target", ["last", "mean", "max"])
+def test_outputs_are_one_array_where_each_sequence_has_one(target, how):
+    def loss(outputs, targets):
+        assert isinstance(outputs, np.ndarray)
+        assert outputs.shape == targets.shape == (5, 2)
+        return squares(outputs, targets)
+
+    network = LSTMNetwork(3, 4, 2, dtype="float64", seed=0)
+    value, gradient = network.gradient(X, STEPS[:, 0], loss=loss, target=target, **how)
+    expected, slope = network.gradient(X, STEPS[:, 0], target=target, **how)
+    assert np.isclose(value, expected, rtol=1e-14)
+    assert np.allclose(gradient, slope, rtol=0, atol=1e-15)
+
+
+def test_a_subclass_runs_as_what_it_is():
+    class Thrice(MSE):
+        def __call__(self, outputs, targets):
+            value, gradient = squares(outputs, targets)
+            return 3 * value, 3 * gradient
+
+    network, Y = LSTMNetwork(3, 4, 2, dtype="float64", seed=0), STEPS[:, 0]
+    value, gradient = network.gradient(X, Y, loss=Thrice())
+    expected, slope = network.gradient(X, Y)
+    assert np.isclose(value, 3 * expected, rtol=1e-14)
+    assert np.allclose(gradient, 3 * slope, rtol=0, atol=1e-14)
+
+    class Nothing(CrossEntropy):
+        pass
+
+    with pytest.raises(ValueError, match=r"^loss is .*; expected one of 'mse', 'cross_entropy', or a callable"):
+        network.gradient(X, Y, loss=Nothing())
+
+
+@pytest.mark.parametrize("result", [("1.0", 0), ("ab"), (np.ones(1), 0), (1j, 0), (None, 0), {1: 2, 3: 4, 5: 6}])
+def test_a_value_that_is_no_number_is_refused(result):
+    with pytest.raises(TypeError, match=r"^loss returned .*; expected \(value, gradient\)"):
+        LSTMNetwork(3, 4, 2, seed=0).gradient(X, STEPS[:, 0], loss=lambda outputs, targets: result)
+
+
+@pytest.mark.parametrize("Y", ["lasts", b"lasts", {1, 2, 3, 4, 5}, memoryview(np.ones((6, 2)))])
+def test_targets_of_another_kind_are_named(Y):
+    with pytest.raises((TypeError, ValueError), match=r"^Y "):
+        train(LSTMNetwork(3, 4, 2, seed=0), X, Y, loss=squares, verbose=False)
+
+
+def test_targets_may_be_a_memoryview():
+    network = LSTMNetwork(3, 4, 2, seed=0)
+    assert network.gradient(X, memoryview(STEPS[:, 0].copy()), loss=squares)[0] > 0
+
+
+def test_help_tells_the_contract():
+    text = pydoc.render_doc(losses.Loss, renderer=pydoc.plaintext)
+    for words in ("(value, gradient)", "(B, output_dim)", "list of B arrays", "tbptt", "check_gradient"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"loss": MSE}, r"loss is <class '.*MSE'>; expected an object: MSE\(\)"),
+        ({"loss": CrossEntropy}, r"expected an object: CrossEntropy\(\)"),
+        ({"optimizer": Adam}, r"optimizer is <class '.*Adam'>; expected an object: Adam\(\)"),
+        ({"optimizer": SGD}, r"expected an object: SGD\(\)"),
+        ({"loss": 10**5 * "x"}, "^loss is 'xxx.{,90}; expected one of"),
+        ({"optimizer": 10**5 * "x"}, "^optimizer is 'xxx.{,90}; expected one of"),
+    ],
+)
+def test_a_class_for_its_object_is_told(how, message):
+    with pytest.raises(ValueError, match=message):
+        train(LSTMNetwork(3, 4, 2, seed=0), X, STEPS[:, 0], verbose=False, **how)
+
+
+# --- check_gradient ---
+
+
+def entropy(outputs, targets):
+    p = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    rows = np.arange(len(p))
+    value = -np.log(p[rows, targets]).mean()
+    p[rows, targets] -= 1
+    outputs[...] = np.nan  # a loss owns its outputs
+    return value, p / len(p)
+
+
+def test_right_gradients_pass():
+    rng = np.random.default_rng(0)
+    outputs = 100 * rng.standard_normal((3, 5, 2))
+    assert check_gradient(squares, outputs, np.zeros((3, 5, 2))) < 1e-7
+    assert check_gradient(entropy, rng.standard_normal((4, 3)).astype("f4"), np.array([0, 2, 1, 2])) < 1e-7
+    ragged = [rng.standard_normal((T, 2)) for T in (3, 1, 4)]
+    assert check_gradient(squares, ragged, [np.ones_like(y) for y in ragged]) < 1e-7
+    assert check_gradient(lambda y, t: (1.0, np.zeros_like(y)), outputs, None) == 0
+
+
+@pytest.mark.parametrize("index", [(0, 0), (3, 1)])
+def test_the_worst_element_is_named(index):
+    outputs, targets = np.random.default_rng(0).standard_normal((2, 4, 2))
+    right = squares(outputs, targets)[1]
+    before = outputs.copy()
+
+    def loss(outputs, targets):
+        value, gradient = squares(outputs, targets)
+        gradient[1, 0] *= 1.01
+        gradient[index] = 2 * gradient[index] + 1
+        return value, gradient
+
+    place = rf"^the loss's gradient at outputs\[{index[0]}, {index[1]}\] is {2 * right[index] + 1:.6g}; "
+    with pytest.raises(ValueError, match=rf"{place}expected {right[index]:.6g}, "):
+        check_gradient(loss, outputs, targets)
+    assert np.array_equal(outputs, before)
+    error = (1 + right[index]) / (2 * right[index] + 1)  # the wrong element is the largest
+    assert np.isclose(check_gradient(loss, outputs, targets, tolerance=2), error, rtol=1e-6)
+
+    def listed(outputs, targets):
+        return 0.0, [np.zeros((2, 2)), np.ones((3, 2))]
+
+    with pytest.raises(ValueError, match=r"at outputs\[1\]\[0, 0\] is 1; expected 0"):
+        check_gradient(listed, [np.zeros((2, 2)), np.zeros((3, 2))], None)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "message"),
+    [
+        (MSE(), X, "loss is .*; expected a loss in Python"),
+        ("mse", X, "loss is 'mse'; expected a loss in Python"),
+        (lambda y, t: 1.0, X, "loss returned 1.0; expected"),
+        (lambda y, t: (np.nan, y), X, "loss returned the value nan"),
+        (lambda y, t: (1.0, y[0]), X, r"the loss's gradient has the shape \(4, 3\); expected \(5, 4, 3\)"),
+        (lambda y, t: (1.0, y * np.inf), X, r"the loss's gradient\[0, 0, 0\] is"),
+        (lambda y, t: (1.0, y[0]), list(X), "the loss's gradient is array"),
+        (lambda y, t: (1.0, y[:2]), list(X), r"the loss's gradient has the shape"),
+        (squares, "outputs", "outputs has dtype"),
+        (squares, [np.ones(2), "outputs"], r"outputs\[1\] has dtype"),
+    ],
+)
+def test_bad_arguments_of_check_gradient_are_named(loss, outputs, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        check_gradient(loss, outputs, X)
+    for name, value in (("tolerance", -1), ("step", 0.0), ("step", "small")):
+        with pytest.raises((TypeError, ValueError), match=f"^{name} is"):
+            check_gradient(squares, X, X, **{name: value})
+
+
+def test_it_is_public():
+    assert lstm_ext.check_gradient is check_gradient
+    assert "check_gradient" in lstm_ext.__all__
