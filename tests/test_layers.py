@@ -178,7 +178,7 @@ def test_threads_have_their_own_panels_of_the_batch_in_the_lanes():
     layer = LSTM(3, 5, seed=1)
     X = np.random.default_rng(0).standard_normal((2000, 20, 3)).astype("f")
     H, _, tape = layer.forward(X, return_tape=True, num_threads=1)
-    assert tape.stack.by_lanes == (2000,)
+    assert tape._stack.by_lanes == (2000,)
     expected = layer.backward(tape, np.ones_like(H), num_threads=1)
     for _ in range(20):
         ours, _, tape = layer.forward(X, return_tape=True, num_threads=2)

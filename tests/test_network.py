@@ -139,7 +139,7 @@ def test_few_units_run_with_the_batch_in_the_lanes(isa, shape, dtype, monkeypatc
     N, _, I, H, O = shape
     network, X = LSTMNetwork(I, H, O, dtype=dtype, seed=0), np.ones((N, 1, I), dtype)
     *_, tape = LSTM(I, H, dtype=dtype, seed=0).forward(X, return_tape=True)
-    assert tape.stack.by_lanes == (rows_in_lanes(shape, isa, dtype, keep=True),)
+    assert tape._stack.by_lanes == (rows_in_lanes(shape, isa, dtype, keep=True),)
     scratch = []
 
     def empty(*arguments):  # the outputs, then the scratch

@@ -16,7 +16,9 @@ from libc.string cimport memcpy, memset
 from numpy import empty, ndarray, zeros
 
 from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, real, table_at
-from lstm_ext._passes cimport Cell, Forward, Rows, emit_outputs, lanes_rows, lanes_scratch_size, run_forward, shared_work
+from lstm_ext._passes cimport (
+    Cell, Forward, Rows, emit_outputs, lanes_rows, lanes_scratch_size, run_forward, shared_work,
+)
 from lstm_ext._products cimport multiply, pack_cell, pack_panels, panels_size, tiles
 from lstm_ext._stack cimport Batch, Layers, Stack, States, layers_forward, pack_layers
 from lstm_ext._threads cimport Call, begin, end, recruit

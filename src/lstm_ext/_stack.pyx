@@ -84,8 +84,8 @@ cdef class Stack:
     gaps : list, optional
         Is filled with the bytes (begin, end) behind each array, which may be read but not written: for tests.
 
-    The attribute `bytes` is what the arrays take; `by_lanes` says of each cell how many sequences of the latest pass had
-    the batch in the lanes.
+    The attribute `bytes` is what the arrays take, `by_lanes` how many sequences of each cell's latest pass ran with the
+    batch in the lanes.
     """
 
     def __cinit__(self, *_, **__):
