@@ -324,7 +324,7 @@ def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array
 
 def as_targets(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], width: int) -> Array:
     """Return targets of the squared error as (*shape, width), given so or, for a single output, as `shape`."""
-    result = as_real(name, value, dtype)
+    result = as_real(name, value, dtype, (*shape, width))
     if result.shape == shape:
         if width == 1:
             return result.reshape(*shape, 1)
