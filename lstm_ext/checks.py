@@ -132,6 +132,14 @@ def as_number(name: str, value: Any, *, low: float = -math.inf, high: float = ma
     return number
 
 
+def as_positive(name: str, value: Any) -> float:
+    """Return a finite float above 0."""
+    number = as_number(name, value, low=0)
+    if number == 0:
+        raise ValueError(f"{name} is {number}; expected a finite number above 0")
+    return number
+
+
 def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not (isinstance(value, str) and value in choices):

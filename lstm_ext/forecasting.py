@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_ext._version import __version__
-from lstm_ext.checks import Array, as_flag, as_number, as_size, make_generator, short_repr
+from lstm_ext.checks import Array, as_flag, as_number, as_positive, as_size, make_generator, short_repr
 from lstm_ext.data import SequenceScaler
 from lstm_ext.network import LSTMNetwork, load_model
 from lstm_ext.optimizers import Adam
@@ -140,8 +140,10 @@ class Forecaster:
         The share of each series' known rows, at their end, that chooses the number of epochs; 0 to train all `epochs`.
     batch_size : int
         Windows for each update.
-    learning_rate, clip_norm : float
-        Of Adam.
+    learning_rate : float
+        Of Adam, at least 0.
+    clip_norm : float
+        The largest norm of a gradient, above 0.
     seed : int or None
         Of the initial weights and the order of the windows.
 
@@ -191,8 +193,8 @@ class Forecaster:
         settings["max_gap"] = as_size("max_gap", self.window // 4 if self.max_gap is None else self.max_gap, low=0)
         settings["trend_seasons"] = as_size("trend_seasons", self.trend_seasons, low=0)
         settings["validation"] = as_number("validation", self.validation, low=0, high=1)
-        for number in ("learning_rate", "clip_norm"):
-            settings[number] = as_number(number, settings[number], low=0)
+        settings["learning_rate"] = as_number("learning_rate", self.learning_rate, low=0)
+        settings["clip_norm"] = as_positive("clip_norm", self.clip_norm)
         make_generator(self.seed)
         settings["seed"] = None if self.seed is None else int(self.seed)
 

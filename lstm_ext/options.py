@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, cast
 
 import numpy as np
 
-from lstm_ext.checks import as_choice, as_flag, as_number, as_size, short_repr
+from lstm_ext.checks import as_choice, as_flag, as_number, as_positive, as_size, short_repr
 
 SIZES = ("input_dim", "hidden_dim", "output_dim")
 """A network's sizes, in the order of every signature; a cell and a layer have the first two."""
@@ -192,10 +192,7 @@ def _as_merge(name: str, value: Any) -> str | None:
 
 
 def _as_clip(name: str, value: Any) -> float | None:
-    clip = None if value is None else as_number(name, value, low=0)
-    if clip == 0:
-        raise ValueError(f"{name} is {clip}; expected a number above 0, or None")
-    return clip
+    return None if value is None else as_positive(name, value)
 
 
 def _as_bias(name: str, value: Any) -> float | None:

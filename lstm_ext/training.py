@@ -21,7 +21,7 @@ from lstm_ext.checks import (
     NonFiniteError,
     as_column,
     as_flag,
-    as_number,
+    as_positive,
     as_seed,
     as_size,
     as_targets,
@@ -121,7 +121,7 @@ def train(
         each. The states are carried over, the gradients are not. For ``target="last"``, where no sequence of a batch
         ends in a chunk, there is no update. For networks that run forwards, and "last" or "steps".
     clip_norm : float, optional
-        Scale a gradient down to this norm where it is longer.
+        Scale a gradient whose norm is larger down to this norm, above 0.
     validation_data : tuple (X, Y), or mapping, optional
         The loss is computed on them after every epoch. A mapping has the keys ``"X"`` and ``"Y"``, and where they are
         padded ``"lengths"`` or ``"mask"``.
@@ -191,7 +191,7 @@ def train(
         tbptt=None if tbptt is None else as_size("tbptt", tbptt),
         **as_memory(checkpoint_every, memory_budget),
         optimizer=optimizer,
-        clip_norm=math.inf if clip_norm is None else as_number("clip_norm", clip_norm, low=0),
+        clip_norm=math.inf if clip_norm is None else as_positive("clip_norm", clip_norm),
         **common,
     )
     validation = None

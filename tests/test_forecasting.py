@@ -520,8 +520,8 @@ def test_it_learns_a_noisy_season_with_a_trend():
     forecaster = Forecaster(target="y", window=14, horizon=4, hidden_dim=8, epochs=15, learning_rate=0.02)
     forecaster.fit(table, until=0.8)
     errors = forecaster.evaluate(table, since=0.8).rmse()
-    assert errors["LSTM"] < 0.25 * errors["last value"]
-    assert errors["LSTM"] < 0.6
+    assert 0.3 < errors["LSTM"] < 0.5  # the noise alone is 0.3; seeds reach 0.42 to 0.48
+    assert errors["last value"] > 3
 
 
 def test_it_learns_from_an_input():
@@ -533,7 +533,8 @@ def test_it_learns_from_an_input():
         forecaster = make(inputs=inputs, horizon=1, hidden_dim=5, epochs=20, learning_rate=0.03)
         forecaster.fit(table, until=0.8)
         errors[len(inputs)] = forecaster.evaluate(table, since=0.8).rmse()["LSTM"]
-    assert errors[1] < 0.4 * errors[0]
+    assert errors[0] > 0.9  # the target's standard deviation is 1
+    assert errors[1] < 0.16
 
 
 # --- baselines and scores
@@ -690,7 +691,7 @@ def test_a_constant_series_is_forecast_by_itself(value, settings):
     forecaster = make(**settings, inputs=["a"])
     table = {"y": np.full(50, value), "a": np.full(50, 3.3)}
     forecaster.fit(table)
-    np.testing.assert_allclose(forecaster.predict(table)["forecast"], value, rtol=1e-6, atol=0.3)
+    np.testing.assert_allclose(forecaster.predict(table)["forecast"], value, rtol=1e-12, atol=1e-12)
 
 
 def test_windows_do_not_cross_a_long_gap(trainings):
@@ -894,6 +895,7 @@ def test_nothing_to_score():
         ("learning_rate", -1.0, ValueError),
         ("learning_rate", np.inf, ValueError),
         ("clip_norm", -1.0, ValueError),
+        ("clip_norm", 0.0, ValueError),
         ("clip_norm", NAN, ValueError),
         ("seed", -1, ValueError),
         ("seed", 0.5, TypeError),

@@ -103,7 +103,7 @@ BAD_OPTIONS = [
     ("peephole", None, TypeError, "peephole is None; expected True or False"),
     ("layer_norm", "no", TypeError, "layer_norm is 'no'; expected True or False"),
     ("coupled_gates", 0, TypeError, "coupled_gates is 0; expected True or False"),
-    ("cell_clip", 0, ValueError, "cell_clip is 0.0; expected a number above 0, or None"),
+    ("cell_clip", 0, ValueError, "cell_clip is 0.0; expected a finite number above 0"),
     ("cell_clip", -1, ValueError, "cell_clip is -1.0; expected a finite number"),
     ("cell_clip", np.inf, ValueError, "cell_clip is inf; expected a finite number"),
     ("cell_clip", True, TypeError, "cell_clip is True; expected a number"),
