@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import math
 import os
 import pickle
 import re
@@ -823,68 +822,6 @@ def test_batches_are_those_of_the_permutation():
         rng = np.random.default_rng(7)
         orders = [rng.permutation(13) if shuffle else np.arange(13) for _ in range(2)]
         assert seen == np.concatenate(orders).tolist()
-
-
-def fraction(*shape):
-    """Return numbers in (-1, 1) that every machine computes alike."""
-    k = np.arange(math.prod(shape))
-    return ((k * 37 + 11) % 101 / 50.5 - 1).reshape(shape)
-
-
-def trace(optimizer, target="steps"):
-    """Return ten losses of a training that draws nothing at random."""
-    model = network(3, 13, 2)
-    model.parameters = 0.4 * fraction(model.parameters.size)
-    X, Y = fraction(17, 9, 3), fraction(17, 9, 2)
-    if target == "last":
-        Y = Y[:, -1]
-    how = {"target": target, "batch_size": 17, "epochs": 10, "shuffle": False, "clip_norm": 0.05}
-    return train(model, X, Y, optimizer=optimizer, **how, **QUIET).loss
-
-
-TRACES = {
-    "momentum": (
-        lambda: (SGD(0.1, 0.9),),
-        [
-            "0x1.6801128204696p-2",  # 0.35157
-            "0x1.66f9dc3fbfd05p-2",
-            "0x1.651b87de417f7p-2",
-            "0x1.62a2a084c1741p-2",
-            "0x1.5fd2ed257bdb1p-2",
-            "0x1.5cf382979e02cp-2",
-            "0x1.5a4bc6c785e73p-2",
-            "0x1.5820fde5d1383p-2",
-            "0x1.56b37456a1ca7p-2",
-            "0x1.563826ef2b970p-2",  # 0.33420
-        ],
-    ),
-    "adam": (
-        lambda: (Adam(0.02), "last"),
-        [
-            "0x1.6eb5ad6db7bbcp-2",  # 0.35811
-            "0x1.51b98ce74bfc0p-2",
-            "0x1.44a0280e891aap-2",
-            "0x1.401f8067ff3ccp-2",
-            "0x1.3a014714a0d58p-2",
-            "0x1.330d4951143a1p-2",
-            "0x1.2dceec0515e6ep-2",
-            "0x1.29a2b7431661cp-2",
-            "0x1.24b2729267325p-2",
-            "0x1.1e395ec8dd58fp-2",  # 0.27952
-        ],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TRACES)
-def test_frozen_trace(isa, name):
-    """The losses of this library's first version: to the bit with fused multiply-adds."""
-    make, losses = TRACES[name]
-    actual, expected = trace(*make()), [float.fromhex(loss) for loss in losses]
-    if isa == "baseline":
-        assert relative_error(actual, expected) <= 1e-9
-    else:
-        assert [loss.hex() for loss in actual] == [loss.hex() for loss in expected]
 
 
 # --- the history, validation, callbacks, going on ---
