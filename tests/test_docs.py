@@ -127,15 +127,13 @@ def test_every_document_is_here():
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_prints_what_its_comments_say(document, folder, process_settings, monkeypatch, capsys):
-    """Those of the guide go on where the last one ended; those of others need nothing that came before."""
+    """Each block of the guide continues the one before; blocks of the other documents run alone."""
     monkeypatch.setattr(lstm_ext, "verify", lambda: None)  # seconds long; the command line's tests run it
     names = {}
     for code in python_blocks(document):
         exec(code, names if document == "docs/layers.md" else {})
         expected = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
-        printed = capsys.readouterr().out.splitlines()
-        if document == "docs/layers.md":
-            assert printed == expected, code
+        assert capsys.readouterr().out.splitlines() == expected, code
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/forecasting.md"])
