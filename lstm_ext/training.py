@@ -86,7 +86,7 @@ def train(
 ) -> History:
     """Train a network in place.
 
-    Every sequence starts from zero states, or the learned ones. The same seed gives the same bits. Ctrl-C leaves the
+    Every sequence starts from zero states, or from learned ones. The same seed gives the same bits. Ctrl-C leaves the
     network as it was after the last whole update.
 
     Parameters
@@ -94,56 +94,56 @@ def train(
     network : LSTMNetwork
         Its parameters are changed in place.
     X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
-        The sequences; work is done for their live steps alone. A C-contiguous array of the network's dtype, and such a
-        Y, is not copied. If it is memory-mapped, it is not read beforehand: each batch is checked for NaN and Inf when
-        it is first taken.
+        The sequences. Only their live steps cost work. A C-contiguous X or Y of the network's dtype is not copied.
+        Memory-mapped arrays are checked for NaN and Inf batch by batch during the first epoch.
     Y : array_like
-        A target for each sequence (N, output_dim); for ``target="steps"`` (N, T, output_dim), where padding may hold
-        anything, or a list of arrays (T_n, output_dim). If output_dim is 1, the last axis may be left out. For the
-        cross-entropy integer classes (N,), or (N, T). Without a head, output_dim is the width of the top layer's
-        outputs. For a loss in Python, anything with an entry for each sequence.
+        One target for each sequence (N, output_dim). For ``target="steps"``, one for each step: an array
+        (N, T, output_dim), where the padding may hold anything, or a list of arrays (T_n, output_dim). If output_dim
+        is 1, the last axis may be left out. For cross-entropy, integer classes (N,) or (N, T). Without a head,
+        output_dim is the width of the top layer's outputs. For a loss in Python, any object with one entry for each
+        sequence.
     target : {"last", "steps", "mean", "max"}
-        What the outputs are of: the top layer's last h; its output at every live step, with `go_backwards` in the order
-        of the run; the mean, or the largest value, of each of its outputs over the live steps.
+        What the head is applied to: the top layer's last h; its output at every live step, with `go_backwards` in the
+        order of the run; or the mean or the maximum of each of its outputs over the live steps.
     loss : {"mse", "cross_entropy"}, or a callable
-        A callable is as `lstm_ext.losses.Loss` describes; `lstm_ext.check_gradient` checks its gradient.
+        `lstm_ext.losses.Loss` describes the callable, and `lstm_ext.check_gradient` checks its gradient.
     optimizer : {"adam", "sgd"}, or an object
-        A name stands for the optimizer's defaults. An object is as `lstm_ext.optimizers.Optimizer` describes.
+        A name gives the optimizer its default settings. `lstm_ext.optimizers.Optimizer` describes the object.
     batch_size, epochs : int
         The last batch of an epoch may be smaller.
     lengths : array_like of int (N,), optional
-        How many steps of each sequence of a padded X are live.
+        Number of live steps of each sequence in a padded X.
     mask : array_like of bool (N, T), optional
-        Which steps of X are live; the others are skipped, their inputs too. Not for missing targets: use a loss that
-        leaves these out, as in docs/layers.md, "Missing targets".
+        True for the live steps of X. The other steps are skipped, including their inputs. For missing targets, use a
+        loss that leaves them out instead, as in docs/layers.md, "Missing targets".
     tbptt : int, optional
-        Truncated backpropagation through time: every batch is run in chunks of so many steps, with an update after
-        each. The states are carried over, the gradients are not. For ``target="last"``, where no sequence of a batch
-        ends in a chunk, there is no update. For networks that run forwards, and "last" or "steps".
+        Truncated backpropagation through time: run every batch in chunks of `tbptt` steps, with an update after each.
+        States are carried from chunk to chunk; gradients are not. For ``target="last"``, a chunk in which no sequence
+        ends makes no update. The network must run forwards, and `target` must be "last" or "steps".
     clip_norm : float, optional
-        Scale a gradient whose norm is larger down to this norm, above 0.
+        Maximum norm of the gradient, above 0. A gradient with a larger norm is scaled down to it.
     validation_data : tuple (X, Y), or mapping, optional
-        The loss is computed on them after every epoch. A mapping has the keys ``"X"`` and ``"Y"``, and where they are
-        padded ``"lengths"`` or ``"mask"``.
+        Data whose loss is computed after every epoch. A mapping has the keys ``"X"`` and ``"Y"`` and, for padded data,
+        ``"lengths"`` or ``"mask"``.
     shuffle : bool
         Whether to draw a new order of the sequences for each epoch.
     seed : int, optional
-        Of the shuffling and of what is dropped; if the network drops anything, below 2**64. To continue a training,
-        pass another one: every call begins with the same order and masks.
+        Seed of the shuffling and the dropout masks (below 2**64 with dropout). The same seed repeats the same order
+        and masks, so pass another one to continue a training.
     verbose : bool
-        Show the progress and the losses on stderr: as a bar on a terminal where tqdm is installed, else one line for
-        each epoch, at most one a second, and always that of the last epoch.
+        Show the progress and the losses on stderr: a progress bar on a terminal with tqdm; otherwise at most one line a
+        second, and always one for the last epoch.
     callbacks : iterable of callable
         Each is called as ``callback(network, history)`` after every epoch. True stops training; None or False goes on.
-        What a callback assigns to the optimizer's settings is used from the next epoch on.
+        If a callback changes the optimizer's settings, the next epoch uses them.
     checkpoint_every : int, optional
-        Keep the activations of so many steps at a time, for long sequences: the backward pass computes them again. The
-        results are the same to the bit.
+        For long sequences: keep the activations of only this number of steps at a time and compute the others again
+        during the backward pass. The results are the same to the bit.
     memory_budget : int or str, optional
-        Bytes, or a number with a unit, as "256MB" or "1.5GiB", for the passes' arrays: the largest `checkpoint_every`
-        that fits is chosen.
+        Maximum size of the passes' arrays, in bytes or with a unit, such as "256MB" or "1.5GiB". The largest
+        `checkpoint_every` that fits is chosen.
     num_threads : int, optional
-        The most threads to use (`set_num_threads`); the results are the same to the bit for any number.
+        Maximum number of threads (default: see `set_num_threads`). It does not change the bits of the results.
 
     Returns
     -------
@@ -153,14 +153,14 @@ def train(
     Raises
     ------
     NonFiniteError
-        If a loss, a gradient or the result of an update is NaN or infinite, naming epoch and batch; the parameters are
-        those before that update, and so is the state of `SGD` and `Adam`.
+        If a loss, a gradient or the result of an update is NaN or infinite. The error names the epoch and the batch.
+        The parameters, and the state of `SGD` and `Adam`, are as before that update.
     RuntimeError
-        If another call, for example in another thread, is training the network or using the optimizer; nothing has
-        changed then.
+        If another call, for example in another thread, is training the network or using the optimizer. Nothing is
+        changed.
     TypeError, ValueError
-        If an argument is not as above, or a weight of the network is NaN or infinite; nothing has changed then. If a
-        memory-mapped X or Y holds NaN or Inf, the network is as after the last whole update before that batch.
+        If an argument is not as above, or a weight of the network is NaN or infinite. Nothing is changed. If a
+        memory-mapped X or Y holds NaN or Inf, the network is as it was after the last update before that batch.
     """
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {short_repr(network)}; expected an LSTMNetwork")
