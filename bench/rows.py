@@ -85,10 +85,11 @@ class Row(NamedTuple):
 def training_numbers(T: int, B: int, I: int, H: int, O: int, per_line: int = 16) -> int:
     """Return how many numbers lstm_ext trains in, beyond data and parameters.
 
-    About T B (I + 6 H) are kept from forward to backward; W packed, W_h packed and the gradient are about
-    8 H (I + H) + 4 H^2; the rest is one chunk of the weight gradient. They are the work arrays of
+    About T B (I + 6 H) are kept from forward to backward; W packed, W_h packed, the gradient and the parameters before
+    an update are about 12 H (I + H) + 4 H^2; the rest is one chunk of the weight gradient. They are the work arrays of
     lstm_ext/workspace.py, with `per_line` numbers in a cache line and in a vector. Left out are an optimizer's moments
-    (Adam has two numbers for each parameter) and the head's few numbers for each sequence.
+    and their values before an update (Adam has four numbers for each parameter) and the head's few numbers for each
+    sequence.
     """
 
     def padded(columns: int) -> int:
@@ -99,12 +100,12 @@ def training_numbers(T: int, B: int, I: int, H: int, O: int, per_line: int = 16)
 
     kept = (T + 1) * B * (stride(I + H) + H) + T * B * 4 * H  # ws_hx, ws_C, ws_gates
     packed = padded(H) * 4 * (1 + I + H) + 4 * H * padded(H)  # W for the forward, W_h for the backward pass
-    gradient = 4 * H * (I + H + 1) + O * (H + 1)
+    gradient = backup = 4 * H * (I + H + 1) + O * (H + 1)
     chunk = max(1, min(T, CHUNK_ROWS // B)) * B * stride(4 * H) + CHUNK_ROWS * padded(I + H)  # dz, panels of [h | x]
     scratch = 0
     if padded(H) >= H + H // 8 and per_line <= B:  # the batch goes into the lanes
         scratch = min(-(-B // 16), 64) * per_line * max(6 * H, 2 * (H + I + 4) + max(64, I))
-    return kept + packed + gradient + chunk + 2 * B * H + scratch  # and dh, dC
+    return kept + packed + gradient + backup + chunk + 2 * B * H + scratch  # and dh, dC
 
 
 SIZES = (

@@ -11,7 +11,7 @@ BACKWARD: int
 UPDATE: int
 DONE: int
 NOT_FINITE: int
-MAY_OVERFLOW: int
+UPDATE_NOT_FINITE: int
 NORM_BLOCK: int
 
 def check_settings(settings: Array | array[float], single: bool) -> int: ...
@@ -23,8 +23,6 @@ def update_parameters(
     moments: Array,
     parameters: Array,
     gradient: Array,
-    scale: float,
-    bounds: Array,
-    even_if_it_overflows: bool,
+    backup: Array,
 ) -> bool: ...
 def run(plan: Plan, step: int, last_step: int, phases: int, seconds: float) -> tuple[int, int]: ...

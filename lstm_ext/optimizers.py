@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeGuard, overload
 
 import numpy as np
@@ -59,18 +58,18 @@ class _Setting:
 class _Compiled:
     """The state of a compiled optimizer: moments (rows, parameters) and the running powers of its decay rates."""
 
-    __slots__ = ("__weakref__", "_bounds", "_moments", "_powers", "_settings")
+    __slots__ = ("__weakref__", "_moments", "_powers", "_settings")
     _fields: ClassVar[tuple[_Setting, ...]]
+    _most_rows: ClassVar[int]  # of the moments, whatever the settings are
     _settings: array[float]
     _powers: NDArray[np.float64]
     _moments: Array | None
-    _bounds: NDArray[np.float64]  # of parameters and moments, which tell that an update cannot overflow
 
     def __init__(self, *settings: float) -> None:
         self._settings = array("d", bytes(8 * len(settings)))
         for field, value in zip(self._fields, settings, strict=True):
             field.__set__(self, value)
-        self._powers, self._moments, self._bounds = np.ones(2), None, np.zeros(3)
+        self._powers, self._moments = np.ones(2), None
 
     def __copy__(self) -> _Compiled:
         return copy.deepcopy(self)  # a copy shares no state
@@ -104,7 +103,6 @@ class _Compiled:
     @moments.setter
     def moments(self, value: Array | None) -> None:
         self._moments = None if value is None else self._read_moments(value)
-        self._bounds[:] = np.inf
 
     @property
     def _rows(self) -> int:
@@ -190,19 +188,13 @@ class _Compiled:
             gradient = as_shape("gradient", gradient, parameters.dtype, parameters.shape)
             if np.may_share_memory(parameters, gradient):
                 gradient = gradient.copy()
-            self._update(_kernels.current(), thread_count(None), parameters, gradient)
-
-    def _update(self, isa: int, threads: int, parameters: Array, gradient: Array, scale: float = 1.0) -> None:
-        """Make one update of arguments that were checked: the whole of it, or none."""
-        before, moments = self._moments, self._begin(parameters)
-        call = isa, threads, self._settings, self._powers, moments, parameters, gradient, scale, self._bounds
-        try:
-            if not _epoch.update_parameters(*call, even_if_it_overflows=False):
-                with all_or_nothing(parameters, moments, self._powers):
-                    _epoch.update_parameters(*call, even_if_it_overflows=True)
-        except NonFiniteError:
-            self._moments = before
-            raise
+            before, backup = self._moments, new_backup(self, parameters)
+            state = self._settings, self._powers, self._begin(parameters)
+            if not _epoch.update_parameters(
+                _kernels.current(), thread_count(None), *state, parameters, gradient, backup
+            ):
+                self._moments = before
+                raise NonFiniteError(NOT_FINITE_MESSAGE)
 
     def _begin(self, parameters: Array) -> Array:
         """Return the moments to be changed; the compiled loop calls it."""
@@ -236,6 +228,7 @@ class SGD(_Compiled):
     learning_rate = _Setting(0)
     momentum = _Setting(1, below=1)
     _fields = (learning_rate, momentum)
+    _most_rows = 1
 
     def __init__(self, learning_rate: float = 0.01, momentum: float = 0.0) -> None:
         super().__init__(learning_rate, momentum)
@@ -272,7 +265,7 @@ class Adam(_Compiled):
     beta2 = _Setting(2, below=1)
     epsilon = _Setting(3, above=0)
     _fields = (learning_rate, beta1, beta2, epsilon)
-    _rows = 2
+    _rows = _most_rows = 2
 
     def __init__(
         self, learning_rate: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
@@ -280,18 +273,13 @@ class Adam(_Compiled):
         super().__init__(learning_rate, beta1, beta2, epsilon)
 
 
-@contextmanager
-def all_or_nothing(*arrays: Array) -> Iterator[None]:
-    """Put arrays back as they were if the block raises, or leaves a number in them that is not finite."""
-    before = [values.copy() for values in arrays]
-    try:
-        yield
-        if not all(map(_kernels.is_finite, arrays)):
-            raise NonFiniteError("the update leads to numbers that are not finite")
-    except BaseException:
-        for values, kept in zip(arrays, before, strict=True):
-            values[...] = kept
-        raise
+NOT_FINITE_MESSAGE = "the update leads to numbers that are not finite"
+
+
+def new_backup(optimizer: Optimizer | None, parameters: Array) -> Array:
+    """Return an empty array for what an update changes: a row for the parameters and one for each compiled moment."""
+    rows = 1 + optimizer._most_rows if isinstance(optimizer, _Compiled) else int(optimizer is not None)
+    return np.empty((rows, parameters.size), parameters.dtype)
 
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))

@@ -32,7 +32,7 @@ from lstm_ext.checks import (
     short_repr,
 )
 from lstm_ext.losses import MSE, CrossEntropy, Loss
-from lstm_ext.optimizers import Optimizer, all_or_nothing
+from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
@@ -154,6 +154,7 @@ class Plan:
             )
         self.stack = Stack(*sizes, **common, window=window)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
+        self.backup = optimizers.new_backup(optimizer, parameters)
         self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
         carried = self.batch_size if steps < longest else 0
         cells = len(architecture.cells) if carried else 0
@@ -282,30 +283,26 @@ class Plan:
         if self.python_optimizer is None:
             return self._phases(step, step + 1, _epoch.UPDATE)
         if self.counts[step] > 0:
-            self._update(step)
+            self._update_in_python(step, self.python_optimizer)
         return step + 1
 
-    def _update(self, step: int) -> None:
-        """Make the update of one pass from Python: the whole of it, or none."""
-        norm = float(self.norms[step])
-        scale = self.clip_norm / norm if norm > self.clip_norm else 1.0
+    def _update_in_python(self, step: int, optimizer: Optimizer) -> None:
+        """Make the update of one pass: the whole of it, or none."""
+        norm, before = float(self.norms[step]), self.backup[0]
+        if norm > self.clip_norm:
+            self.gradient *= self.clip_norm / norm
+        before[:] = self.parameters
         try:
-            if self.python_optimizer is None:
-                optimizer = cast(Any, self.optimizer)
-                optimizer._update(self.isa, self.threads, self.parameters, self.gradient, scale)
-            else:
-                self._update_in_python(self.python_optimizer, scale)
-        except NonFiniteError as error:
-            error.step = step
-            raise
-        self.updates += np.uint64(1)
-
-    def _update_in_python(self, optimizer: Optimizer, scale: float) -> None:
-        if scale < 1:
-            self.gradient *= scale
-        with all_or_nothing(self.parameters):
             if cast(Any, optimizer).update(self.parameters[:], self.gradient[:]) is not None:
                 raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
+            if not _kernels.is_finite(self.parameters):
+                raise NonFiniteError(optimizers.NOT_FINITE_MESSAGE)
+        except BaseException as error:
+            self.parameters[:] = before
+            if isinstance(error, NonFiniteError):
+                error.step = step
+            raise
+        self.updates += np.uint64(1)
 
     def gradients(self, step: int) -> None:
         """Compute the loss and the gradient of one pass."""
@@ -354,9 +351,8 @@ class Plan:
             self._check_data(step)
             what, value = ("gradient's norm", self.norms) if np.isfinite(self.losses[step]) else ("loss", self.losses)
             raise NonFiniteError(f"the {what} is {value[step]}", step)
-        if outcome == _epoch.MAY_OVERFLOW:
-            self._update(step)
-            step += 1
+        if outcome == _epoch.UPDATE_NOT_FINITE:
+            raise NonFiniteError(optimizers.NOT_FINITE_MESSAGE, step)
         if step == self.passes:
             self.unchecked_X = self.unchecked_Y = False
         return step

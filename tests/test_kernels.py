@@ -280,7 +280,7 @@ def test_signal_handlers_see_denormals(in_the_midst, stops):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [0, 1, 2, 13, 17, 34, 70])
-def test_every_place_is_looked_at_for_nan_and_inf(dtype, n):
+def test_every_place_is_looked_at_for_nan_and_inf(isa, dtype, n):
     info = np.finfo(dtype)
     finite = np.resize(np.array([0, -0.0, info.max, info.min, info.tiny, -info.smallest_subnormal, 1], dtype), n)
     assert _kernels.is_finite(finite)

@@ -249,6 +249,20 @@ def test_a_network_that_is_being_trained_is_not_trained_by_another_thread():
     lstm_ext.train(network, X, Y[:, -1], epochs=1)
 
 
+@pytest.mark.parametrize(("make", "large"), [(lambda: lstm_ext.SGD(1e30, 0.5), 1e15), (lstm_ext.Adam, 1e22)])
+@pytest.mark.parametrize("place", [0, 500_000, -1])
+def test_an_update_that_overflows_in_any_thread_changes_nothing(make, large, place):
+    optimizer, before, gradient = make(), np.ones(1_000_003, np.float32), np.full(1_000_003, 1e-3, np.float32)
+    optimizer.update(before, gradient)
+    moments, powers, parameters = optimizer.moments.copy(), optimizer.powers.copy(), before.copy()
+    gradient[place] = large
+    with pytest.raises(lstm_ext.NonFiniteError, match=r"^the update leads to numbers that are not finite$"):
+        optimizer.update(parameters, gradient)
+    assert np.array_equal(parameters, before)
+    assert np.array_equal(optimizer.moments, moments)
+    assert np.array_equal(optimizer.powers, powers)
+
+
 class PythonSGD:
     def update(self, parameters, gradient):
         parameters -= gradient

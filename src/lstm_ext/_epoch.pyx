@@ -4,11 +4,10 @@
 Its phases can be asked for one by one, so that a loss or an optimizer written in Python goes between them; the loop is
 the same.
 """
-from array import array
-
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
-from libc.math cimport INFINITY, isfinite, sqrt
+from libc.math cimport isfinite, sqrt
 from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
 
 from lstm_ext._heads cimport TARGET_STEPS, Head, Readout, head_backward, head_forward
 from lstm_ext._kernels cimport (
@@ -29,16 +28,15 @@ cdef enum:
     _BACKWARD = 4
     _UPDATE = 8
     LOSS_ROWS = 256  # losses are summed in blocks of so many rows, and the blocks in order
+    MOST_VECTORS = 3  # that an update changes: the parameters and two moments
 
 cdef enum:  # how a run ended
     _DONE = 0
     _NOT_FINITE = 1
-    _MAY_OVERFLOW = 2
-
-cdef double SLACK = 1.000001  # a bound grows by this factor, which is more than the rounding errors of an update
+    _UPDATE_NOT_FINITE = 2
 
 FORWARD, LOSS, BACKWARD, UPDATE = _FORWARD, _LOSS, _BACKWARD, _UPDATE
-DONE, NOT_FINITE, MAY_OVERFLOW = _DONE, _NOT_FINITE, _MAY_OVERFLOW
+DONE, NOT_FINITE, UPDATE_NOT_FINITE = _DONE, _NOT_FINITE, _UPDATE_NOT_FINITE
 NORM_BLOCK = SUM_BLOCK  # a norm is summed in blocks of so many elements
 
 
@@ -90,21 +88,22 @@ cdef void take_chunk(
 
 
 cdef bint chunk_is_finite(
-    const Chunk *chunk, const real *rows, Py_ssize_t width, const real *targets, Py_ssize_t output_dim,
-    const Py_ssize_t *target_first, const Py_ssize_t *members, Py_ssize_t since, bint every_step,
+    const kernels *table, const Chunk *chunk, const real *rows, Py_ssize_t width, const real *targets,
+    Py_ssize_t output_dim, const Py_ssize_t *target_first, const Py_ssize_t *members, Py_ssize_t since,
+    bint every_step,
 ) noexcept nogil:
     """Whether a chunk's inputs and targets are finite; rows, targets NULL: not looked at."""
     cdef Py_ssize_t b, n
     for b in range(chunk.batch.size):
         n = chunk.lengths[b]
-        if rows != NULL and not are_finite(rows + chunk.first[b] * width, n * width):
+        if rows != NULL and not are_finite(table, n * width, rows + chunk.first[b] * width):
             return False
         if targets == NULL:
             continue
         if every_step:
-            if not are_finite(targets + (target_first[members[b]] + since) * output_dim, n * output_dim):
+            if not are_finite(table, n * output_dim, targets + (target_first[members[b]] + since) * output_dim):
                 return False
-        elif not are_finite(targets + target_first[members[b]] * output_dim, output_dim):
+        elif not are_finite(table, output_dim, targets + target_first[members[b]] * output_dim):
             return False
     return True
 
@@ -171,46 +170,56 @@ cdef double norm(Call *call, const kernels *table, const real[::1] x, double[::1
 cdef struct Update:
     # One step of an optimizer: see `new_update`.
     const kernels *table
-    Py_ssize_t n
+    Py_ssize_t n, vectors  # of n numbers: the parameters and the moments
     void *parameters
+    void *moments  # (vectors - 1, n)
+    void *backup  # (vectors, n): what they were before
     const void *gradient
-    void *first_moment
-    void *second_moment
     const double *settings
     double scale, step_size, root_correction
     double[2] powers  # beta1^t and beta2^t of this step
     bint is_adam
+    int not_finite  # set by any thread, read after all blocks are done
 
 
 cdef void update_part(Update *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    cdef Py_ssize_t start = index * SUM_BLOCK, n = min(SUM_BLOCK, p.n - start)
-    cdef real *parameters = <real *> p.parameters + start
+    """Update one block: copy it to the backup, change it, and look for NaN and Inf while it is in the cache."""
+    cdef Py_ssize_t start = index * SUM_BLOCK, n = min(SUM_BLOCK, p.n - start), j
     cdef const real *gradient = <const real *> p.gradient + start
-    cdef real *m = <real *> p.first_moment + start if p.first_moment != NULL else NULL
+    cdef real *block[MOST_VECTORS]
+    block[0] = <real *> p.parameters + start
+    for j in range(1, MOST_VECTORS):
+        block[j] = <real *> p.moments + (j - 1) * p.n + start if j < p.vectors else NULL
+    for j in range(p.vectors):
+        memcpy(<real *> p.backup + j * p.n + start, block[j], n * sizeof(real))
     if p.is_adam:
         adam(
-            p.table, n, parameters, gradient, m, <real *> p.second_moment + start, p.scale, p.step_size,
-            p.root_correction, p.settings[1], p.settings[2], p.settings[3],
+            p.table, n, block[0], gradient, block[1], block[2], p.scale, p.step_size, p.root_correction, p.settings[1],
+            p.settings[2], p.settings[3],
         )
     else:
-        sgd(p.table, n, parameters, gradient, m, p.scale, p.step_size, p.settings[1])
+        sgd(p.table, n, block[0], gradient, block[1], p.scale, p.step_size, p.settings[1])
+    for j in range(p.vectors):
+        if not are_finite(p.table, n, block[j]):
+            p.not_finite = True
 
 
 cdef Update new_update(
     const kernels *table, real[::1] parameters, const real[::1] gradient, double scale, const double[::1] settings,
-    const double[::1] powers, real[:, ::1] moments,
+    const double[::1] powers, real[:, ::1] moments, real[:, ::1] backup,
 ) noexcept nogil:
     """SGD for settings (learning_rate, momentum); Adam for (learning_rate, beta1, beta2, epsilon).
 
     powers   (beta1^t, beta2^t) after the step before
     moments  velocity, or m and v
+    backup   a row for the parameters and one for each moment
     """
     cdef Update p
-    p.table, p.n, p.scale = table, parameters.shape[0], scale
+    p.table, p.n, p.vectors, p.scale = table, parameters.shape[0], 1 + moments.shape[0], scale
     p.parameters, p.gradient, p.settings = &parameters[0], &gradient[0], &settings[0]
-    p.first_moment = &moments[0, 0] if moments.shape[0] > 0 else NULL
-    p.second_moment = &moments[1, 0] if moments.shape[0] > 1 else NULL
-    p.is_adam = settings.shape[0] > 2
+    p.moments = &moments[0, 0] if moments.shape[0] > 0 else NULL
+    p.backup = &backup[0, 0]
+    p.is_adam, p.not_finite = settings.shape[0] > 2, False
     p.powers[0], p.powers[1] = powers[0], powers[1]
     p.step_size, p.root_correction = settings[0], 1
     if p.is_adam:
@@ -220,57 +229,22 @@ cdef Update new_update(
     return p
 
 
-cdef int run_update(Call *call, Update *p, double[::1] powers, const real *tag) except -1 nogil:
-    """Make an update; parameters, moments and powers change in place."""
-    cdef bint watches = call.watches
-    powers[0], powers[1] = p.powers[0], p.powers[1]
-    call.watches = False  # an update that is begun is ended
-    share(call, <team_task> update_part[real], p, tiles(p.n, SUM_BLOCK), 4. * p.n)
-    call.watches = watches
-    return 0
-
-
-cdef bint may_overflow(const Update *p, double gradient, double[::1] bounds, const real *tag) noexcept nogil:
-    """Whether an update might write a number that is not finite. If not, `bounds` become those after it.
-
-    gradient  a bound of its elements, before they are scaled
-    bounds    (3) of the parameters, the first and the second moments, in magnitude; infinite if not known
-    """
-    cdef double g = p.scale * gradient, first, second = bounds[2], parameters, limit
-    limit = 1e37 if real is float else 1e300
-    if p.is_adam:
-        first, second = max(bounds[1], g), max(second, g * g)
-        parameters = bounds[0] + p.step_size * first / p.settings[3]  # v may be 0
-    else:
-        first = p.settings[1] * bounds[1] + g
-        parameters = bounds[0] + p.step_size * first
-    if not (p.step_size < limit and first < limit and second < limit and parameters < limit):  # NaN is not below
-        return True
-    bounds[0], bounds[1], bounds[2] = SLACK * parameters, SLACK * first, SLACK * second
-    return False
-
-
 cdef bint update(
-    Call *call, const kernels *table, real[::1] parameters, const real[::1] gradient, double gradient_norm,
-    double scale, const double[::1] settings, double[::1] powers, real[:, ::1] moments, double[::1] sums,
-    double[::1] bounds,
+    Call *call, const kernels *table, real[::1] parameters, const real[::1] gradient, double scale,
+    const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[:, ::1] backup,
 ) except -1 nogil:
-    """Make an update and return False, or return True if it might overflow: then nothing has changed but `bounds`."""
-    cdef Update p = new_update(table, parameters, gradient, scale, settings, powers, moments)
-    cdef Py_ssize_t j, vectors = 1 + moments.shape[0], measured = 0
-    while may_overflow(&p, gradient_norm, bounds, &parameters[0]):
-        if measured == vectors:
-            for j in range(vectors):
-                bounds[j] = INFINITY
-            return True
-        # A bound may be far too large, or not known; a norm is one.
-        if measured == 0:
-            bounds[0] = norm(call, table, parameters, sums)
-        else:
-            bounds[measured] = norm(call, table, moments[measured - 1], sums)
-        measured += 1
-    run_update(call, &p, powers, &parameters[0])
-    return False
+    """Change parameters, moments and powers in place, and return True; or False and nothing, if some are not finite."""
+    cdef Update p = new_update(table, parameters, gradient, scale, settings, powers, moments, backup)
+    cdef bint watches = call.watches
+    call.watches = False  # an update that is begun is ended
+    share(call, <team_task> update_part[real], &p, tiles(p.n, SUM_BLOCK), 4. * p.n)
+    call.watches = watches
+    if p.not_finite:
+        parameters[:] = backup[0]
+        moments[:] = backup[1:p.vectors]
+        return False
+    powers[0], powers[1] = p.powers[0], p.powers[1]
+    return True
 
 
 cpdef int check_settings(const double[::1] settings, bint single) except -1:
@@ -290,6 +264,7 @@ cpdef int check_settings(const double[::1] settings, bint single) except -1:
 
 cdef int check_state(
     Py_ssize_t n, const double[::1] settings, const double[::1] powers, const real[:, ::1] moments,
+    const real[:, ::1] backup,
 ) except -1:
     """Raise unless an optimizer's public arrays have the shapes that `update` relies on."""
     cdef Py_ssize_t most = settings.shape[0] // 2, least = 2 if most == 2 else 0  # rows for Adam, SGD
@@ -298,32 +273,24 @@ cdef int check_state(
         raise ValueError(
             f"optimizer.moments has shape {(moments.shape[0], moments.shape[1])}; expected {most} rows of {n}"
         )
+    if backup.shape[0] <= moments.shape[0] or backup.shape[1] != n:
+        raise ValueError(f"backup has shape {(backup.shape[0], backup.shape[1])}; expected {most + 1} rows of {n}")
     return 0
 
 
 def update_parameters(
     int isa, int threads, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[::1] parameters,
-    const real[::1] gradient, double scale, double[::1] bounds, bint even_if_it_overflows,
+    const real[::1] gradient, real[:, ::1] backup,
 ) -> bool:
-    """Make one update by itself, outside of the loop; return False, and change nothing, if it might overflow."""
+    """Make one update by itself, outside of the loop; return False, and change nothing, if it is not finite."""
     cdef Call call
-    cdef Update p
-    cdef bint made = True
-    cdef double[::1] sums = array("d", bytes(8 * tiles(parameters.shape[0], SUM_BLOCK)))
-    bounds[0] = INFINITY
-    check_state(parameters.shape[0], settings, powers, moments)
+    cdef bint made
+    check_state(parameters.shape[0], settings, powers, moments, backup)
     threads = recruit(threads, 4. * parameters.shape[0])
     with nogil:
         begin(&call, threads)
         try:
-            if even_if_it_overflows:
-                p = new_update(table_at(isa), parameters, gradient, scale, settings, powers, moments)
-                run_update(&call, &p, powers, &parameters[0])
-            else:
-                made = not update(
-                    &call, table_at(isa), parameters, gradient, norm(&call, table_at(isa), gradient, sums), scale,
-                    settings, powers, moments, sums, bounds,
-                )
+            made = update(&call, table_at(isa), parameters, gradient, 1, settings, powers, moments, backup)
         finally:
             end(&call)
     return made
@@ -354,11 +321,12 @@ def _run(
     cdef const double[::1] settings = optimizer._settings if learns else None
     cdef double[::1] powers = optimizer._powers if learns else None
     cdef real[:, ::1] moments = optimizer._begin(plan.parameters) if learns else None
-    cdef double[::1] sums = plan.sums, bounds = optimizer._bounds if learns else None
+    cdef real[:, ::1] backup = plan.backup
+    cdef double[::1] sums = plan.sums
 
     if learns:
         check_settings(settings, real is float)
-        check_state(parameters.shape[0], settings, powers, moments)
+        check_state(parameters.shape[0], settings, powers, moments, backup)
 
     cdef Stack stack = plan.stack
     cdef Head top = plan.head
@@ -382,8 +350,6 @@ def _run(
     cdef Timer timer
     cdef int outcome = _DONE
 
-    if learns and step == 0:
-        bounds[0] = INFINITY  # between epochs anybody may write to the parameters
     nowhere.data, nowhere.first, nowhere.width, nowhere.step, nowhere.apart = NULL, NULL, 0, 0, 0
     x.data, x.first, x.width, x.step, x.apart = <void *> &rows[0, 0], &first[0], rows.shape[1], 1, 0
     data.first, data.lengths, data.target_first = &sequence_first[0], &sequence_lengths[0], &target_first[0]
@@ -403,8 +369,8 @@ def _run(
                 take_chunk(&chunk, &data, &members[start], min(batch_size, N - start), since[step], s.steps)
                 if unchecked_rows != NULL or unchecked_targets != NULL:
                     if not chunk_is_finite(
-                        &chunk, unchecked_rows, x.width, unchecked_targets, head.output_dim, data.target_first,
-                        &members[start], since[step], head.target == TARGET_STEPS,
+                        head.table, &chunk, unchecked_rows, x.width, unchecked_targets, head.output_dim,
+                        data.target_first, &members[start], since[step], head.target == TARGET_STEPS,
                     ):
                         outcome = _NOT_FINITE
                         break
@@ -440,11 +406,10 @@ def _run(
                         break
                 if phases & _UPDATE and counts[step] > 0:
                     scale = clip_norm / norms[step] if norms[step] > clip_norm else 1
-                    if update(
-                        &call, head.table, parameters, gradient, norms[step], scale, settings, powers, moments, sums,
-                        bounds,
+                    if not update(
+                        &call, head.table, parameters, gradient, scale, settings, powers, moments, backup,
                     ):
-                        outcome = _MAY_OVERFLOW
+                        outcome = _UPDATE_NOT_FINITE
                         break
                     updates[0] += 1
                 step += 1
@@ -475,6 +440,6 @@ def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds)
         The next step; if not DONE, the step that failed, whose update was not made.
     outcome : int
         NOT_FINITE if this step's loss or its gradient's norm is NaN or infinite, or its data where they are unchecked;
-        MAY_OVERFLOW if its update might write such a number; else DONE.
+        UPDATE_NOT_FINITE if its update leads to such a number; else DONE.
     """
     return _run(plan.rows, plan, step, last_step, phases, seconds)

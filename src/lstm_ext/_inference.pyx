@@ -110,7 +110,7 @@ cdef int run_sequences(
     while n < N:
         cell.batch = min(at.batch, N - n)
         cell.x.data = <void *> (X + n * steps * at.input_dim)
-        if not are_finite(X + n * steps * at.input_dim, cell.batch * steps * at.input_dim):
+        if not are_finite(table, cell.batch * steps * at.input_dim, X + n * steps * at.input_dim):
             return 0
         cell.by_lanes = lanes_rows(table, cell.batch, at.input_dim, at.hidden_dim, False, packed)
         f.Y = Y + n * apart if every_step else NULL

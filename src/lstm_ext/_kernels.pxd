@@ -53,6 +53,7 @@ cdef extern from "kernels.h" nogil:
         void (*mask)(Py_ssize_t, const uint32_t *, const uint32_t *, uint32_t, float, float, float *) noexcept nogil
         void (*dropout)(Py_ssize_t, const uint32_t *, const uint32_t *, uint32_t, float, const float *,
                         float *) noexcept nogil
+        bint (*are_finite)(Py_ssize_t, const float *) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const float *) noexcept nogil
         double (*squared_error)(Py_ssize_t, const float *, const float *, double, float *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, const float *, Py_ssize_t, double, float *) noexcept nogil
@@ -91,6 +92,7 @@ cdef extern from "kernels.h" nogil:
         void (*mask)(Py_ssize_t, const uint32_t *, const uint32_t *, uint32_t, double, double, double *) noexcept nogil
         void (*dropout)(Py_ssize_t, const uint32_t *, const uint32_t *, uint32_t, double, const double *,
                         double *) noexcept nogil
+        bint (*are_finite)(Py_ssize_t, const double *) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const double *) noexcept nogil
         double (*squared_error)(Py_ssize_t, const double *, const double *, double, double *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, const double *, Py_ssize_t, double, double *) noexcept nogil
@@ -125,8 +127,6 @@ cdef const kernels *table_at(int isa) noexcept nogil
 
 # Whether a buffer of float or double holds neither NaN nor Inf.
 cdef bint all_finite(const Py_buffer *view) noexcept nogil
-
-cdef bint are_finite(const real *x, Py_ssize_t n) noexcept nogil
 
 
 cdef inline Py_ssize_t lanes(const kernels *table, const real *tag) noexcept nogil:
@@ -305,6 +305,13 @@ cdef inline void dropout(
         table.f32.dropout(n, key, counter, threshold, scale, x, y)
     else:
         table.f64.dropout(n, key, counter, threshold, scale, x, y)
+
+
+cdef inline bint are_finite(const kernels *table, Py_ssize_t n, const real *x) noexcept nogil:
+    if real is float:
+        return table.f32.are_finite(n, x)
+    else:
+        return table.f64.are_finite(n, x)
 
 
 cdef inline double sum_of_squares(const kernels *table, Py_ssize_t n, const real *x) noexcept nogil:

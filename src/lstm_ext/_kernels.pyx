@@ -200,34 +200,10 @@ def dropout_key(uint64_t seed, uint64_t update) -> tuple[int, int]:
     return key[0], key[1]
 
 
-ctypedef unsigned int word
-ctypedef unsigned long long long_word
-ctypedef fused bits:
-    word
-    long_word
-
-
-cdef bint no_exponent_is_full(const bits *x, Py_ssize_t n, bits exponent) noexcept nogil:
-    """Whether all are finite: a NaN or an Inf has every bit of its exponent set."""
-    cdef bits found = 0
-    cdef Py_ssize_t j
-    for j in range(n):
-        found |= (x[j] & exponent) == exponent
-    return not found
-
-
-cdef bint are_finite(const real *x, Py_ssize_t n) noexcept nogil:
-    """Whether n numbers are finite."""
-    if real is float:
-        return no_exponent_is_full[word](<const word *> <const void *> x, n, 0x7f800000)
-    else:
-        return no_exponent_is_full[long_word](<const long_word *> <const void *> x, n, 0x7ff0000000000000)
-
-
 cdef bint all_finite(const Py_buffer *view) noexcept nogil:
     if view.itemsize == sizeof(float):
-        return are_finite(<const float *> view.buf, view.len // 4)
-    return are_finite(<const double *> view.buf, view.len // 8)
+        return are_finite(table_at(_current), view.len // 4, <const float *> view.buf)
+    return are_finite(table_at(_current), view.len // 8, <const double *> view.buf)
 
 
 def is_finite(array) -> bool:
@@ -244,12 +220,13 @@ def is_finite(array) -> bool:
 cdef Py_ssize_t row_not_finite(
     const real *rows, Py_ssize_t width, Py_ssize_t N, const Py_ssize_t *first, const Py_ssize_t *lengths,
 ) noexcept nogil:
+    cdef const kernels *table = table_at(_current)
     cdef Py_ssize_t n, row
     for n in range(N):
-        if are_finite(rows + first[n] * width, lengths[n] * width):
+        if are_finite(table, lengths[n] * width, rows + first[n] * width):
             continue
         for row in range(first[n], first[n] + lengths[n]):
-            if not are_finite(rows + row * width, width):
+            if not are_finite(table, width, rows + row * width):
                 return row
     return -1
 

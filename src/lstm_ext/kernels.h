@@ -165,6 +165,9 @@ typedef struct {
         void (*dropout)(ptrdiff_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold,      \
                         real scale, const real *x, real *y);                                                \
                                                                                                             \
+        /* Whether n numbers hold neither NaN nor Inf. */                                                   \
+        int (*are_finite)(ptrdiff_t n, const real *x);                                                      \
+                                                                                                            \
         /* sum_j x[j]^2 in double, in 16 lanes (j mod 16) added in their order; n <= SUM_BLOCK. */          \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \
                                                                                                             \

@@ -27,6 +27,19 @@ static void NAME(tanh)(ptrdiff_t n, const real *x, real *y)
 #undef BODY
 }
 
+static int NAME(are_finite)(ptrdiff_t n, const real *x)
+{
+    bitvec found = {0};
+    vec v;
+#define BODY(j, m) (v = NAME(load_n)(x + j, m), found |= (bitvec)(v - v)) /* 0, or NaN from NaN and Inf */
+    EACH_VECTOR(n, BODY);
+#undef BODY
+    bits any = 0;
+    for (ptrdiff_t l = 0; l < V; l++)
+        any |= found[l];
+    return any == 0;
+}
+
 static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
 {
     double lanes[LANES] = {0};
@@ -135,6 +148,7 @@ static const TABLE NAME(table) = {
     .blend = NAME(blend),
     .mask = NAME(mask),
     .dropout = NAME(dropout),
+    .are_finite = NAME(are_finite),
     .sum_of_squares = NAME(sum_of_squares),
     .squared_error = NAME(squared_error),
     .cross_entropy = NAME(cross_entropy),
