@@ -24,7 +24,6 @@ from lstm_ext.checks import (
     as_column,
     as_dtype,
     as_flag,
-    as_it_is,
     as_numbers,
     as_real,
     as_seed,
@@ -35,6 +34,7 @@ from lstm_ext.checks import (
     check_output,
     check_shape,
     short_repr,
+    without_conversion,
 )
 from lstm_ext.data import SequenceScaler
 from lstm_ext.layers import INFERENCE_ROWS, Carried, Tape, top_states
@@ -528,7 +528,7 @@ class LSTM(_Layers):
             return Carried(self._architecture, sequences).gather(as_shape("dH", dH, self.dtype, shape))
         if sequences.is_whole:
             return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
-        array = as_it_is(dH, self.dtype) if sequences.in_place else None
+        array = without_conversion(dH, self.dtype) if sequences.in_place else None
         source = as_numbers("dH", dH, shape) if array is None else array
         check_shape("dH", source.shape, shape)
         if array is not None:
