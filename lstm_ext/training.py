@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstm_ext import _kernels
 from lstm_ext._threads import Sole
 from lstm_ext.checks import (
     Array,
@@ -32,6 +31,7 @@ from lstm_ext.checks import (
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
+from lstm_ext.parameters import check_weights
 from lstm_ext.plan import Plan, as_memory, draws_masks
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
@@ -55,6 +55,16 @@ class History:
     loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+
+class _Common(TypedDict):
+    """The arguments of `Plan` that a training and its validation share."""
+
+    target: str
+    loss: MSE | CrossEntropy | Loss
+    batch_size: int
+    num_threads: int | None
+    isa: int | None
 
 
 Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
@@ -164,12 +174,12 @@ def train(
     """
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {short_repr(network)}; expected an LSTMNetwork")
-    _check_weights(network)
+    check_weights(network.parameters, network.architecture)
     epochs, optimizer = as_size("epochs", epochs), as_optimizer(optimizer)
     shuffle, verbose = as_flag("shuffle", shuffle), as_flag("verbose", verbose)
     rng = make_generator(seed)
     callbacks = as_callbacks(callbacks)
-    common: dict[str, Any] = {
+    common: _Common = {
         "target": target,
         "loss": as_loss(loss),
         "batch_size": as_size("batch_size", batch_size),
@@ -310,7 +320,7 @@ def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any
         batches = done
 
 
-def _validation_plan(network: LSTMNetwork, data: Any, common: dict[str, Any]) -> Plan:
+def _validation_plan(network: LSTMNetwork, data: Any, common: _Common) -> Plan:
     if not isinstance(data, Mapping):
         try:
             X, Y = data
@@ -356,16 +366,6 @@ def run_callbacks(callbacks: Sequence[Callback], network: LSTMNetwork, history: 
             returned = short_repr(answer)
             raise TypeError(f"callbacks[{n}] returned {returned}; expected True to stop, or None or False to go on")
     return any(answers)
-
-
-def _check_weights(network: LSTMNetwork) -> None:
-    """Raise if a weight is NaN or infinite."""
-    if _kernels.is_finite(network.parameters):
-        return
-    for name, weights in network.named_parameters().items():
-        for index in map(tuple, np.argwhere(~np.isfinite(weights)).tolist()):
-            place = ", ".join(map(str, index))
-            raise ValueError(f"network has {weights[index]} in {name}[{place}]; expected finite weights")
 
 
 class _Progress:
