@@ -80,7 +80,7 @@ class Plan:
     num_threads : int, optional
         The most threads to use.
     isa : int, optional
-        The instruction set's position; by default that of the set in use.
+        The instruction set's index; by default that of the set in use.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Plan:
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
 
-        self.isa, self.threads = _kernels.current(isa), thread_count(num_threads)
+        self.isa, self.threads = _kernels.current() if isa is None else isa, thread_count(num_threads)
         self.dropout_seed = dropout_seed if draws_masks(options) else None
         steps = self.tbptt or longest
         common: dict[str, Any] = {

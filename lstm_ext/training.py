@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstm_ext._threads import Sole
+from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import (
     Array,
     Data,
@@ -64,7 +64,7 @@ class _Common(TypedDict):
     loss: MSE | CrossEntropy | Loss
     batch_size: int
     num_threads: int | None
-    isa: int | None
+    isa: int
 
 
 Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
@@ -184,7 +184,7 @@ def train(
         "loss": as_loss(loss),
         "batch_size": as_size("batch_size", batch_size),
         "num_threads": num_threads,
-        "isa": network._isa,
+        "isa": network._isa_in_use(),
     }
     if draws_masks(network.options):
         dropout_seed = as_seed("seed", seed) if seed is not None else int(rng.integers(2**64, dtype=np.uint64))
@@ -210,8 +210,10 @@ def train(
 
     history = History()
     with (
-        Sole(network, "network is being trained by another call; expected one at a time: train a copy of it"),
-        Sole(optimizer, "optimizer is being used by another call; expected one at a time: use one for each training"),
+        ExclusiveUse(network, "network is being trained by another call; expected one at a time: train a copy of it"),
+        ExclusiveUse(
+            optimizer, "optimizer is being used by another call; expected one at a time: use one for each training"
+        ),
         _progress(epochs, plan.batches, verbose) as progress,
     ):
         for epoch in range(epochs):
