@@ -75,27 +75,23 @@ _NAMES: dict[str, list[str]] = {
     "config": ["show_config"],
     "data": ["SequenceScaler", "fill_gaps", "load_co2", "windows"],
     "forecasting": ["Forecaster"],
-    "layers": [],
     "losses": ["MSE", "CrossEntropy", "check_gradient"],
     "network": ["LSTM", "LSTMCell", "LSTMNetwork", "Model", "load", "load_model"],
     "optimizers": ["SGD", "Adam"],
     "options": ["Options"],
     "parameters": ["parameter_layout"],
     "persistence": ["ModelFileError"],
-    "plan": [],
-    "sequences": [],
-    "tables": [],
+    "reference": [],
     "threads": ["get_num_threads", "set_num_threads"],
     "training": ["History", "train", "train_lstm"],
     "verification": ["VerificationError", "from_reference", "to_reference", "verify"],
-    "workspace": [],
 }
 """The modules, and the public names that each of them has."""
 
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 
-if not TYPE_CHECKING:  # which would take every misspelt name for one of these
+if not TYPE_CHECKING:  # type checkers would otherwise accept any attribute
 
     def __getattr__(name):
         if name in _MODULE_OF:

@@ -1,4 +1,4 @@
-"""The start of `lstm-ext` and `python -m lstm_ext`, where Ctrl-C is answered while the rest is still being imported."""
+"""Entry point; handles Ctrl-C even while modules are being imported."""
 
 import os
 import signal

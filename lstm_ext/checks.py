@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from mmap import mmap
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -25,16 +26,31 @@ Data: TypeAlias = ArrayLike | Sequence[ArrayLike]
 """One array, or a list of arrays of different lengths."""
 
 _MANTISSA_BITS = {"float32": 24, "float64": 53}
+_DTYPES = tuple(map(np.dtype, _MANTISSA_BITS))
+_MOST_NAMES = 20  # that an error lists
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
 
 def short_repr(value: Any) -> str:
-    """Return what an error says of a value: its repr, in one line and of bounded length."""
+    """Return a short one-line repr for error messages."""
     try:
         text = _REPR.repr(value)
     except Exception:  # Python refuses to print an int of some thousand digits
         text = f"<{type(value).__name__}>"
+    return _in_one_line(text)
+
+
+def short_list(names: Collection[Any]) -> str:
+    """Return the first names, each shortened, in one line for error messages."""
+    shown = []
+    for name in itertools.islice(names, _MOST_NAMES):
+        text = _in_one_line(str(name))
+        shown.append(text if len(text) <= _REPR.maxstring else f"{text[: _REPR.maxstring]}...")
+    return ", ".join([*shown, "..."] if len(names) > _MOST_NAMES else shown)
+
+
+def _in_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -79,7 +95,7 @@ def as_size(name: str, value: Any, low: int = 1) -> int:
 
 
 def as_path(name: str, value: Any) -> Path:
-    """Return the path of a file, if the system can have one of that name."""
+    """Return `value` as a Path; NUL bytes and lone surrogates are refused."""
     try:
         path = Path(value)
         if b"\0" not in os.fsencode(path):
@@ -154,10 +170,11 @@ def check_length(name: str, value: Any, length: int) -> None:
         if isinstance(value, (str, bytes)) or not hasattr(value, "__getitem__"):
             raise TypeError
     except (TypeError, NotImplementedError):  # the latter from a memoryview
-        shown = short_repr(value)
-        raise TypeError(f"{name} is {shown}; expected {length} targets, one for each sequence of X") from None
+        raise TypeError(
+            f"{name} is {short_repr(value)}; expected a sequence of length {length}, one entry for each sequence of X"
+        ) from None
     if given != length:
-        raise ValueError(f"{name} has length {given}; expected {length}, one for each sequence of X")
+        raise ValueError(f"{name} has length {given}; expected {length}, one entry for each sequence of X")
 
 
 def check_allocatable(what: str, *factors: int) -> None:
@@ -170,7 +187,7 @@ def check_allocatable(what: str, *factors: int) -> None:
 def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = None) -> Array:
     """Return `value` as an aligned C-contiguous array of `dtype` with the same numbers: a copy only where it must be.
 
-    The `shape` is for the error's text alone.
+    `shape` is used only in error messages.
 
     Raises
     ------
@@ -179,10 +196,9 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = N
     ValueError
         If it is ragged or empty, holds NaN or Inf, or a number that `dtype` cannot hold.
     """
-    if type(value) is np.ndarray and value.dtype == dtype and value.size > 0:
-        flags = value.flags
-        if flags.c_contiguous and flags.aligned and _kernels.is_finite(value):  # the usual case takes the short way
-            return cast(Array, value)
+    array = without_conversion(value, dtype)
+    if array is not None and _kernels.is_finite(array):  # the usual case takes the short way
+        return array
     source = as_numbers(name, value, shape)
     if source.dtype.kind in "iu":
         limit = 2 ** _MANTISSA_BITS[dtype.name]
@@ -200,14 +216,17 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = N
     return result.reshape(source.shape)
 
 
-def as_it_is(value: Any, dtype: np.dtype[Any]) -> Array | None:
+def without_conversion(value: Any, dtype: np.dtype[Any]) -> Array | None:
     """Return an array, memory-mapped or not, that needs no conversion to `dtype`; None for anything else."""
-    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        return None
+    if type(value) is not np.ndarray:
+        if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+            return None
+        value = np.asarray(value)
     flags = value.flags
     if value.dtype != dtype or value.size == 0 or not (flags.c_contiguous and flags.aligned):
         return None
-    return np.asarray(value)
+    array: Array = value
+    return array
 
 
 def is_mapped(value: Any) -> bool:
@@ -310,14 +329,20 @@ def _expected(shape: Shape | None) -> str:
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
-def check_output(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Raise unless `value` is an array that results can be written to as it is."""
+def check_output(name: str, value: Any, dtype: np.dtype[Any] | None = None, shape: Shape | None = None) -> None:
+    """Raise unless `value` is an array that results can be written to as it is.
+
+    Without `dtype` it may be float32 or float64, without `shape` of any shape; a name in it stands for any length.
+    """
     if type(value) is not np.ndarray:
         raise TypeError(f"{name} is {short_repr(value)}; expected an ndarray")
-    if value.dtype != dtype:
-        raise TypeError(f"{name} has dtype {value.dtype}; expected {dtype}")
-    if value.shape != shape:
-        raise ValueError(f"{name} has shape {value.shape}; expected {shape}")
+    dtypes = _DTYPES if dtype is None else (dtype,)
+    if value.dtype not in dtypes:
+        raise TypeError(
+            f"{name} has dtype {value.dtype}; expected {' or '.join(map(str, dtypes))} in native byte order"
+        )
+    if shape is not None:
+        check_shape(name, value.shape, shape)
     if not value.flags.carray:
         raise ValueError(f"{name} is read-only, not C-contiguous or unaligned; expected an array to write to as it is")
 

@@ -9,14 +9,13 @@
 from __future__ import annotations
 
 import operator
-import reprlib
 from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_ext.checks import Array, as_array, as_real, as_size, float_dtype
+from lstm_ext.checks import Array, as_array, as_real, as_size, float_dtype, short_repr
 
 
 def windows(
@@ -38,7 +37,7 @@ def windows(
     n_in, n_out : int
         Rows of a window and rows to predict.
     step : int
-        Rows from the start of one window to the start of the next. More than there are leave one window.
+        Rows from the start of one window to the start of the next. A step longer than the series gives one window.
     target : int, optional
         The column to predict of a series (T, F), negative from the end; without it all of them.
 
@@ -221,9 +220,9 @@ class SequenceScaler:
             If a key is missing or unknown, or the lists are not as above.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"state is {reprlib.repr(state)}; expected the mapping that to_dict returns")
+            raise TypeError(f"state is {short_repr(state)}; expected the mapping that to_dict returns")
         if set(state) != {"mean", "scale"}:
-            raise ValueError(f"state has the keys {reprlib.repr(list(state))}; expected 'mean' and 'scale'")
+            raise ValueError(f"state has the keys {short_repr(list(state))}; expected 'mean' and 'scale'")
         mean, scale = (as_real(f"state[{key!r}]", state[key], np.dtype(np.float64)).copy() for key in ("mean", "scale"))
         if mean.ndim != 1 or mean.shape != scale.shape:
             raise ValueError(f"state has lists of shape {mean.shape} and {scale.shape}; expected (F,) twice")
@@ -344,7 +343,7 @@ def _as_column(target: int, shape: tuple[int, ...]) -> int:
             raise TypeError
         column = operator.index(target)
     except TypeError:
-        raise TypeError(f"target is {reprlib.repr(target)}; expected an integer or None") from None
+        raise TypeError(f"target is {short_repr(target)}; expected an integer or None") from None
     if not -shape[1] <= column < shape[1]:
         raise ValueError(f"target is {column}; expected a column from {-shape[1]} to {shape[1] - 1}")
     return column

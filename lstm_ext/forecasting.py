@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_ext._version import __version__
-from lstm_ext.checks import Array, as_flag, as_number, as_positive, as_size, make_generator, short_repr
+from lstm_ext.checks import Array, as_flag, as_number, as_positive, as_size, make_generator, short_list, short_repr
 from lstm_ext.data import SequenceScaler
 from lstm_ext.network import LSTMNetwork, load_model
 from lstm_ext.optimizers import Adam
@@ -41,7 +41,6 @@ When: TypeAlias = float | str | np.datetime64 | Mapping[str, str]
 _DETAILS_KEY = "forecaster"
 _SAVED = {"settings", "trained_before", "axis", "scalers"}
 _DRIFT_SEASONS = 10
-_MOST_NAMES = 20  # of series in an error
 _LARGEST = 1e140  # the squares of larger numbers, and their sums, overflow
 _FORECAST_COLUMNS = ("origin", "steps_ahead", "forecast")
 
@@ -207,7 +206,7 @@ class Forecaster:
             )
         super().__setattr__(name, value)
 
-    def __delattr__(self, name: str) -> None:
+    def __delattr__(self, name: str) -> None:  # or the class's default would take its place
         raise AttributeError(f"{name} cannot be deleted")
 
     def _check_columns(self) -> None:
@@ -394,7 +393,8 @@ class Forecaster:
             parts.append(Evaluation(np.full(len(origins), one.name), one.times(origins), observed, forecasts))
         result = _join(parts)
         if np.isnan(result.observed).all():
-            raise ValueError(f"table holds nothing to score{_from(since)}")
+            start = "the time of each series" if isinstance(since, Mapping) else since
+            raise ValueError("table holds nothing to score" + ("" if since is None else f" from {start} on"))
         return result
 
     def save(self, path: str | os.PathLike[str], *, details: Mapping[str, Any] | None = None) -> None:
@@ -461,11 +461,12 @@ class Forecaster:
             )
         try:
             own = model.details[_DETAILS_KEY]
-            unknown = sorted({*own, *own["settings"]} - _SAVED - {one.name for one in fields(cls) if one.init})
+            settings = {one.name for one in fields(cls) if one.init}
+            unknown = sorted({*own} - _SAVED) + sorted({*own["settings"]} - settings)
             if unknown:
                 raise ModelFileError(
-                    f"{path} was written by a newer lstm_ext than {__version__}, which does not know the settings "
-                    f"{', '.join(unknown)}: upgrade lstm_ext to load it"
+                    f"{path} was written by a newer lstm_ext than {__version__}, which does not know "
+                    f"{short_list(unknown)}: upgrade lstm_ext to load it"
                 )
             made = cls(**own["settings"])
             made._scalers = {name: SequenceScaler.from_dict(state) for name, state in own["scalers"].items()}
@@ -492,7 +493,7 @@ class Forecaster:
         return found
 
     def _place(self, series: Series, row: int, column: int) -> str:
-        """Return what a table holds in a place, in its own terms."""
+        """Describe one cell of the table for an error."""
         name = (self.target, *self.inputs)[column]
         which = f"series {series.name!r}, " if series.name else ""
         when = f"{self.time or 'row'} {series.times(row)}"
@@ -518,10 +519,9 @@ class Forecaster:
         for one in self.find_series(table):
             windows = _Windows(self, one)
             if one.name not in self._scalers:
-                known = ", ".join(list(self._scalers)[:_MOST_NAMES]) + ", ..." * (len(self._scalers) > _MOST_NAMES)
-                left_out[one.name] = f"it was not in training, which had {known}"
+                left_out[one.name] = f"it was not in training, which had {short_list(self._scalers)}"
                 continue
-            first = since.get(one.name) if isinstance(since, Mapping) else since
+            first = _time_for(one, since)
             start = row_of(one, first, 0)
             origins = windows.origins(start, ahead=ahead)
             if start == len(one.values):
@@ -628,7 +628,7 @@ class _Windows:
             f"it has {len(self.values)} rows, at most {longest} of them without a gap of more than "
             f"{self._settings.max_gap}; expected {self._history} for the window and its seasons, the last of them "
             f"observed, and {self._settings.horizon} more for the horizon"
-            f"{_from(since, ', these')}"
+            f"{'' if since is None else f', these from {since} on'}"
         )
 
     def origins(self, start: int = 0, *, ahead: bool = True, complete: bool = False) -> Indices:
@@ -708,9 +708,7 @@ class _Windows:
         except ValueError:
             deviations = values.reshape(-1, values.shape[-1]).std(axis=0)
             name = (self._settings.target, *self._settings.inputs)[first + int(deviations.argmin())]
-            raise ValueError(
-                f"column {name!r} varies by too little for float64; expected it in a smaller unit"
-            ) from None
+            raise ValueError(f"column {name!r} varies by too little for float64; use a smaller unit") from None
 
     def _check_range(self, scaled: Array, origins: Indices, offsets: Indices) -> None:
         """Raise unless (N, len(offsets), columns) scaled values are numbers of float32: name the row to blame."""
@@ -722,9 +720,7 @@ class _Windows:
                 first = origins[n] - self._history + 1
                 row = int(first + np.abs(self._filled[first : max(row, origins[n]) + 1, 0]).argmax())
             known = self.series._replace(values=self._filled)
-            raise ValueError(
-                f"{self._settings._place(known, row, column)}; expected a number nearer to those of the training"
-            )
+            raise ValueError(f"{self._settings._place(known, row, column)}, too far from the training data for float32")
 
     def _past(self) -> Indices:
         return np.arange(1 - self._settings.window, 1)
@@ -758,10 +754,14 @@ def _run_lengths(mask: Any) -> Indices:
     return rows - np.maximum.accumulate(np.where(mask, 0, rows))
 
 
+def _time_for(series: Series, when: When | None) -> Any:
+    """Return the time, or the share, that `when` gives for one series; None for none."""
+    return when.get(series.name) if isinstance(when, Mapping) else when
+
+
 def row_of(series: Series, when: When | None, default: int) -> int:
     """Return the first row of a series at or after a time, or after a share of its rows."""
-    if isinstance(when, Mapping):
-        when = when.get(series.name)
+    when = _time_for(series, when)
     if when is None:
         return default
     if isinstance(when, (int, float, np.integer, np.floating)) and 0 <= when < 1:
@@ -774,13 +774,6 @@ def _check_when(name: str, when: When | None) -> None:
     for one in when.values() if isinstance(when, Mapping) else [when]:
         if isinstance(one, (bool, np.bool_)):
             raise TypeError(f"{name} is {one}; expected a time, a share of the rows, or None")
-
-
-def _from(since: When | None, before: str = "") -> str:
-    """Return from when on rows count, in words."""
-    if since is None:
-        return ""
-    return f"{before} from {'the time of each series' if isinstance(since, Mapping) else since} on"
 
 
 def _check_latest(series: Series, origin: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 
-from lstm_ext import _kernels, _stack
+from lstm_ext import _stack
 from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     dropout_seed : int, optional
         Of the masks; None: nothing is dropped.
     since : int
-        The step of its sequences that each begins at.
+        The time step at which this chunk starts.
     """
 
     size: int
@@ -130,7 +130,7 @@ def forward(
     dropout_seed: int | None,
     keep: bool,
     threads: int,
-    isa: int | None = None,
+    isa: int,
 ) -> Outputs:
     """Run all layers over all sequences.
 
@@ -150,8 +150,8 @@ def forward(
         Whether to return a tape.
     threads : int
         The most threads to use.
-    isa : int, optional
-        The instruction set's position; by default that of the set in use.
+    isa : int
+        The index of the instruction set.
     """
     N, dtype, count = len(sequences), parameters.dtype, len(architecture.cells)
     width = architecture.features if sequences.live is None else architecture.directions * architecture.state_dim
@@ -162,7 +162,7 @@ def forward(
     if not keep and architecture.options.num_layers > 1:  # the outputs of the layers below the top one are kept
         steps = steps_at_once(architecture, most, architecture.features, steps)
     stack = _stack.Stack(
-        _kernels.current(isa),
+        isa,
         architecture,
         dtype,
         steps,

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from lstm_ext.checks import Array, Data, as_number, as_real, short_repr
+from lstm_ext.checks import Array, Data, as_number, as_positive, as_real, short_repr
 
 
 class Loss(Protocol):
@@ -85,7 +85,7 @@ def read_result(result: Any) -> tuple[float, Any]:
     return float(number), gradient
 
 
-def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float = 1e-6, step: float = 6e-6) -> float:
+def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float = 1e-6, spacing: float = 6e-6) -> float:
     """Compare the gradient of a loss written in Python with central differences, in float64.
 
     Parameters
@@ -99,8 +99,8 @@ def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float 
         What the loss is given as targets.
     tolerance : float
         The largest error allowed, relative to the gradient's largest element.
-    step : float
-        Each output is moved by so much, or by this share of it if it is larger than 1.
+    spacing : float
+        Step of the differences, relative for outputs above 1 in magnitude; above 0.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float 
     """
     if is_compiled(loss) or isinstance(loss, type) or not callable(loss):
         raise TypeError(f"loss is {short_repr(loss)}; expected a loss in Python: a function of outputs and targets")
-    tolerance, step = as_number("tolerance", tolerance, low=0), as_number("step", step, low=1e-300)
+    tolerance, spacing = as_number("tolerance", tolerance, low=0), as_positive("spacing", spacing)
     is_list = isinstance(outputs, (list, tuple))
     points = _parts("outputs", outputs, is_list)
 
@@ -140,7 +140,7 @@ def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float 
     gradient = _parts("the loss's gradient", evaluate()[1], is_list)
     if _shapes(gradient) != _shapes(points):
         raise ValueError(f"the loss's gradient has the shape {_shapes(gradient)}; expected {_shapes(points)}")
-    expected = _central_differences(lambda: evaluate()[0], points, step)
+    expected = _central_differences(lambda: evaluate()[0], points, spacing)
     largest = max(float(np.abs(part).max()) for part in gradient + expected) or 1.0
     errors = [np.abs(ours - theirs) / largest for ours, theirs in zip(gradient, expected, strict=True)]
     worst = int(np.argmax([part.max() for part in errors]))
@@ -168,13 +168,15 @@ def _shapes(parts: list[Array]) -> str:
     return ", ".join(str(part.shape) for part in parts)
 
 
-def _central_differences(value: Callable[[], float], points: list[Array], step: float) -> list[Array]:
+def _central_differences(value: Callable[[], float], points: list[Array], spacing: float) -> list[Array]:
     """Return the derivatives of `value`, which reads `points`."""
     slopes = [np.empty_like(part) for part in points]
     for part, slope in zip(points, slopes, strict=True):
         for index in np.ndindex(part.shape):
             middle = float(part[index])
-            low, high = (middle + sign * step * max(1.0, abs(middle)) for sign in (-1, 1))
+            low, high = (middle + sign * spacing * max(1.0, abs(middle)) for sign in (-1, 1))
+            if not low < high:
+                raise ValueError(f"spacing is {spacing}; expected a larger one: {middle} does not change by it")
             part[index] = high
             above = value()
             part[index] = low

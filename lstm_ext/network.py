@@ -8,7 +8,6 @@ returns on request, so threads can share a network.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self, Unpack, overload
@@ -24,7 +23,6 @@ from lstm_ext.checks import (
     as_column,
     as_dtype,
     as_flag,
-    as_it_is,
     as_numbers,
     as_real,
     as_seed,
@@ -35,6 +33,7 @@ from lstm_ext.checks import (
     check_output,
     check_shape,
     short_repr,
+    without_conversion,
 )
 from lstm_ext.data import SequenceScaler
 from lstm_ext.layers import INFERENCE_ROWS, Carried, Tape, top_states
@@ -109,9 +108,13 @@ class _Parametrised:
 
     def _use(self, architecture: Architecture, vector: Array) -> None:
         self._architecture, self._sizes = architecture, architecture.sizes
-        self._isa: int | None = None  # the position of the instruction set that `verify` chose for it
+        self._isa: int | None = None  # the index of the instruction set that `verify` chose
         self._parameters = vector[:]  # not `vector`, which is the base of every view
         self._views = parameter_views(vector, architecture)
+
+    def _isa_in_use(self) -> int:
+        """Return the index of the instruction set that the passes run on."""
+        return _kernels.current() if self._isa is None else self._isa
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"architecture": self._architecture, "parameters": self._parameters}
@@ -296,7 +299,7 @@ class LSTMCell(_Parametrised):
         sequences = Sequences(x, self.input_dim, self.dtype)
         architecture, vector = self._architecture, self._parameters
         return layers.forward(
-            architecture, vector, sequences, initial, dropout_seed=None, keep=keep, threads=1, isa=self._isa
+            architecture, vector, sequences, initial, dropout_seed=None, keep=keep, threads=1, isa=self._isa_in_use()
         )
 
     def _states(self, **columns: ArrayLike) -> tuple[Array, Array]:
@@ -458,7 +461,7 @@ class LSTM(_Layers):
             dropout_seed=seed,
             keep=return_tape,
             threads=thread_count(num_threads),
-            isa=self._isa,
+            isa=self._isa_in_use(),
         )
         if sequences.live is None:
             H = sequences.pad(outputs.H)
@@ -528,7 +531,7 @@ class LSTM(_Layers):
             return Carried(self._architecture, sequences).gather(as_shape("dH", dH, self.dtype, shape))
         if sequences.is_whole:
             return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
-        array = as_it_is(dH, self.dtype) if sequences.in_place else None
+        array = without_conversion(dH, self.dtype) if sequences.in_place else None
         source = as_numbers("dH", dH, shape) if array is None else array
         check_shape("dH", source.shape, shape)
         if array is not None:
@@ -785,13 +788,13 @@ class LSTMNetwork(_Layers):
             batch_size=INFERENCE_ROWS,
             forward_only=True,
             num_threads=num_threads,
-            isa=self._isa,
+            isa=self._isa_in_use(),
         )
         outputs = plan.predict()
         return sequences.scatter(outputs) if every_step else outputs
 
     def _infer(self, X: Any, num_threads: int | None, *, every_step: bool) -> Any:
-        isa, threads = _kernels.current(self._isa), thread_count(num_threads)
+        isa, threads = self._isa_in_use(), thread_count(num_threads)
         return _inference.infer(isa, threads, INFERENCE_ROWS, self._sizes, self._parameters, X, every_step)
 
     def _masked_outputs(self, X: Data, mask: ArrayLike | None, threads: int) -> Array:
@@ -804,7 +807,7 @@ class LSTMNetwork(_Layers):
             return features
         N, T, width = features.shape
         outputs = np.empty((N * T, self.output_dim), self.dtype)
-        isa = _kernels.current(self._isa)
+        isa = self._isa_in_use()
         _heads.apply(isa, threads, features.reshape(N * T, width), self._parameters, outputs)
         return outputs.reshape(N, T, -1)
 
@@ -864,7 +867,7 @@ class LSTMNetwork(_Layers):
             dropout_seed=as_seed("dropout_seed", dropout_seed),
             **as_memory(checkpoint_every, memory_budget),
             num_threads=num_threads,
-            isa=self._isa,
+            isa=self._isa_in_use(),
         )
         plan.gradients(0)
         return float(plan.losses[0]), plan.gradient
@@ -895,10 +898,9 @@ class LSTMNetwork(_Layers):
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
         batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
         widths = made.input_dim + made.hidden_dim + made.features + (made.output_dim or 0)
-        if batch > sys.maxsize // (2**14 * len(made.cells) * widths):
-            raise ValueError(f"batch is {short_repr(batch)}; expected a number of streams that memory can hold")
-        isa = _kernels.current(self._isa)
-        return _inference.begin_streams(isa, threads, made, batch, self._parameters)
+        sizes = 512, len(made.cells), batch, widths  # a stack has at most 64 arrays, of two steps and four gates
+        check_allocatable(f"the states of a batch of {short_repr(batch)} streams", *sizes)
+        return _inference.begin_streams(self._isa_in_use(), threads, made, batch, self._parameters)
 
     def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lstm_ext import _epoch, _kernels
-from lstm_ext._threads import Sole
+from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import Array, NonFiniteError, as_number, as_real, as_shape, check_shape, short_repr
 from lstm_ext.threads import thread_count
 
@@ -183,7 +183,7 @@ class _Compiled:
         RuntimeError
             If another thread is updating or training with the optimizer; nothing has changed then.
         """
-        with Sole(self, "optimizer is being used by another call; expected one at a time", nests=True):
+        with ExclusiveUse(self, "optimizer is being used by another call; expected one at a time", nests=True):
             self.check(parameters)
             gradient = as_shape("gradient", gradient, parameters.dtype, parameters.shape)
             if np.may_share_memory(parameters, gradient):

@@ -172,8 +172,9 @@ def _as_pair(name: str, value: Any) -> tuple[float, float]:
     return _as_probability(name, value[0]), _as_probability(name, value[1])
 
 
-def _as_optional_size(name: str, value: Any) -> int | None:
-    return None if value is None else as_size(name, value)
+def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """Return a check that lets None through."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def _as_layers(name: str, value: Any) -> int:
@@ -191,25 +192,17 @@ def _as_merge(name: str, value: Any) -> str | None:
     return value
 
 
-def _as_clip(name: str, value: Any) -> float | None:
-    return None if value is None else as_positive(name, value)
-
-
-def _as_bias(name: str, value: Any) -> float | None:
-    return None if value is None else as_number(name, value)
-
-
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "num_layers": _as_layers,
     "bidirectional": _as_merge,
     "go_backwards": as_flag,
-    "proj_size": _as_optional_size,
+    "proj_size": _optional(as_size),
     "peephole": as_flag,
     "layer_norm": as_flag,
     "coupled_gates": as_flag,
-    "cell_clip": _as_clip,
+    "cell_clip": _optional(as_positive),
     "use_bias": as_flag,
-    "forget_bias": _as_bias,
+    "forget_bias": _optional(as_number),
     "gate_activation": lambda name, value: as_choice(name, value, GATE_ACTIVATIONS),
     "cell_activation": lambda name, value: as_choice(name, value, CELL_ACTIVATIONS),
     "learn_initial_state": as_flag,
@@ -329,7 +322,6 @@ class Architecture:
 
 def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments) -> Architecture:
     """Return what the arguments of a constructor ask for; the errors are those of `Options` and `Architecture`."""
-    _check_names(options, _CHECKS)
     return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)))
 
 
@@ -344,7 +336,7 @@ _MEANT = {
     "layers": "num_layers",
     "n_layers": "num_layers",
     "bias": "use_bias",
-    "unit_forget_bias": "forget_bias",
+    "unit_forget_bias": "use forget_bias=1.0, which starts b_f at 1 and is the default",
     "proj": "proj_size",
     "projection": "proj_size",
     "activation": "cell_activation",
@@ -359,14 +351,14 @@ _MEANT = {
 }
 """What other packages' arguments are called here, or what to do instead."""
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-def hinting(function: Callable[P, R]) -> Callable[P, R]:
+def hinting(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Have a function that takes sizes and maybe options say which name is meant by an unknown one.
 
-    Python itself tells of missing sizes before it calls the function.
+    Check the argument names first, then call: Python reports missing arguments.
     """
     code = function.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
@@ -375,7 +367,7 @@ def hinting(function: Callable[P, R]) -> Callable[P, R]:
         known += _CHECKS
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         _check_names(kwargs, known)
         return function(*args, **kwargs)
 

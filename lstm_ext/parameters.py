@@ -6,6 +6,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from lstm_ext._kernels import is_finite
 from lstm_ext.checks import Array, as_choice, as_real, make_generator, short_repr
 from lstm_ext.options import Architecture, OptionArguments, as_architecture, hinting
 
@@ -114,6 +115,16 @@ def parameter_views(vector: Array, architecture: Architecture) -> dict[str, Arra
         name: vector[offset : offset + shape[0] * shape[1]].reshape(shape)
         for name, (offset, shape) in layout(architecture).items()
     }
+
+
+def check_weights(vector: Array, architecture: Architecture) -> None:
+    """Raise ValueError if a weight is NaN or infinite."""
+    if is_finite(vector):
+        return
+    for name, weights in parameter_views(vector, architecture).items():
+        for index in np.argwhere(~np.isfinite(weights)):
+            place = ", ".join(map(str, index))
+            raise ValueError(f"network has {weights[tuple(index)]} in {name}[{place}]; expected finite weights")
 
 
 def initialize(views: dict[str, Array], architecture: Architecture, init: str, seed: int | None) -> None:

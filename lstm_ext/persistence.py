@@ -5,8 +5,8 @@
   weights. A changed bit is found by it.
 - Loading runs no code, and takes memory in proportion to the file. The file is read, not mapped: a process that reads
   a mapped file dies when another one cuts it short.
-- A file is filled under another name, its part, and renamed. The writer holds a lock on its part; a part that nobody
-  holds is one that a killed process left, and the next save of the same file removes it.
+- A file is filled under another name, its part, and renamed. The writer holds a lock on its part. An unlocked part was
+  left by a killed process; the next save of that file removes it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from lstm_ext._kernels import is_finite
 from lstm_ext._version import __version__
-from lstm_ext.checks import Array, as_path, as_real, short_repr
+from lstm_ext.checks import Array, as_path, short_list, short_repr
 from lstm_ext.data import SequenceScaler
 from lstm_ext.options import SIZES, Architecture, Options, as_architecture
-from lstm_ext.parameters import LAYOUT_VERSION, layout, parameter_count, parameter_views
+from lstm_ext.parameters import LAYOUT_VERSION, check_weights, layout, parameter_count, parameter_views
 
 METADATA_KEY = "lstm_ext"
 FORMAT_VERSION = 2  # 1 had no options
@@ -69,15 +68,14 @@ def write_model(
     if not isinstance(scaler, (SequenceScaler, NoneType)):
         raise TypeError(f"scaler is {short_repr(scaler)}; expected a SequenceScaler or None")
     library = _safetensors()
-    tensors = {
-        name: as_real(name, weight.copy(), weight.dtype)
-        for name, weight in parameter_views(parameters, architecture).items()
-    }
+    parameters = parameters.copy()  # another thread may be training them
+    check_weights(parameters, architecture)
+    tensors = parameter_views(parameters, architecture)
     metadata = {
         "version": FORMAT_VERSION,
         "written_by": __version__,
         "architecture": {name: getattr(architecture, name) for name in SIZES},
-        "options": _kept_options(architecture.options),
+        "options": asdict(architecture.options),
         "parameter_layout": LAYOUT_VERSION,
         "scaler": None if scaler is None else scaler.to_dict(),
         "details": _as_details(details),
@@ -111,8 +109,8 @@ def read_model(path: str | os.PathLike[str]) -> Contents:
 def write_whole(path: Path, write: Callable[[BinaryIO], Any], then: Callable[[], Any] | None = None) -> None:
     """Let `write` fill a file beside `path`, then put it in place: a crash leaves the old file or the new one.
 
-    `then` is called before that, when nothing is left to go wrong: what it raises leaves the old file. A link stays a
-    link, and an existing file's permissions stay what they were.
+    `then()` runs just before the rename; if it raises, the old file stays. A link stays a link, and an existing file's
+    permissions stay what they were.
 
     Raises
     ------
@@ -178,7 +176,7 @@ def _create_part(folder: Path, prefix: str) -> tuple[Path, BinaryIO]:
 
 
 def _hold(part: Path, file: BinaryIO) -> bool:
-    """Lock a part; return False if another save takes it, not locked yet, for a stale one."""
+    """Lock a part; return False if another save removed it first."""
     try:
         _lock(file)
     except BlockingIOError:
@@ -210,7 +208,7 @@ def _lock(file: BinaryIO) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a folder's entries on the disk, where the system can do that: the new file is in place in any case."""
+    """Sync a folder; errors are ignored, since the file is already in place."""
     opened: list[int] = []
     with suppress(OSError):
         try:
@@ -285,7 +283,10 @@ def _read(file: BinaryIO, size: int) -> Contents:
         raise ModelFileError(_newer(metadata, unknown))
     if metadata["parameter_layout"] != LAYOUT_VERSION:
         raise ValueError(f"parameter_layout is {short_repr(metadata['parameter_layout'])}; expected {LAYOUT_VERSION}")
-    _check_finite(parameters, architecture)
+    try:
+        check_weights(parameters, architecture)
+    except ValueError as error:
+        raise ModelFileError(f"cannot be used: {error}") from None
     scaler = None if metadata["scaler"] is None else SequenceScaler.from_dict(metadata["scaler"])
     return Contents(architecture, parameters, scaler, dict(metadata["details"]))
 
@@ -317,7 +318,7 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, A
 def _architecture(metadata: dict[str, Any]) -> Architecture:
     """Return the architecture, as far as its keys are known."""
     input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
-    given = {} if metadata["version"] == 1 else _read_options(metadata["options"])
+    given = {} if metadata["version"] == 1 else {**metadata["options"]}
     options: Any = {name: value for name, value in given.items() if name in _KEYS["options"]}
     try:
         return as_architecture(input_dim, hidden_dim, output_dim, options)
@@ -327,22 +328,6 @@ def _architecture(metadata: dict[str, Any]) -> Architecture:
             f"was written by lstm_ext {short_repr(metadata.get('written_by'))} for an architecture that this lstm_ext, "
             f"{__version__}, does not take: {reason}"
         ) from None
-
-
-def _kept_options(options: Options) -> dict[str, Any]:
-    """Return what a file says of the options: without a forget_bias of None, which earlier versions do not know."""
-    kept = asdict(options)
-    if options.forget_bias is None:
-        del kept["forget_bias"]
-    return kept
-
-
-def _read_options(kept: Any) -> dict[str, Any]:
-    """Return the arguments of `Options`: files of earlier versions have a forget_bias where there is no b_f, too."""
-    options = {**kept}
-    if options.get("coupled_gates") is True or options.get("use_bias") is False:
-        options.pop("forget_bias", None)
-    return options
 
 
 def _read_parameters(file: BinaryIO, tensors: dict[str, Any], architecture: Architecture) -> Array:
@@ -389,22 +374,10 @@ def _unknown_keys(metadata: dict[str, Any]) -> list[str]:
 
 
 def _newer(metadata: dict[str, Any], unknown: list[str]) -> str:
-    names = " ".join(", ".join(unknown).split())
     return (
         f"was written by a newer lstm_ext, {short_repr(metadata.get('written_by'))}; this is lstm_ext {__version__}, "
-        f"which does not know {names if len(names) < 100 else f'{names[:100]}...'}: upgrade lstm_ext to load it"
+        f"which does not know {short_list(unknown)}: upgrade lstm_ext to load it"
     )
-
-
-def _check_finite(parameters: Array, architecture: Architecture) -> None:
-    """Raise ModelFileError if a weight is NaN or infinite."""
-    if is_finite(parameters):
-        return
-    try:
-        for name, weight in parameter_views(parameters, architecture).items():
-            as_real(name, weight, weight.dtype)
-    except ValueError as error:
-        raise ModelFileError(f"holds a network that cannot compute: {error}") from None
 
 
 def _checksum(metadata: dict[str, Any], tensors: dict[str, Array]) -> str:

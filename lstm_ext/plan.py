@@ -21,7 +21,6 @@ from lstm_ext.checks import (
     NonFiniteError,
     as_array,
     as_choice,
-    as_it_is,
     as_labels,
     as_shape,
     as_size,
@@ -30,6 +29,7 @@ from lstm_ext.checks import (
     check_live,
     is_mapped,
     short_repr,
+    without_conversion,
 )
 from lstm_ext.losses import MSE, CrossEntropy, Loss
 from lstm_ext.optimizers import Optimizer
@@ -80,7 +80,7 @@ class Plan:
     num_threads : int, optional
         The most threads to use.
     isa : int, optional
-        The instruction set's position; by default that of the set in use.
+        The instruction set's index; by default that of the set in use.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Plan:
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
 
-        self.isa, self.threads = _kernels.current(isa), thread_count(num_threads)
+        self.isa, self.threads = _kernels.current() if isa is None else isa, thread_count(num_threads)
         self.dropout_seed = dropout_seed if draws_masks(options) else None
         steps = self.tbptt or longest
         common: dict[str, Any] = {
@@ -234,7 +234,7 @@ class Plan:
 
     def _targets_in_place(self, Y: Any) -> Array | None:
         """Return the rows of a Y that needs no conversion, padding among them; None if it has to be read otherwise."""
-        sequences, array = self.sequences, as_it_is(Y, self.parameters.dtype)
+        sequences, array = self.sequences, without_conversion(Y, self.parameters.dtype)
         shape: tuple[int, ...] = (len(sequences), self.output_dim)
         lengths = np.ones(len(sequences), np.intp)
         if self.every_step:

@@ -15,13 +15,13 @@ from lstm_ext.checks import (
     Data,
     Index,
     as_array,
-    as_it_is,
     as_numbers,
     as_real,
     as_shape,
     check_live,
     check_shape,
     is_mapped,
+    without_conversion,
 )
 
 
@@ -62,8 +62,6 @@ class Sequences:
         The mask, where one is given that is not True everywhere.
     is_list : bool
         Whether X is a list.
-    has_padding : bool
-        Whether there is padding among the rows.
     unchecked : bool
         Whether the rows may hold NaN or Inf: see `defer`.
 
@@ -94,7 +92,7 @@ class Sequences:
         self.steps: int
         self.longest: int
         self.same_length: bool
-        self.unchecked = self.has_padding = False
+        self.unchecked = False
         self.is_list = isinstance(X, (list, tuple)) and len(X) > 0
         if self.is_list:
             if given:
@@ -106,7 +104,7 @@ class Sequences:
             self._count(np.array([len(part) for part in parts]))
             self.steps = self.longest
             return
-        array = as_it_is(X, dtype)
+        array = without_conversion(X, dtype)
         shape = "N", "T", input_dim
         source = as_numbers("X", X, shape) if array is None else array
         check_shape("X", source.shape, shape)
@@ -114,11 +112,10 @@ class Sequences:
         if self.live is not None or (array is None and not self.is_whole):
             self.rows = _live_rows(source, self.places, dtype)
             return
-        self.has_padding = not self.is_whole
         self.unchecked = defer and array is not None and is_mapped(X)
         if array is None:
             array = as_real("X", source, dtype)
-        elif not self.unchecked and (self.has_padding or not is_finite(array)):
+        elif not self.unchecked and (not self.is_whole or not is_finite(array)):
             check_live("X", array, self.lengths)
         self.rows = array.reshape(-1, input_dim)
         self.first = np.arange(0, len(self.rows), self.steps, dtype=np.intp)
@@ -133,7 +130,7 @@ class Sequences:
             self.live = live
             self._count(live.sum(axis=1))
         else:
-            self.lengths = np.empty(N, np.intp)
+            self.lengths = np.empty(N, np.intp)  # np.full takes twice as long, which small calls feel
             self.lengths.fill(T)
             self.longest, self.same_length = T, True
 
@@ -156,6 +153,11 @@ class Sequences:
     def in_place(self) -> bool:
         """Whether all N T steps of X are rows, live or not."""
         return len(self.rows) == len(self) * self.steps
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether there is padding among the rows."""
+        return not self.is_whole and self.in_place
 
     def new_rows(self, width: int) -> Array:
         """Return an array (rows, width) to be written to, with zeros where `rows` has padding."""
@@ -182,7 +184,7 @@ class Sequences:
     def pad(self, rows: Array) -> Array:
         """Return something for each row as one array, for a list too; otherwise as `scatter`."""
         shape = (len(self), self.steps, *rows.shape[1:])
-        if len(rows) == len(self) * self.steps:
+        if len(rows) == len(self) * self.steps:  # not `in_place`: these may be the live rows alone
             return rows.reshape(shape)
         padded = np.zeros(shape, rows.dtype)
         padded[self.places] = rows

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self, TextIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_ext.checks import Array, as_array, as_choice, as_number, as_path, short_repr
+from lstm_ext.checks import Array, as_array, as_choice, as_path, as_positive, short_list, short_repr
 
 Table: TypeAlias = Mapping[str, Any]
 """Columns by name, each (rows,); a pandas DataFrame is one too."""
@@ -34,7 +34,6 @@ Floats: TypeAlias = NDArray[np.float64]
 _GAPS = {"", "na", "n/a", "nan", "nat", "null", "none", "<na>"}
 _NO_NAME = {"", "nan", "None", "NaT", "<NA>"}  # NA may well be a series
 _COMPACT_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
-_MOST_NAMES = 20  # of columns in an error
 _DIGITS = 9  # of a step
 _JITTER = 0.1  # of a step
 _SPARSEST = 1000  # steps for each row: beyond that the step is not what it seems
@@ -62,8 +61,7 @@ class TimeAxis(NamedTuple):
     def checked(self) -> Self:
         """Return itself; raise TypeError or ValueError if its fields are not as above."""
         as_choice("kind", self.kind, ("row", "number", "time", "month"))
-        if not as_number("step", self.step, low=0) > 0:
-            raise ValueError(f"step is {self.step}; expected a number above 0")
+        as_positive("step", self.step)
         if type(self.offset) is not int:
             raise TypeError(f"offset is {self.offset!r}; expected an integer")
         return self
@@ -324,8 +322,7 @@ def _check_names(title: str, names: Sequence[str], present: Sequence[str]) -> No
         times = present.count(name)
         if times != 1:
             found = f"{times} columns" if times else "no column"
-            columns = ", ".join(map(str, present[:_MOST_NAMES])) + (", ..." if len(present) > _MOST_NAMES else "")
-            raise ValueError(f"{title} has {found} {name!r}; its columns are {columns}")
+            raise ValueError(f"{title} has {found} {name!r}; its columns are {short_list(present)}")
 
 
 def _numbers(name: str, column: Array) -> Floats:

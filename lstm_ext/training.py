@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstm_ext import _kernels
-from lstm_ext._threads import Sole
+from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import (
     Array,
     Data,
@@ -32,6 +31,7 @@ from lstm_ext.checks import (
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
+from lstm_ext.parameters import check_weights
 from lstm_ext.plan import Plan, as_memory, draws_masks
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
@@ -55,6 +55,16 @@ class History:
     loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+
+class _Common(TypedDict):
+    """The arguments of `Plan` that a training and its validation share."""
+
+    target: str
+    loss: MSE | CrossEntropy | Loss
+    batch_size: int
+    num_threads: int | None
+    isa: int
 
 
 Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
@@ -164,17 +174,17 @@ def train(
     """
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {short_repr(network)}; expected an LSTMNetwork")
-    _check_weights(network)
+    check_weights(network.parameters, network.architecture)
     epochs, optimizer = as_size("epochs", epochs), as_optimizer(optimizer)
     shuffle, verbose = as_flag("shuffle", shuffle), as_flag("verbose", verbose)
     rng = make_generator(seed)
     callbacks = as_callbacks(callbacks)
-    common: dict[str, Any] = {
+    common: _Common = {
         "target": target,
         "loss": as_loss(loss),
         "batch_size": as_size("batch_size", batch_size),
         "num_threads": num_threads,
-        "isa": network._isa,
+        "isa": network._isa_in_use(),
     }
     if draws_masks(network.options):
         dropout_seed = as_seed("seed", seed) if seed is not None else int(rng.integers(2**64, dtype=np.uint64))
@@ -200,8 +210,10 @@ def train(
 
     history = History()
     with (
-        Sole(network, "network is being trained by another call; expected one at a time: train a copy of it"),
-        Sole(optimizer, "optimizer is being used by another call; expected one at a time: use one for each training"),
+        ExclusiveUse(network, "network is being trained by another call; expected one at a time: train a copy of it"),
+        ExclusiveUse(
+            optimizer, "optimizer is being used by another call; expected one at a time: use one for each training"
+        ),
         _progress(epochs, plan.batches, verbose) as progress,
     ):
         for epoch in range(epochs):
@@ -310,7 +322,7 @@ def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any
         batches = done
 
 
-def _validation_plan(network: LSTMNetwork, data: Any, common: dict[str, Any]) -> Plan:
+def _validation_plan(network: LSTMNetwork, data: Any, common: _Common) -> Plan:
     if not isinstance(data, Mapping):
         try:
             X, Y = data
@@ -356,16 +368,6 @@ def run_callbacks(callbacks: Sequence[Callback], network: LSTMNetwork, history: 
             returned = short_repr(answer)
             raise TypeError(f"callbacks[{n}] returned {returned}; expected True to stop, or None or False to go on")
     return any(answers)
-
-
-def _check_weights(network: LSTMNetwork) -> None:
-    """Raise if a weight is NaN or infinite."""
-    if _kernels.is_finite(network.parameters):
-        return
-    for name, weights in network.named_parameters().items():
-        for index in map(tuple, np.argwhere(~np.isfinite(weights)).tolist()):
-            place = ", ".join(map(str, index))
-            raise ValueError(f"network has {weights[index]} in {name}[{place}]; expected finite weights")
 
 
 class _Progress:

@@ -145,14 +145,14 @@ def relative_difference(ours: Array, oracle: Array) -> float:
 def _verify_one(isa: str, dtype: str) -> Verification:
     worst = {"forward": np.float64(0), "gradients": np.float64(0)}
     rng = np.random.default_rng(0)
-    for kind, ours, oracle in _pairs(rng, dtype, _kernels.position(isa)):
+    for kind, ours, oracle in _pairs(rng, dtype, _kernels.isa_index(isa)):
         worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # a NaN stays
     agrees = all(worst[kind] <= limit for kind, limit in _TOLERANCE[dtype].items())
     return Verification(isa, dtype, float(worst["forward"]), float(worst["gradients"]), agrees)
 
 
 def _pairs(rng: np.random.Generator, dtype: str, isa: int) -> Iterator[tuple[str, Array, Array]]:
-    """Yield what ours and the oracle give; ours are told their instruction set: the one in use is for other threads."""
+    """Yield pairs (ours, oracle). `isa` is passed explicitly, so other threads keep theirs."""
     for shape in _SHAPES:
         yield from _layer_pairs(rng, dtype, isa, *shape[:4])
         yield from _network_pairs(rng, dtype, isa, *shape)

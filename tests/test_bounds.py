@@ -169,7 +169,7 @@ for dtype in ("float32", "float64"):
                 sequences = [Sequences(X, I, X.dtype)]
                 if N == len(LENGTHS):
                     sequences.append(Sequences([x[:n] for x, n in zip(X, LENGTHS)], I, X.dtype))
-                for isa in map(_kernels.position, _kernels.available_isas()):
+                for isa in map(_kernels.isa_index, _kernels.available_isas()):
                     network._isa = isa
                     network.predict(guarded(X, at_end), target="steps")
                     if options in (OPTIONS[0], OPTIONS[-1]):

@@ -165,7 +165,7 @@ NAMES = [
     ({"drop_out": 0.1}, "drop_out is not an option; did you mean dropout?"),
     ({"activation": "relu"}, "activation is not an option; did you mean cell_activation?"),
     ({"recurrent_activation": "x"}, "recurrent_activation is not an option; did you mean gate_activation?"),
-    ({"unit_forget_bias": True}, "unit_forget_bias is not an option; did you mean forget_bias?"),
+    ({"unit_forget_bias": True}, "unit_forget_bias is not an option; use forget_bias=1.0, which starts b_f at 1"),
     ({"proj": 2}, "proj is not an option; did you mean proj_size?"),
     ({"projection": 2}, "projection is not an option; did you mean proj_size?"),
     ({"batch_first": True}, "batch_first is not an option; X is (N, T, input_dim) always"),

@@ -166,7 +166,8 @@ def test_public_names_are_the_same_to_type_checkers():
 
 NAMES = """
 import pickle, lstm_ext
-assert {*lstm_ext.__all__, "forecasting", "checks"} <= set(dir(lstm_ext))
+assert {*lstm_ext.__all__, "forecasting", "checks", "reference"} <= set(dir(lstm_ext))
+assert lstm_ext.reference.LSTMNetwork(1, 2, 1).predict([[[1.0]]]).shape == (1, 1)
 assert lstm_ext.forecasting.Forecaster is lstm_ext.Forecaster
 network = lstm_ext.LSTMNetwork(1, 2, 1)
 assert (pickle.loads(pickle.dumps(network)).parameters == network.parameters).all()

@@ -1367,6 +1367,12 @@ BAD_TRAINING = {
     "None": ((None, Y), {}, TypeError, "X has dtype object"),
     "Y None": ((X, None), {}, TypeError, "Y has dtype object"),
     "Y None, Python": ((X, None), {"loss": python_mse}, TypeError, "Y is None"),
+    "no gradient, Python": (
+        ([X[0], X[0, :2]], [0, 0]),
+        {"loss": lambda outputs, targets: (0.0, None), **STEPS},
+        TypeError,
+        "the loss's gradient is None; expected a sequence of length 2, one entry for each sequence of X$",
+    ),
     "few Y, Python": ((X, Y[:4]), {"loss": python_mse}, ValueError, "Y has length 4; expected 5"),
     "NaN in X": ((with_value(X, (4, 1, 0), np.nan), Y), {}, ValueError, r"X\[4, 1, 0\] is nan"),
     "Inf in X": ((with_value(X, (0, 2, 1), np.inf), Y), {}, ValueError, r"X\[0, 2, 1\] is inf"),
@@ -1625,8 +1631,8 @@ BAD_PROGRAMS = {
     "epochs": ((X, Y, 2, 3, 4, 0.1, 0), ValueError, "epochs is 0; expected at least 1"),
     "float epochs": ((X, Y, 2, 3, 4, 0.1, 1.5), TypeError, "epochs is 1.5; expected an integer"),
     "learning rate True": ((X, Y, 2, 3, 4, True), TypeError, "learning_rate is True"),
-    "Y a string": ((X, "lasts", 2, 3, 4), TypeError, "Y is 'lasts'; expected 5 targets"),
-    "Y a set": ((X, {1, 2, 3, 4, 5}, 2, 3, 4), TypeError, "Y is {1, 2, 3, 4, 5}; expected 5 targets"),
+    "Y a string": ((X, "lasts", 2, 3, 4), TypeError, "Y is 'lasts'; expected a sequence of length 5"),
+    "Y a set": ((X, {1, 2, 3, 4, 5}, 2, 3, 4), TypeError, "Y is {1, 2, 3, 4, 5}; expected a sequence of length 5"),
     "memoryview of Y": ((X, memoryview(Y[:, :3].copy()), 2, 3, 4), ValueError, r"Y has shape \(5, 3\)"),
     "classes": ((X, CLASSES, 2, 3, 4), ValueError, r"Y has shape \(5,\); expected \(5, 4\)"),
 }

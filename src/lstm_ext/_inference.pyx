@@ -50,10 +50,8 @@ cdef int lay_out(
     at.C = at.hx + 2 * batch * at.ld
     at.scratch = at.C + tiles(batch * at.hidden_dim, line) * line
     at.size = at.scratch + line  # one line more, to begin on one
-    if by_lanes and itemsize == sizeof(float):
-        at.size += lanes_scratch_size(table, batch, at.input_dim, at.hidden_dim, False, <const float *> NULL)
-    elif by_lanes:
-        at.size += lanes_scratch_size(table, batch, at.input_dim, at.hidden_dim, False, <const double *> NULL)
+    if by_lanes:
+        at.size += lanes_scratch_size(table, itemsize, batch, at.input_dim, at.hidden_dim, False)
     return 0
 
 

@@ -121,8 +121,8 @@ cdef extern from "philox.h" nogil:
     void philox_key(uint64_t, uint64_t, uint32_t *)
 
 
-# The table at a position of all_kernels, which `current` returns. Arrays are packed for one table: whoever makes them
-# keeps the position, so that use_isa in another thread changes nothing under way.
+# The table at an index of all_kernels, which `current` returns. Arrays are packed for one table: whoever makes them
+# keeps the index, so that use_isa in another thread changes nothing under way.
 cdef const kernels *table_at(int isa) noexcept nogil
 
 # Whether a buffer of float or double holds neither NaN nor Inf.

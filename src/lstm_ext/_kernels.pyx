@@ -47,13 +47,13 @@ def isa() -> str:
     return table_at(_current).name.decode()
 
 
-def current(chosen: int | None = None) -> int:
-    """Return the position of the instruction set in use, for the passes, or the position that a caller chose."""
-    return _current if chosen is None else chosen
+def current() -> int:
+    """Return the index of the instruction set in use, which the passes take."""
+    return _current
 
 
-def position(name: str) -> int:
-    """Return the position of an instruction set.
+def isa_index(name: str) -> int:
+    """Return the index of an instruction set.
 
     Raises
     ------
@@ -76,10 +76,10 @@ def use_isa(name: str) -> None:
     Raises
     ------
     ValueError
-        As for `position`.
+        As for `isa_index`.
     """
     global _current
-    _current = position(name)
+    _current = isa_index(name)
 
 
 def build() -> dict[str, str]:

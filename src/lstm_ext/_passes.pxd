@@ -125,7 +125,7 @@ cdef Py_ssize_t lanes_rows(
 ) noexcept nogil
 
 cdef Py_ssize_t lanes_scratch_size(
-    const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep, const real *tag,
+    const kernels *table, Py_ssize_t itemsize, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep,
 ) noexcept nogil
 
 cdef double shared_work(

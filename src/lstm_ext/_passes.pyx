@@ -124,13 +124,21 @@ cdef inline real *scratch_of(const Cell *cell, Py_ssize_t task, const real *tag)
     return <real *> cell.scratch + task * task_scratch(cell.table, cell.input_dim, cell.hidden_dim, tag)
 
 
-cdef Py_ssize_t lanes_scratch_size(
+cdef inline Py_ssize_t scratch_of_tasks(
     const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep, const real *tag,
 ) noexcept nogil:
-    """The elements of the scratch of all tasks, for batches of up to `batch` sequences; 0 if none runs in the lanes."""
     if lanes_rows(table, batch, input_dim, hidden_dim, keep, tag) == 0:
         return 0
     return lanes_tasks(batch) * task_scratch(table, input_dim, hidden_dim, tag)
+
+
+cdef Py_ssize_t lanes_scratch_size(
+    const kernels *table, Py_ssize_t itemsize, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep,
+) noexcept nogil:
+    """The elements of the scratch of all tasks, for batches of up to `batch` sequences; 0 if none runs in the lanes."""
+    if itemsize == sizeof(float):
+        return scratch_of_tasks(table, batch, input_dim, hidden_dim, keep, <const float *> NULL)
+    return scratch_of_tasks(table, batch, input_dim, hidden_dim, keep, <const double *> NULL)
 
 
 cdef inline Py_ssize_t rows_apart(

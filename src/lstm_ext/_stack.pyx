@@ -149,9 +149,7 @@ cdef class Stack:
         cdef const Cell *cell = &d.f.cell
         if not runs_in_lanes(d):
             return 0
-        if itemsize == sizeof(float):
-            return lanes_scratch_size(s.table, s.batch, cell.input_dim, s.hidden_dim, s.keeps, <const float *> NULL)
-        return lanes_scratch_size(s.table, s.batch, cell.input_dim, s.hidden_dim, s.keeps, <const double *> NULL)
+        return lanes_scratch_size(s.table, itemsize, s.batch, cell.input_dim, s.hidden_dim, s.keeps)
 
     @property
     def by_lanes(self):

@@ -174,7 +174,7 @@ def _start_helpers(int threads):
     global _most
     cdef int seats
     if not team_seat(0):
-        raise MemoryError()
+        raise MemoryError("no helper thread could be started")
     while _helpers < threads - 1:
         seats = _helpers
         seated = threading.Event()
@@ -187,7 +187,7 @@ def _start_helpers(int threads):
         while not seated.wait(1) and helper.is_alive():
             pass
         if _helpers == seats:
-            raise MemoryError()
+            raise MemoryError("no helper thread could be started")
 
 
 def _help(seated):
@@ -221,11 +221,11 @@ _held = {}  # the id of an object, and the thread whose call has it for itself
 
 @cython.no_gc
 @cython.auto_pickle(False)
-cdef class Sole:
-    """A context in which one call has an object for itself; RuntimeError with `message` if another call has it.
+cdef class ExclusiveUse:
+    """Give one call exclusive use of an object; raise RuntimeError with `message` if another call has it.
 
-    It is entered and left in compiled code, where no signal handler runs. If an interrupt comes just before it is left,
-    it ends when it is freed: bind it to no name.
+    It is entered and left in compiled code, where no signal handler runs. An interrupt just before exit releases it
+    when it is freed, so do not bind it to a name.
 
     nests  whether the thread that has the object may enter again
     """

@@ -23,7 +23,7 @@
 #define LANES_BYTES 131072
 
 /* The inputs of a sequence that lanes_forward turns at once if one step has no more, and the vectors of scratch that
-   lanes_forward and lanes_backward need: they keep nothing of size on the stack, which threads may have little of. */
+   lanes_forward and lanes_backward need. Large buffers live in scratch, because threads may have small stacks. */
 #define LANES_COLUMNS 64
 
 static inline ptrdiff_t lanes_scratch(ptrdiff_t input_dim, ptrdiff_t hidden_dim)
