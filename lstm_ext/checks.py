@@ -208,7 +208,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = N
                 f"{name} holds the integer {largest} in magnitude; {dtype} is exact to {limit} only: "
                 "convert it to floating point yourself if rounding is meant"
             )
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # whatever the caller set: tiny numbers become 0, and large ones are named below
         result = np.ascontiguousarray(source, dtype)
     if not result.flags.aligned:
         result = result.copy()

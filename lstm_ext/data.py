@@ -337,7 +337,8 @@ def _columns(values: Array) -> Array:
 def _as_column(target: int, shape: tuple[int, ...]) -> int:
     """Return `target` if it names a column of a series of that shape."""
     if len(shape) == 1:
-        raise ValueError(f"target is {target!r} for a series of shape {shape}; expected None, or a series (T, F)")
+        given = short_repr(target)
+        raise ValueError(f"target is {given} for a series of shape {shape}; expected None, or a series (T, F)")
     try:
         if isinstance(target, (bool, np.bool_)):
             raise TypeError

@@ -6,7 +6,6 @@ a step that is masked is not run. Arrays have one row for each of `Sequences.row
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 import numpy as np
 
 from lstm_ext import _stack
+from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences
@@ -102,7 +102,6 @@ class Tape:
     _stack: _stack.Stack = field(repr=False)
     _batch: Batch = field(repr=False)
     _h_given: bool = field(repr=False)
-    _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("tapes are packed for this process; save the network instead")
@@ -194,7 +193,7 @@ def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tu
     dh0 = np.empty((count, N, architecture.state_dim), dtype)
     dC0 = np.empty((count, N, architecture.hidden_dim), dtype)
     gradient = np.zeros_like(tape._parameters)
-    with tape._busy:
+    with ExclusiveUse(tape, "tape is being used by another backward pass; expected one at a time"):
         _stack.backward(
             tape._stack,
             threads,

@@ -5,6 +5,7 @@ An `Architecture` is all that the layout of the parameters, the model files and 
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
@@ -121,7 +122,7 @@ class Options:
     coupled_gates: bool = False
     cell_clip: float | None = None
     use_bias: bool = True
-    forget_bias: float | None = None
+    forget_bias: float | None = dataclasses.field(default=None, compare=False)  # of initial weights alone
     gate_activation: Literal["sigmoid", "hard_sigmoid"] = "sigmoid"
     cell_activation: Literal["tanh", "identity", "relu"] = "tanh"
     learn_initial_state: bool = False

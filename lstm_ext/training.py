@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypedDict
 
@@ -326,7 +326,7 @@ def _validation_plan(network: LSTMNetwork, data: Any, common: _Common) -> Plan:
     if not isinstance(data, Mapping):
         try:
             X, Y = data
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, NotImplementedError):  # the latter from a memoryview
             raise TypeError("validation_data is not a pair; expected (X, Y), or a mapping") from None
         data = {"X": X, "Y": Y}
     elif not {"X", "Y"} <= data.keys() <= {"X", "Y", "lengths", "mask"}:
@@ -383,18 +383,23 @@ class _Progress:
         """Tell that the training has ended."""
 
 
+_UNWRITABLE = suppress(OSError, ValueError)  # a standard error that is closed ends no training
+
+
 class _Bar(_Progress):
     def __init__(self, tqdm: Any, total: int) -> None:
         self._bar = tqdm(total=total, unit="batch")
 
     def advance(self, batches: int) -> None:
-        self._bar.update(batches)
+        with _UNWRITABLE:
+            self._bar.update(batches)
 
     def end_epoch(self, history: History) -> None:
         self._bar.set_postfix_str(_losses(history), refresh=False)
 
     def close(self) -> None:
-        self._bar.close()
+        with _UNWRITABLE:
+            self._bar.close()
 
 
 class _Lines(_Progress):
@@ -410,7 +415,8 @@ class _Lines(_Progress):
 
     def close(self) -> None:
         if self._waiting:
-            print(self._waiting, file=sys.stderr, flush=True)
+            with _UNWRITABLE:
+                print(self._waiting, file=sys.stderr, flush=True)
             self._written, self._waiting = time.monotonic(), ""
 
 
@@ -425,12 +431,20 @@ def _progress(epochs: int, batches: int, verbose: bool) -> Iterator[_Progress]:
     """Yield what shows the progress of a training of so many epochs, of so many batches each."""
     progress = _Progress()
     if verbose and sys.stderr is not None:
-        tqdm = _tqdm() if sys.stderr.isatty() else None
-        progress = _Lines(epochs) if tqdm is None else _Bar(tqdm, epochs * batches)
+        tqdm = _tqdm() if _is_terminal(sys.stderr) else None
+        with _UNWRITABLE:
+            progress = _Lines(epochs) if tqdm is None else _Bar(tqdm, epochs * batches)
     try:
         yield progress
     finally:
         progress.close()
+
+
+def _is_terminal(file: Any) -> bool:
+    try:
+        return bool(file.isatty())
+    except (AttributeError, ValueError):  # an object of the user's, or a closed file
+        return False
 
 
 def _tqdm() -> Any:

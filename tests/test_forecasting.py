@@ -1141,6 +1141,17 @@ def test_settings_of_a_newer_version_are_not_called_damage(tmp_path):
             Forecaster.load(tmp_path / "model")
 
 
+def test_the_initial_forget_bias_of_a_network_does_not_matter(tmp_path):
+    """Files of the first version hold 1.0, which was the default."""
+    forecaster = make()
+    forecaster.fit(make_table())
+    parameters = forecaster.network.parameters
+    forecaster.network = lstm_ext.LSTMNetwork(*forecaster.network.sizes, forget_bias=1.0)
+    forecaster.network.parameters = parameters
+    forecaster.save(tmp_path / "model")
+    assert Forecaster.load(tmp_path / "model").network.parameters.tobytes() == parameters.tobytes()
+
+
 @pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": "sum"}, {"peephole": True}])
 def test_a_network_with_options_is_not_a_forecasters(options, tmp_path):
     forecaster = make()

@@ -968,6 +968,16 @@ def snapshot():
     return [array.tobytes() for array in arrays] + [np.random.get_state()[1].tobytes()]
 
 
+def test_numpys_error_state_does_not_matter():
+    """Numbers too small for float32 become 0, also for callers to whom that is an error."""
+    model = LSTMNetwork(3, 5, 2, seed=0)
+    tiny = np.full((4, 7, 3), 1e-320)
+    expected = model.predict(np.zeros((4, 7, 3)))
+    with np.errstate(all="raise"):
+        assert np.array_equal(model.predict(tiny), expected)
+        model.step(tiny[:, 0], model.initial_state(4))
+
+
 @pytest.mark.parametrize(("call", "given", "error", "message"), BAD_ARRAYS)
 def test_bad_arrays_are_named(call, given, error, message):
     before = snapshot()

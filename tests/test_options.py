@@ -54,6 +54,7 @@ def test_changed_makes_the_same_options():
     assert Options(**options.changed()) == options
     assert Options(go_backwards=True).changed() == {"go_backwards": True}
     assert Options(forget_bias=1).changed() == {"forget_bias": 1.0}
+    assert Options(forget_bias=2) == Options()  # of initial weights alone
 
 
 def test_options_cannot_be_changed():

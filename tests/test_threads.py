@@ -355,16 +355,44 @@ def test_an_interrupt_anywhere_ends_a_training_for_others():
     assert len(interrupts) > 100
 
 
-def test_a_tape_serves_one_thread_after_the_other():
+def test_one_backward_pass_at_a_time_uses_a_tape():
     X, _ = data(34, 21, 3, 1)
     layer = lstm_ext.LSTM(3, 70, seed=0)
     H, _, tape = layer.forward(X, return_tape=True)
     dH = [H, -2 * H]
-    expected = [layer.backward(tape, each, num_threads=1).parameters.tobytes() for each in dH]
+
+    def backward(n):
+        return layer.backward(tape, dH[n], num_threads=1).parameters.tobytes()
+
+    expected = [backward(n) for n in range(2)]
+
+    def try_to(n, barrier):
+        barrier.wait()
+        try:
+            return backward(n) == expected[n]
+        except RuntimeError as error:
+            assert "tape is being used by another backward pass" in str(error)  # noqa: PT017
+            return None
+
+    refused = 0
     with ThreadPoolExecutor(2) as pool:
-        for _ in range(10):
-            gradients = pool.map(lambda each: layer.backward(tape, each, num_threads=1).parameters.tobytes(), dH)
-            assert list(gradients) == expected
+        while refused < 5:
+            results = list(pool.map(try_to, range(2), [threading.Barrier(2)] * 2))
+            refused += results.count(None)
+            assert set(results) in ({True}, {True, None})
+    assert backward(0) == expected[0]
+
+
+def test_a_signal_handler_cannot_use_the_tape_of_the_pass_that_it_interrupts(in_the_midst):
+    layer = lstm_ext.LSTM(3, 70, init="pytorch", seed=0)
+    H, _, tape = layer.forward(np.ones((34, 300, 3), "f4"), return_tape=True)
+    expected = layer.backward(tape, H).parameters.tobytes()
+
+    def handler():
+        with pytest.raises(RuntimeError, match="tape is being used by another backward pass"):
+            layer.backward(tape, H)
+
+    assert in_the_midst(lambda: layer.backward(tape, H, num_threads=1).parameters.tobytes(), handler) == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}], ids=str)
@@ -501,19 +529,16 @@ print(*codes - {0})
 
 
 @forks
-def test_in_a_forked_child_only_its_own_thread_trains():
+def test_a_forked_child_may_use_what_its_parent_was_using():
     code = "import os, warnings; warnings.simplefilter('ignore')\n" + BIG
     code += """
-network, Y = lstm_ext.LSTMNetwork(8, 3, 1, seed=0), np.ones((64, 1), 'f4')
+network, Y, adam = lstm_ext.LSTMNetwork(8, 3, 1, seed=0), np.ones((64, 1), 'f4'), lstm_ext.Adam()
 inside, done = threading.Event(), threading.Event()
 
-def child(task):
+def child(*_):
     pid = os.fork()
     if not pid:
-        try:
-            lstm_ext.train(network, X, Y, epochs=1, callbacks=task)
-        except RuntimeError:
-            os._exit(3)
+        lstm_ext.train(network, X, Y, epochs=1, optimizer=adam, verbose=False)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
@@ -521,15 +546,16 @@ def wait(*_):
     inside.set()
     done.wait(60)
 
-thread = threading.Thread(target=lambda: lstm_ext.train(network, X, Y, epochs=1, callbacks=[wait]))
+train = lambda callback: lstm_ext.train(network, X, Y, epochs=1, optimizer=adam, verbose=False, callbacks=[callback])
+thread = threading.Thread(target=train, args=(wait,))
 thread.start()
 inside.wait(60)
-child(())  # the thread that trains is not there
+child()  # the thread that trains is not there
 done.set()
 thread.join()
-lstm_ext.train(network, X, Y, epochs=1, callbacks=[lambda *_: child(())])  # the child's thread trains already
+train(child)
 """
-    assert run_python(code) == ["0", "3"]
+    assert run_python(code) == ["0", "0"]
 
 
 def test_a_process_ends_while_a_daemon_thread_computes():

@@ -1084,6 +1084,30 @@ def test_lines_tell_the_losses_at_most_once_a_second_and_the_last(terminal, monk
         assert out == ""
 
 
+class Dead:
+    """A standard error that can no longer be written to, on a terminal or not; or whose owner has no isatty."""
+
+    def __init__(self, terminal):
+        if terminal is not None:
+            self.isatty = lambda: terminal
+
+    def write(self, *_):
+        raise BrokenPipeError
+
+    flush = write
+
+
+@pytest.mark.parametrize("terminal", [None, False, True])
+def test_an_error_stream_that_fails_ends_no_training(terminal, monkeypatch):
+    model = network(3, 5, 2)
+    monkeypatch.setattr(sys, "stderr", Dead(terminal))
+    assert len(train(model, *data(7, 5, 3, 2), epochs=3).loss) == 3
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert len(train(model, *data(7, 5, 3, 2), epochs=3).loss) == 3
+
+
 def test_not_verbose_is_silent(capsys):
     train(network(3, 5, 2), *data(7, 5, 3, 2), epochs=2, **QUIET)
     assert capsys.readouterr() == ("", "")
@@ -1476,6 +1500,7 @@ BAD_TRAINING = {
     "callbacks": ((X, Y), {"callbacks": 5}, TypeError, "callbacks is 5"),
     "callback": ((X, Y), {"callbacks": [print, 5]}, TypeError, r"callbacks\[1\] is 5"),
     "validation": ((X, Y), {"validation_data": X}, TypeError, "validation_data is not a pair"),
+    "validation view": ((X, Y), {"validation_data": memoryview(Y)}, TypeError, "validation_data is not a pair"),
     "validation 5": ((X, Y), {"validation_data": 5}, TypeError, "validation_data is not a pair"),
     "validation keys": ((X, Y), {"validation_data": {"X": X}}, ValueError, "validation_data has the keys"),
     "validation key": (

@@ -207,9 +207,7 @@ def _forget_helpers():
     _recruiting, _helpers, _most = threading.Lock(), 0, TEAM_MOST
     _forks += 1
     _main_thread = PyThread_get_thread_ident()
-    for key, thread in list(_held.items()):
-        if thread != _main_thread:
-            del _held[key]
+    _held.clear()
 
 
 if hasattr(os, "register_at_fork"):
