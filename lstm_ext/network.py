@@ -485,7 +485,7 @@ class LSTM(_Layers):
         Parameters
         ----------
         tape : Tape
-            Of `forward`; it can be used again, by one thread at a time.
+            Of `forward`; it can be used again, but not while another pass uses it.
         dH : array_like (N, T, F), optional
             The loss's gradient with respect to H; zeros by default. What is past a sequence's end does not matter.
         dh_T, dC_T : array_like, optional
@@ -501,6 +501,8 @@ class LSTM(_Layers):
 
         Raises
         ------
+        RuntimeError
+            If another backward pass is using the tape.
         TypeError, ValueError
             If an argument has another shape or does not hold finite real numbers.
         """
