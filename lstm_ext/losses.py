@@ -31,7 +31,8 @@ class Loss(Protocol):
             (T_n, output_dim), even where all T_n are equal. The loss owns them and may write to them.
         targets : object
             The entries of Y for these sequences, in the same order: an array if Y is one and outputs is one, else a
-            list. For ``"steps"`` without padding; with `tbptt` only the steps of the chunk.
+            list. For ``"steps"`` without padding; with `tbptt` only the steps of the chunk. If output_dim is 1, floats
+            given without the last axis get it, so that they have the shape of the outputs; integers are passed as given.
 
         Returns
         -------
@@ -96,7 +97,7 @@ def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float 
         Where to compare: an array (B, output_dim) or (B, T, output_dim), or a list of arrays (T_n, output_dim). Random
         numbers will do. Near a point where the loss has no derivative the comparison means nothing.
     targets : object
-        What the loss is given as targets.
+        Passed to the loss as given; in training, floats for a single output have the shape of `outputs`.
     tolerance : float
         The largest error allowed, relative to the gradient's largest element.
     spacing : float

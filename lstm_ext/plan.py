@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from array import array
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -40,6 +41,7 @@ from lstm_ext.workspace import steps_at_once
 
 TARGETS = ("last", "steps", "mean", "max")
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
+_NUMERIC = (int, float, np.number, np.ndarray, list, tuple)  # what the targets of a sequence may be given as
 _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 
 
@@ -211,18 +213,36 @@ class Plan:
         places = self._places(backwards) if self.every_step else None
         if not losses.is_compiled(self.loss):
             check_length("Y", Y, N)
-            Y = np.asarray(Y) if hasattr(Y, "__array__") or isinstance(Y, memoryview) else Y
+            Y = as_array("Y", Y) if hasattr(Y, "__array__") or isinstance(Y, (memoryview, array)) else Y
             if places is not None and isinstance(Y, np.ndarray) and Y.shape[:2] == places.shape:
                 if self.sequences.live is None:
                     Y = [y[:length] for y, length in zip(Y, self.sequences.lengths, strict=True)]
                 else:
                     Y = [y[live] for y, live in zip(Y, places, strict=True)]
-            return Y, no_targets, no_labels
+            return self._with_last_axis(Y) if width == 1 else Y, no_targets, no_labels
         if self.loss.takes_labels:
             labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, width), Y, places)
             return None, no_targets, labels
         targets = self._target_rows(lambda name, y, shape: as_targets(name, y, dtype, shape, width), Y, places)
         return None, targets, no_labels
+
+    def _with_last_axis(self, Y: Any) -> Any:
+        """Return targets of a single output, if they are floats without the last axis, with it; others as given."""
+        lengths = self.sequences.lengths.tolist()
+        shapes = [(length,) if self.every_step else () for length in lengths]
+        if isinstance(Y, np.ndarray):
+            fits = Y.dtype.kind == "f" and all(Y.shape[1:] == shape for shape in set(shapes))
+            return Y[..., None] if fits else Y
+        if not isinstance(Y, (list, tuple)) or not all(isinstance(y, _NUMERIC) for y in Y):
+            return Y
+        try:
+            parts = [np.asanyarray(y) for y in Y]  # masks are kept
+        except ValueError:  # ragged
+            return Y
+        kinds = {part.dtype.kind for part in parts}
+        if not {"f"} <= kinds <= {*"fiu"} or [part.shape for part in parts] != shapes:
+            return Y
+        return [part[..., None] for part in parts]
 
     def _places(self, backwards: bool) -> NDArray[np.bool_] | None:
         """Return which of the (N, T) outputs of a padded X there are; None if all are."""
@@ -234,22 +254,22 @@ class Plan:
 
     def _targets_in_place(self, Y: Any) -> Array | None:
         """Return the rows of a Y that needs no conversion, padding among them; None if it has to be read otherwise."""
-        sequences, array = self.sequences, without_conversion(Y, self.parameters.dtype)
+        sequences, given = self.sequences, without_conversion(Y, self.parameters.dtype)
         shape: tuple[int, ...] = (len(sequences), self.output_dim)
         lengths = np.ones(len(sequences), np.intp)
         if self.every_step:
             shape, lengths = (len(sequences), sequences.steps, self.output_dim), sequences.lengths
             if sequences.live is not None or (sequences.is_list and not sequences.same_length):
                 return None
-        if array is None or array.shape != shape:
+        if given is None or given.shape != shape:
             return None
         if is_mapped(Y):
             self.unchecked_Y = True
         else:
-            check_live("Y", array, lengths)
+            check_live("Y", given, lengths)
         if self.every_step:
             self.target_first = sequences.steps * np.arange(len(sequences), dtype=np.intp)
-        return array.reshape(-1, self.output_dim)
+        return given.reshape(-1, self.output_dim)
 
     def _target_rows(
         self, read: Callable[[str, Any, tuple[int, ...]], Array], Y: Any, places: NDArray[np.bool_] | None

@@ -1,6 +1,7 @@
 """Losses in Python: what they see, what they return, and the check of their gradients."""
 
 import pydoc
+from array import array
 
 import numpy as np
 import pytest
@@ -68,6 +69,75 @@ def test_outputs_are_one_array_where_each_sequence_has_one(target, how):
     expected, slope = network.gradient(X, STEPS[:, 0], target=target, **how)
     assert np.isclose(value, expected, rtol=1e-14)
     assert np.allclose(gradient, slope, rtol=0, atol=1e-15)
+
+
+def broadcasting(outputs, targets):
+    """Return the squared error; the gradient has the shape of the outputs whatever the targets broadcast to."""
+    ys, ts = (outputs, targets) if isinstance(outputs, list) else ([outputs], [targets])
+    size = sum(y.size for y in ys)
+    errors = [y - t for y, t in zip(ys, ts, strict=True)]
+    gradient = [2 * e.sum(axis=-1, keepdims=True) / size for e in errors]
+    return sum((e**2).sum() for e in errors) / size, gradient if isinstance(outputs, list) else gradient[0]
+
+
+ONE = np.random.default_rng(2).standard_normal((5, 4))
+LAST_AXIS = {
+    "array": (X, ONE[:, 0], {}),
+    "float32": (X, ONE[:, 0].astype("f4"), {}),
+    "memoryview": (X, memoryview(ONE[:, 0].copy()), {}),
+    "buffer": (X, array("d", ONE[:, 0]), {}),
+    "list": (X, ONE[:, 0].tolist(), {}),
+    "some integers": (X, [0, 1, 2.5, 3, np.float32(4)], {}),
+    "steps": (X, ONE, {"target": "steps"}),
+    "steps of a list": (X, ONE.tolist(), {"target": "steps"}),
+    "list of X": (list(X), ONE, {"target": "steps"}),
+    "different lengths": ([X[0], X[1, :2]], [ONE[0], [0, 1]], {"target": "steps"}),
+    "lengths": (X, ONE, {"target": "steps", "lengths": [4, 2, 3, 1, 4]}),
+    "mask": (X, ONE, {"target": "steps", "mask": np.eye(5, 4, -1) == 0}),
+}
+
+
+@pytest.mark.parametrize("tbptt", [None, 3])
+@pytest.mark.parametrize("given", LAST_AXIS)
+def test_floats_of_a_single_output_get_the_last_axis(given, tbptt):
+    """Without it they would broadcast to every pair of an output and a target."""
+    sequences, Y, how = LAST_AXIS[given]
+    how = how | {"tbptt": tbptt, "batch_size": 3, "optimizer": SGD(0.1), "epochs": 2, "seed": 0, "verbose": False}
+    network, twin = (LSTMNetwork(3, 4, 1, dtype="float64", seed=0) for _ in range(2))
+    train(network, sequences, Y, loss=broadcasting, **how)
+    train(twin, sequences, Y, **how)
+    assert np.allclose(network.parameters, twin.parameters, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "Y",
+    [np.arange(5), list(range(5)), ONE, ["a", 1.0, 2.0, 3.0, 4.0], [1.0, [2.0], 3.0, 4.0, 5.0], [[1.0, [2.0]]] * 5],
+    ids=["integers", "list of integers", "four each", "text", "some with the axis", "ragged"],
+)
+def test_other_targets_arrive_as_given(Y):
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(targets)
+        return 0.0, np.zeros_like(outputs)
+
+    LSTMNetwork(3, 4, 1, seed=0).gradient(X, Y, loss=loss)
+    assert type(seen[0]) is type(Y)
+    assert np.array_equal(seen[0], Y) if isinstance(Y, np.ndarray) else seen[0] == Y
+
+
+def test_a_gradient_of_another_shape_is_named_with_both_shapes():
+    def loss(outputs, targets):
+        return 0.0, outputs - targets.T
+
+    with pytest.raises(ValueError, match=r"^the loss's gradient has shape \(5, 5\); expected \(5, 1\)"):
+        LSTMNetwork(3, 4, 1, seed=0).gradient(X, ONE[:, 0], loss=loss)
+
+
+def test_masked_targets_are_refused():
+    """NumPy would drop the mask without a word."""
+    with pytest.raises(ValueError, match="^Y has masked elements"):
+        LSTMNetwork(3, 4, 1, seed=0).gradient(X, np.ma.masked_greater(ONE[:, :1], 0), loss=squares)
 
 
 def test_a_subclass_runs_as_what_it_is():
