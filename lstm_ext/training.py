@@ -44,8 +44,9 @@ class History:
     Attributes
     ----------
     loss : list of float
-        The mean over all outputs of the epoch that have a target, each before its own update: over the sequences, or
-        for ``target="steps"`` over all their steps.
+        The mean of the batches' losses, each taken before its update and weighted by the batch's number of outputs: of
+        sequences, or for ``target="steps"`` of live steps. If each of these losses is a mean over its outputs, this is
+        the mean over the epoch. A loss in Python that leaves outputs out is weighted by all of them.
     validation_loss : list of float
         The mean loss over the validation data after the epoch; empty without them.
     seconds : list of float
