@@ -32,7 +32,7 @@ class Loss(Protocol):
         targets : object
             The entries of Y for these sequences, in the same order: an array if Y is one and outputs is one, else a
             list. For ``"steps"`` without padding; with `tbptt` only the steps of the chunk. If output_dim is 1, floats
-            given without the last axis get it, so that they have the shape of the outputs; integers are passed as given.
+            given without the last axis get it, as the outputs have it; integers are passed as given.
 
         Returns
         -------

@@ -758,7 +758,7 @@ class LSTMNetwork(_Layers):
             their direction gave before; they are in the order of the run, with `go_backwards` from the end. For a list
             of sequences of different lengths, a list of arrays (T_n, output_dim). Without a head, output_dim is the
             width of the top layer's outputs.
-            For one output they are (N, 1): compare ``outputs[:, 0]`` with targets (N,), or `outputs` with ``Y[:, None]``.
+            For one output they are (N, 1): compare ``outputs[:, 0]`` with targets (N,).
 
         Raises
         ------

@@ -136,7 +136,7 @@ def test_a_gradient_of_another_shape_is_named_with_both_shapes():
 
 def test_masked_targets_are_refused():
     """NumPy would drop the mask without a word."""
-    with pytest.raises(ValueError, match="^Y has masked elements"):
+    with pytest.raises(ValueError, match=r"^Y has masked elements"):
         LSTMNetwork(3, 4, 1, seed=0).gradient(X, np.ma.masked_greater(ONE[:, :1], 0), loss=squares)
 
 
