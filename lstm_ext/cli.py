@@ -28,7 +28,9 @@ try:
 
     from lstm_ext import plots
 except ImportError:
-    sys.exit('lstm-ext: the command line needs more packages: pip install "lstm_ext[cli]"')
+    sys.exit(
+        'lstm-ext: the command line needs more packages (extra "cli"): pip install click matplotlib safetensors tqdm'
+    )
 
 # The settings for the CO2 record were chosen on four blocks of four years, 1978 to 1993, each forecast by a network
 # trained on the years before it.
@@ -333,7 +335,7 @@ def _check_outputs(model: Path, plot: Path, file: Path | None) -> None:
 
 def _check_held_out(forecaster: Forecaster, series: list[Series], until: When) -> None:
     """Raise now if nothing could be scored after the training."""
-    rows = max(len(one.values) - row_of(one, until, 0) for one in series)
+    rows = max(len(one.values) - row_of("until", one, until, 0) for one in series)
     if rows < forecaster.horizon:
         raise click.UsageError(
             f"--until {until} holds out at most {rows} rows of a series; expected {forecaster.horizon}, the horizon, "

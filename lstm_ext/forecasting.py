@@ -293,7 +293,7 @@ class Forecaster:
         options: dict[str, Any] = {"verbose": as_flag("verbose", verbose), "num_threads": num_threads}
         _check_when("until", until)
         known = [
-            one._replace(values=one.values[: row_of(one, until, len(one.values))])
+            one._replace(values=one.values[: row_of("until", one, until, len(one.values))])
             for one in self._find_series(table, None)
         ]
         windows = {one.name: _Windows(self, one) for one in known}
@@ -522,7 +522,7 @@ class Forecaster:
                 left_out[one.name] = f"it was not in training, which had {short_list(self._scalers)}"
                 continue
             first = _time_for(one, since)
-            start = row_of(one, first, 0)
+            start = row_of("since", one, since, 0)
             origins = windows.origins(start, ahead=ahead)
             if start == len(one.values):
                 left_out[one.name] = f"its last row, {one.times(start - 1)}, lies before {first}"
@@ -759,14 +759,15 @@ def _time_for(series: Series, when: When | None) -> Any:
     return when.get(series.name) if isinstance(when, Mapping) else when
 
 
-def row_of(series: Series, when: When | None, default: int) -> int:
-    """Return the first row of a series at or after a time, or after a share of its rows."""
-    when = _time_for(series, when)
+def row_of(name: str, series: Series, when: When | None, default: int) -> int:
+    """Return the first row of a series at or after a time, or after a share of its rows; errors call it `name`."""
+    if isinstance(when, Mapping):
+        name, when = f"{name}[{series.name!r}]", when.get(series.name)
     if when is None:
         return default
     if isinstance(when, (int, float, np.integer, np.floating)) and 0 <= when < 1:
         return int(len(series.values) * when)
-    return series.row_at(when)
+    return series.row_at(when, name)
 
 
 def _check_when(name: str, when: When | None) -> None:

@@ -260,7 +260,7 @@ def _safetensors() -> Any:
         import safetensors.numpy  # here, like hashlib and json below, so that `import lstm_ext` is quick
     except ImportError as error:
         raise ImportError(
-            'model files are written by the package safetensors: pip install "lstm_ext[models]"'
+            'model files need the package safetensors (extra "models"): pip install safetensors'
         ) from error
     return safetensors
 

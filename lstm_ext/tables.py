@@ -78,13 +78,13 @@ class TimeAxis(NamedTuple):
             return numbers.astype(np.int64)
         return np.around(numbers, int(_DIGITS - np.floor(np.log10(self.step))))  # 0.7, not 0.7000000000000001
 
-    def tick(self, time: Any) -> float:
+    def tick(self, time: Any, name: str = "time") -> float:
         """Return the tick of a time that a user gives, for months the first at or after it.
 
         Raises
         ------
         ValueError
-            If `time` is not of the column's kind.
+            If `time`, which the error calls `name`, is not of the column's kind.
         """
         dates = self.kind in ("time", "month")
         try:
@@ -93,8 +93,8 @@ class TimeAxis(NamedTuple):
             if not np.isfinite(ticks):
                 raise ValueError
         except (TypeError, ValueError):
-            expected = "an ISO date" if dates else "a number"
-            raise ValueError(f"time is {short_repr(time)}; expected {expected}, as in the table") from None
+            expected = f"{'an ISO date' if dates else 'a number'}, as in the table, or a share of the rows such as 0.8"
+            raise ValueError(f"{name} is {short_repr(time)}; expected {expected}") from None
         if microseconds is None:
             return ticks
         if self.kind == "time":
@@ -136,9 +136,9 @@ class Series(NamedTuple):
         """Return the times of rows, which may lie beyond the end."""
         return self.axis.times(self.start + np.asarray(index) * self.axis.step)
 
-    def row_at(self, time: Any) -> int:
+    def row_at(self, time: Any, name: str = "time") -> int:
         """Return the first row at or after a time: 0 if all are, T if none is."""
-        row = np.ceil((self.axis.tick(time) - self.start) / self.axis.step - _JITTER)
+        row = np.ceil((self.axis.tick(time, name) - self.start) / self.axis.step - _JITTER)
         return int(np.clip(row, 0, len(self.values)))
 
 
@@ -311,7 +311,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError('Parquet files need the package pyarrow: pip install "lstm_ext[parquet]"') from error
+        raise ImportError('Parquet files need the package pyarrow (extra "parquet"): pip install pyarrow') from error
     return pyarrow, pyarrow.parquet
 
 

@@ -409,14 +409,15 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, missing):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lstm_ext.cli"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.returncode != 0
-    assert "lstm_ext[cli]" in done.stderr
+    assert 'needs more packages (extra "cli"): pip install click matplotlib' in done.stderr
 
 
 def test_without_pyarrow_it_says_what_to_install(river, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (river / "river.parquet").write_bytes(b"PAR1")
-    assert "lstm_ext[parquet]" in fails(capsys, "train", "river.parquet", *RIVER[2:])
-    assert "lstm_ext[parquet]" in fails(capsys, "predict", "river.safetensors", "river.csv", "-o", "next.parquet")
+    words = 'Parquet files need the package pyarrow (extra "parquet"): pip install pyarrow'
+    assert words in fails(capsys, "train", "river.parquet", *RIVER[2:])
+    assert words in fails(capsys, "predict", "river.safetensors", "river.csv", "-o", "next.parquet")
 
 
 # --- bad input
@@ -629,14 +630,14 @@ def test_a_model_for_other_series(river, capsys):
         (("--batch-size", "0"), "batch_size"),
         (("--learning-rate", "-1"), "learning_rate"),
         (("--learning-rate", "1e30", "--epochs", "20"), "learning rate"),
-        (("--until", "later"), "time is 'later'; expected an ISO date"),
-        (("--until", ""), "time is ''; expected an ISO date"),
-        (("--until", "3"), "time is '3'; expected an ISO date"),
+        (("--until", "80%"), "until is '80%'; expected an ISO date, as in the table, or a share of the rows"),
+        (("--until", ""), "until is ''; expected an ISO date"),
+        (("--until", "3"), "until is '3'; expected an ISO date"),
         (("--until", "2030-01-01"), "2030-01-01"),
         (("--until", "2000-01-01"), "0 rows"),
         (("--until", "0"), "0 rows"),
-        (("--until", "nan"), "time is 'nan'; expected an ISO date"),
-        (("--until", "2024"), "time is '2024'; expected an ISO date"),
+        (("--until", "nan"), "until is 'nan'; expected an ISO date"),
+        (("--until", "2024"), "until is '2024'; expected an ISO date"),
         (("--inputs", ""), "no column ''"),
         (("--inputs", "rain,flow"), "column 'flow' is named twice"),
         (("--inputs", "rain,rain"), "column 'rain' is named twice"),
@@ -676,7 +677,7 @@ def test_bad_options_are_one_line_and_nothing_is_written(river, capsys, argument
             ("evaluate", "river.safetensors", "river.csv", "--since", "2030-01-01"),
             "lies before 2030-01-01",
         ),
-        (("evaluate", "river.safetensors", "river.csv", "--since", "soon"), "time is 'soon'; expected an ISO date"),
+        (("evaluate", "river.safetensors", "river.csv", "--since", "soon"), "since is 'soon'; expected an ISO date"),
         (("info",), "MODEL"),
     ],
 )

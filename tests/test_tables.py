@@ -237,9 +237,9 @@ def test_parquet_that_is_cut_short_or_damaged(parquet):
 def test_without_pyarrow_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "table.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ImportError, match=r"lstm_ext\[parquet\]"):
+    with pytest.raises(ImportError, match=r'pyarrow \(extra "parquet"\): pip install pyarrow'):
         only(tmp_path / "table.parquet")
-    with pytest.raises(ImportError, match=r"lstm_ext\[parquet\]"):
+    with pytest.raises(ImportError, match=r'pyarrow \(extra "parquet"\): pip install pyarrow'):
         encode_table({"y": np.zeros(1)}, tmp_path / "out.parquet")
 
 
