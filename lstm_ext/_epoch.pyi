@@ -14,7 +14,6 @@ NOT_FINITE: int
 UPDATE_NOT_FINITE: int
 NORM_BLOCK: int
 
-def check_settings(settings: Array | array[float], single: bool) -> int: ...
 def update_parameters(
     isa: int,
     threads: int,

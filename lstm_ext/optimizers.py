@@ -7,7 +7,6 @@ for a new network.
 from __future__ import annotations
 
 import copy
-import math
 from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeGuard, overload
@@ -17,8 +16,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from lstm_ext import _epoch, _kernels
 from lstm_ext._threads import ExclusiveUse
-from lstm_ext.checks import Array, NonFiniteError, as_number, as_real, as_shape, check_shape, short_repr
+from lstm_ext.checks import (
+    Array,
+    NonFiniteError,
+    as_number,
+    as_positive,
+    as_real,
+    as_shape,
+    check_output,
+    check_shape,
+    float_dtype,
+    short_repr,
+)
 from lstm_ext.threads import thread_count
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the smallest normal and the largest number."""
+    info = np.finfo(dtype)
+    return float(info.tiny), float(info.max)
+
+
+_LIMITS = {dtype: _limits(dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
 class Optimizer(Protocol):
@@ -32,11 +51,19 @@ class Optimizer(Protocol):
         """Change the flat `parameters` in place, given the (clipped) gradient of the same layout."""
 
 
+def _as_rate(name: str, value: Any) -> float:
+    return as_number(name, value, low=0)
+
+
+def _as_decay(name: str, value: Any) -> float:
+    return as_number(name, value, low=0, high=1)
+
+
 class _Setting:
     """A number of an optimizer, checked when it is assigned; the next update uses it."""
 
-    def __init__(self, index: int, *, below: float = math.inf, above: float | None = None) -> None:
-        self._index, self._below, self._above = index, below, above
+    def __init__(self, index: int, check: Callable[[str, Any], float]) -> None:
+        self._index, self._check = index, check
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -49,18 +76,18 @@ class _Setting:
         return self if optimizer is None else optimizer._settings[self._index]
 
     def __set__(self, optimizer: _Compiled, value: float) -> None:
-        number = as_number(self.name, value, low=0, high=self._below)
-        if self._above is not None and number <= self._above:
-            raise ValueError(f"{self.name} is {number}; expected a finite number above {self._above:g}")
-        optimizer._settings[self._index] = number
+        optimizer._settings[self._index] = self._check(self.name, value)
 
 
 class _Compiled:
-    """The state of a compiled optimizer: moments (rows, parameters) and the running powers of its decay rates."""
+    """The settings and the state of a compiled optimizer.
+
+    The state is the moments (rows, parameters), and the products of beta1 and of beta2 over all updates.
+    """
 
     __slots__ = ("__weakref__", "_moments", "_powers", "_settings")
     _fields: ClassVar[tuple[_Setting, ...]]
-    _most_rows: ClassVar[int]  # of the moments, whatever the settings are
+    _row_counts: ClassVar[tuple[int, ...]]  # of the moments; which one depends on the settings
     _settings: array[float]
     _powers: NDArray[np.float64]
     _moments: Array | None
@@ -79,25 +106,11 @@ class _Compiled:
         return f"{type(self).__name__}({', '.join(f'{field.name}={value}' for field, value in settings)})"
 
     @property
-    def settings(self) -> NDArray[np.float64]:
-        """The settings as a read-only array, in the constructor's order."""
-        return _read_only(np.array(self._settings))
-
-    @property
-    def powers(self) -> NDArray[np.float64]:
-        """The products of beta1 and of beta2 over all updates, two numbers in [0, 1]; read-only, but to be assigned."""
-        return _read_only(self._powers)
-
-    @powers.setter
-    def powers(self, value: ArrayLike) -> None:
-        powers = as_shape("powers", value, np.dtype(np.float64), (2,))
-        if powers.min() < 0 or powers.max() > 1:
-            raise ValueError(f"powers is {powers.tolist()}; expected numbers in [0, 1]")
-        self._powers = powers.copy()
-
-    @property
     def moments(self) -> Array | None:
-        """The moments, one in each row: velocity, or m and v. Read-only, but to be assigned; None before any update."""
+        """The moments, one in each row: velocity, or m and v; None before the first update.
+
+        A read-only array; assign a new one to change it.
+        """
         return None if self._moments is None else _read_only(self._moments)
 
     @moments.setter
@@ -106,17 +119,18 @@ class _Compiled:
 
     @property
     def _rows(self) -> int:
-        raise NotImplementedError
+        return self._row_counts[-1]
 
     def _read_moments(self, value: Any) -> Array:
         """Return a copy of moments that a user assigns."""
-        if not isinstance(value, np.ndarray) or value.dtype not in _DTYPES:
+        if not isinstance(value, np.ndarray) or value.dtype != float_dtype(value):
             raise TypeError(f"moments is {short_repr(value)}; expected an array of float32 or float64, or None")
-        check_shape("moments", value.shape, (self._rows, "n"))
-        if self._rows == 0:
+        rows = value.shape[0] if value.shape[:1] in {(count,) for count in self._row_counts} else self._rows
+        check_shape("moments", value.shape, (rows, "n"))
+        if rows == 0:
             return value.copy()
         moments = as_real("moments", value, value.dtype).copy()
-        if self._rows == 2 and moments[1].min() < 0:
+        if rows == 2 and moments[1].min() < 0:
             raise ValueError(f"moments[1] holds {moments[1].min()}; expected means of squares, at least 0")
         return moments
 
@@ -126,15 +140,17 @@ class _Compiled:
         Parameters
         ----------
         parameters : ndarray (n,)
-            Those to be updated: float32 or float64 in native byte order, contiguous, aligned, writable.
+            Those to be updated: float32 or float64 in native byte order, C-contiguous, aligned, writable.
 
         Raises
         ------
         TypeError, ValueError
             If `parameters` is not as above, its dtype cannot hold the settings, or the state is of others.
         """
-        _check_parameters(parameters)
-        _epoch.check_settings(self._settings, parameters.dtype == np.float32)
+        check_output("parameters", parameters)
+        if parameters.ndim != 1 or parameters.size == 0:
+            raise ValueError(f"parameters has shape {parameters.shape}; expected (n,), n at least 1")
+        self._check_settings(parameters.dtype)
         kept = self._moments
         if kept is not None and kept.size and (kept.dtype, kept.shape[1]) != (parameters.dtype, parameters.size):
             raise ValueError(
@@ -142,26 +158,16 @@ class _Compiled:
                 f"{parameters.size} {parameters.dtype}: use a new optimizer for a new network"
             )
 
-    def state(self, parameters: Array) -> Array:
-        """Return the moments, zero at first.
-
-        Parameters
-        ----------
-        parameters : ndarray (n,)
-            Those to be updated, as for `check`.
-
-        Returns
-        -------
-        ndarray (rows, n)
-            One row for each moment, read-only; the updates change it.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `check` does.
-        """
-        self.check(parameters)
-        return _read_only(self._begin(parameters))
+    def _check_settings(self, dtype: np.dtype[Any]) -> None:
+        """Raise if `dtype` cannot hold the settings."""
+        largest = _LIMITS[dtype][1]
+        if max(self._settings) > largest:
+            name, value = next(
+                (field.name, value)
+                for field, value in zip(self._fields, self._settings, strict=True)
+                if value > largest
+            )
+            raise ValueError(f"{name} is {value}; {dtype} holds numbers up to {largest:.2g}")
 
     def update(self, parameters: Array, gradient: ArrayLike) -> None:
         """Make one update, for models built on `LSTM`; `train` makes its own in the compiled loop.
@@ -199,11 +205,8 @@ class _Compiled:
     def _begin(self, parameters: Array) -> Array:
         """Return the moments to be changed; the compiled loop calls it."""
         if self._moments is None or len(self._moments) < self._rows:
-            self._moments = self._zeros(parameters)
+            self._moments = np.zeros((self._rows, parameters.size), parameters.dtype)
         return self._moments
-
-    def _zeros(self, parameters: Array) -> Array:
-        return np.zeros((self._rows, parameters.size), parameters.dtype)
 
 
 class SGD(_Compiled):
@@ -225,10 +228,10 @@ class SGD(_Compiled):
     """
 
     __slots__ = ()
-    learning_rate = _Setting(0)
-    momentum = _Setting(1, below=1)
+    learning_rate = _Setting(0, _as_rate)
+    momentum = _Setting(1, _as_decay)
     _fields = (learning_rate, momentum)
-    _most_rows = 1
+    _row_counts = (0, 1)
 
     def __init__(self, learning_rate: float = 0.01, momentum: float = 0.0) -> None:
         super().__init__(learning_rate, momentum)
@@ -260,17 +263,38 @@ class Adam(_Compiled):
     """
 
     __slots__ = ()
-    learning_rate = _Setting(0)
-    beta1 = _Setting(1, below=1)
-    beta2 = _Setting(2, below=1)
-    epsilon = _Setting(3, above=0)
+    learning_rate = _Setting(0, _as_rate)
+    beta1 = _Setting(1, _as_decay)
+    beta2 = _Setting(2, _as_decay)
+    epsilon = _Setting(3, as_positive)
     _fields = (learning_rate, beta1, beta2, epsilon)
-    _rows = _most_rows = 2
+    _row_counts = (2,)
 
     def __init__(
         self, learning_rate: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon)
+
+    @property
+    def powers(self) -> NDArray[np.float64]:
+        """The products of beta1 and of beta2 over all updates, two numbers in [0, 1].
+
+        A read-only array; assign a new one to change it.
+        """
+        return _read_only(self._powers)
+
+    @powers.setter
+    def powers(self, value: ArrayLike) -> None:
+        powers = as_shape("powers", value, np.dtype(np.float64), (2,))
+        if powers.min() < 0 or powers.max() > 1:
+            raise ValueError(f"powers is {powers.tolist()}; expected numbers in [0, 1]")
+        self._powers = powers.copy()
+
+    def _check_settings(self, dtype: np.dtype[Any]) -> None:
+        super()._check_settings(dtype)
+        smallest = _LIMITS[dtype][0]
+        if self._settings[3] < smallest:
+            raise ValueError(f"epsilon is {self.epsilon}; expected at least {smallest:.2g} in {dtype}")
 
 
 NOT_FINITE_MESSAGE = "the update leads to numbers that are not finite"
@@ -278,25 +302,8 @@ NOT_FINITE_MESSAGE = "the update leads to numbers that are not finite"
 
 def new_backup(optimizer: Optimizer | None, parameters: Array) -> Array:
     """Return an empty array for what an update changes: a row for the parameters and one for each compiled moment."""
-    rows = 1 + optimizer._most_rows if isinstance(optimizer, _Compiled) else int(optimizer is not None)
+    rows = 1 + optimizer._row_counts[-1] if isinstance(optimizer, _Compiled) else int(optimizer is not None)
     return np.empty((rows, parameters.size), parameters.dtype)
-
-
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-def _check_parameters(parameters: Any) -> None:
-    """Raise unless an update can change these parameters in place."""
-    if not isinstance(parameters, np.ndarray) or isinstance(parameters, np.ma.MaskedArray):
-        raise TypeError(f"parameters is {short_repr(parameters)}; expected an ndarray")
-    if parameters.dtype not in _DTYPES:
-        raise TypeError(f"parameters has dtype {parameters.dtype}; expected float32 or float64 in native byte order")
-    if parameters.ndim != 1 or parameters.size == 0:
-        raise ValueError(f"parameters has shape {parameters.shape}; expected (n,), n at least 1")
-    if not parameters.flags.carray:
-        raise ValueError(
-            "parameters is read-only, not contiguous or unaligned; expected an array to be changed in place"
-        )
 
 
 def _read_only(values: Array) -> Array:

@@ -254,13 +254,13 @@ def test_a_network_that_is_being_trained_is_not_trained_by_another_thread():
 def test_an_update_that_overflows_in_any_thread_changes_nothing(make, large, place):
     optimizer, before, gradient = make(), np.ones(1_000_003, np.float32), np.full(1_000_003, 1e-3, np.float32)
     optimizer.update(before, gradient)
-    moments, powers, parameters = optimizer.moments.copy(), optimizer.powers.copy(), before.copy()
+    moments, powers, parameters = optimizer.moments.copy(), optimizer._powers.copy(), before.copy()
     gradient[place] = large
     with pytest.raises(lstm_ext.NonFiniteError, match=r"^the update leads to numbers that are not finite$"):
         optimizer.update(parameters, gradient)
     assert np.array_equal(parameters, before)
     assert np.array_equal(optimizer.moments, moments)
-    assert np.array_equal(optimizer.powers, powers)
+    assert np.array_equal(optimizer._powers, powers)
 
 
 class PythonSGD:

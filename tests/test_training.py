@@ -1534,8 +1534,8 @@ def snapshot():
     """Return the bits of all that a failed call must leave alone."""
     arrays = [MODEL.parameters, X, Y, np.random.get_state()[1]]
     for optimizer in (USED, OTHERS):
-        arrays += [optimizer.moments, optimizer.powers, optimizer.settings]
-    return [array.tobytes() for array in arrays]
+        arrays += [optimizer.moments, optimizer.powers]
+    return [array.tobytes() for array in arrays], repr(USED), repr(OTHERS)
 
 
 @pytest.mark.parametrize("name", BAD_TRAINING)
@@ -1761,7 +1761,7 @@ def test_an_update_that_overflows_is_not_made(isa, make, loss):
     assert e.value.step == 1
     assert np.array_equal(model.parameters, expected.parameters)
     assert np.array_equal(optimizer.moments, twin.moments)
-    assert np.array_equal(optimizer.powers, twin.powers)
+    assert np.array_equal(optimizer._powers, twin._powers)
 
 
 @pytest.mark.parametrize("failure", [np.nan, ValueError(), KeyboardInterrupt()])
@@ -1792,10 +1792,10 @@ def test_weights_that_are_not_finite_before_training_are_named(name, index, valu
     assert np.array_equal(model.parameters, before, equal_nan=True)
 
 
-@pytest.mark.parametrize("optimizer", [SGD(1e300), Adam(epsilon=1e-40), Adam(epsilon=1e-50)])
+@pytest.mark.parametrize("optimizer", [SGD(1e300), Adam(epsilon=1e-40)])
 def test_settings_that_the_dtype_cannot_hold_are_refused(optimizer):
     network = LSTMNetwork(2, 3, 1, seed=0)
-    with pytest.raises(ValueError, match="settings"):
+    with pytest.raises(ValueError, match=r"^(learning_rate|epsilon) is 1e.*float32"):
         train(network, np.ones((4, 3, 2)), np.ones((4, 1)), optimizer=optimizer, verbose=False)
 
 

@@ -4,7 +4,6 @@
 Its phases can be asked for one by one, so that a loss or an optimizer written in Python goes between them; the loop is
 the same.
 """
-from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.math cimport isfinite, sqrt
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
@@ -247,21 +246,6 @@ cdef bint update(
     return True
 
 
-cpdef int check_settings(const double[::1] settings, bint single) except -1:
-    """Raise unless float32, if `single`, or else float64 holds an optimizer's settings, and a quotient by epsilon."""
-    cdef double largest = FLT_MAX if single else DBL_MAX, smallest = FLT_MIN if single else DBL_MIN
-    cdef bint fits = settings.shape[0] < 4 or settings[3] >= smallest
-    cdef Py_ssize_t j
-    for j in range(settings.shape[0]):
-        fits = fits and settings[j] <= largest
-    if not fits:
-        raise ValueError(
-            f"optimizer has the settings {list(settings)}; expected numbers that {'float32' if single else 'float64'} "
-            f"holds, an epsilon of at least {smallest:.2g} among them"
-        )
-    return 0
-
-
 cdef int check_state(
     Py_ssize_t n, const double[::1] settings, const double[::1] powers, const real[:, ::1] moments,
     const real[:, ::1] backup,
@@ -318,6 +302,8 @@ def _run(
     cdef double clip_norm = plan.clip_norm, scale
     optimizer = plan.optimizer
     cdef bint learns = phases & _UPDATE, draws = plan.dropout_seed is not None
+    if learns:
+        optimizer.check(plan.parameters)  # callbacks may have changed its settings
     cdef const double[::1] settings = optimizer._settings if learns else None
     cdef double[::1] powers = optimizer._powers if learns else None
     cdef real[:, ::1] moments = optimizer._begin(plan.parameters) if learns else None
@@ -325,7 +311,6 @@ def _run(
     cdef double[::1] sums = plan.sums
 
     if learns:
-        check_settings(settings, real is float)
         check_state(parameters.shape[0], settings, powers, moments, backup)
 
     cdef Stack stack = plan.stack
