@@ -49,7 +49,7 @@ class Plan:
     """One network's parameters, one data set, one loss and one optimizer, ready for the compiled loop.
 
     The attributes are what `_epoch.run` reads. Making a plan checks every argument and changes none of them. A pass
-    runs one batch, or with `tbptt` a chunk of the steps of one.
+    runs one batch, or a chunk of its steps.
 
     Parameters
     ----------
@@ -83,6 +83,8 @@ class Plan:
         The most threads to use.
     isa : int, optional
         The instruction set's index; by default that of the set in use.
+    prefix : str
+        Put before errors about memory-mapped data.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Plan:
         memory_budget: int | None = None,
         num_threads: int | None = None,
         isa: int | None = None,
+        prefix: str = "",
     ) -> None:
         dtype, options = parameters.dtype, architecture.options
         self.every_step = as_choice("target", target, TARGETS) == "steps"
@@ -121,40 +124,42 @@ class Plan:
         # a loss is summed over all outputs of a batch, so these have to come in one pass
         if forward_only and (loss is None or (self.sequences.same_length and not self.every_step)):
             steps = steps_at_once(architecture, self.batch_size, max(architecture.features, self.output_dim), longest)
-            tbptt = steps if steps < longest else None
-        self.tbptt = None if tbptt is None else min(tbptt, longest)
+            chunk_steps = steps if steps < longest else None
+        else:
+            chunk_steps = tbptt
+        self.chunk_steps = None if chunk_steps is None else min(chunk_steps, longest)
         self.loss, self.optimizer = loss, optimizer
         self.python_loss = None if loss is None or losses.is_compiled(loss) else cast(Loss, loss)
         self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
         self.rows = self.sequences.rows
-        # what of memory-mapped files is checked as it is read: until the last pass has read it
-        self.unchecked_X, self.unchecked_Y = self.sequences.unchecked, False
-        self.prefix = ""  # of the errors about them
-        self.target_first = np.arange(N, dtype=np.intp)  # the row of targets or labels that each sequence begins at
-        if self.every_step:
-            self.target_first = np.cumsum(self.sequences.lengths) - self.sequences.lengths
-        self.Y, self.targets, self.labels = self._read_targets(Y, backwards=options.go_backwards)
+        self.Y, self.targets, self.labels, self.target_first, self.unchecked_Y = self._read_targets(
+            Y, backwards=options.go_backwards
+        )
+        self.unchecked_X = self.sequences.unchecked  # both: True until the first epoch has checked memory-mapped data
+        self.prefix = prefix
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
 
         self.isa, self.threads = _kernels.current() if isa is None else isa, thread_count(num_threads)
         self.dropout_seed = dropout_seed if draws_masks(options) else None
-        steps = self.tbptt or longest
-        common: dict[str, Any] = {
-            "keep": not forward_only,
-            "want_outputs": target != "last",
-            "draws": self.dropout_seed is not None,
-        }
+        steps = self.chunk_steps or longest
         sizes = (self.isa, architecture, dtype, steps, self.batch_size)
         self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
+
+        def new_stack(window: int, *, measure: bool = False) -> Stack:
+            return Stack(
+                *sizes,
+                keep=not forward_only,
+                want_outputs=target != "last",
+                draws=self.dropout_seed is not None,
+                window=window,
+                measure=measure,
+            )
+
         window = min(checkpoint_every or 0, steps)
         if memory_budget is not None:
-            window = _window(
-                memory_budget,
-                steps,
-                lambda window: self.head.bytes + Stack(*sizes, **common, window=window, measure=True).bytes,
-            )
-        self.stack = Stack(*sizes, **common, window=window)
+            window = _window(memory_budget, steps, lambda k: self.head.bytes + new_stack(k, measure=True).bytes)
+        self.stack = new_stack(window)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.backup = optimizers.new_backup(optimizer, parameters)
         self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
@@ -175,7 +180,7 @@ class Plan:
 
     @order.setter
     def order(self, order: Index) -> None:
-        N, size, k = len(order), self.batch_size, self.tbptt
+        N, size, k = len(order), self.batch_size, self.chunk_steps
         self._order = self.members = order
         self.places = np.empty(0, np.intp)  # of members in their batches, as drawn; none if they are where they were
         starts, self.since = np.arange(0, N, size, dtype=np.intp), np.zeros(self.batches, np.intp)
@@ -197,19 +202,20 @@ class Plan:
 
     def name_of(self, step: int) -> str:
         """Return what an error calls a pass."""
-        chunk = "" if self.tbptt is None else f", from step {self.since[step]} on"
+        chunk = "" if self.chunk_steps is None else f", from step {self.since[step]} on"
         return f"batch {self.batch_of(step) + 1} of {self.batches}{chunk}"
 
-    def _read_targets(self, Y: Any, *, backwards: bool) -> tuple[Any, Array, Array]:
-        """Return Y for a loss in Python, target rows for the mean squared error, labels for the cross-entropy."""
-        N, dtype, width = len(self.sequences), self.parameters.dtype, self.output_dim
-        no_targets, no_labels = np.empty((0, width), dtype), np.empty(0, np.intp)
+    def _read_targets(self, Y: Any, *, backwards: bool) -> _Targets:
+        N, dtype, width, lengths = len(self.sequences), self.parameters.dtype, self.output_dim, self.sequences.lengths
+        first = np.cumsum(lengths) - lengths if self.every_step else np.arange(N, dtype=np.intp)
+        nothing = _Targets(None, np.empty((0, width), dtype), np.empty(0, np.intp), first, unchecked=False)
         if self.loss is None:
-            return None, no_targets, no_labels
+            return nothing
         if isinstance(self.loss, MSE) and losses.is_compiled(self.loss):
-            targets = self._targets_in_place(Y)
-            if targets is not None:
-                return None, targets, no_labels
+            rows = self._targets_in_place(Y)
+            if rows is not None:
+                first = self.sequences.steps * np.arange(N, dtype=np.intp) if self.every_step else first
+                return nothing._replace(rows=rows, first=first, unchecked=is_mapped(Y))
         places = self._places(backwards) if self.every_step else None
         if not losses.is_compiled(self.loss):
             check_length("Y", Y, N)
@@ -219,12 +225,12 @@ class Plan:
                     Y = [y[:length] for y, length in zip(Y, self.sequences.lengths, strict=True)]
                 else:
                     Y = [y[live] for y, live in zip(Y, places, strict=True)]
-            return self._with_last_axis(Y) if width == 1 else Y, no_targets, no_labels
+            return nothing._replace(Y=self._with_last_axis(Y) if width == 1 else Y)
         if self.loss.takes_labels:
             labels = self._target_rows(lambda name, y, shape: as_labels(name, y, shape, width), Y, places)
-            return None, no_targets, labels
-        targets = self._target_rows(lambda name, y, shape: as_targets(name, y, dtype, shape, width), Y, places)
-        return None, targets, no_labels
+            return nothing._replace(labels=labels)
+        rows = self._target_rows(lambda name, y, shape: as_targets(name, y, dtype, shape, width), Y, places)
+        return nothing._replace(rows=rows)
 
     def _with_last_axis(self, Y: Any) -> Any:
         """Return targets of a single output, if they are floats without the last axis, with it; others as given."""
@@ -263,12 +269,8 @@ class Plan:
                 return None
         if given is None or given.shape != shape:
             return None
-        if is_mapped(Y):
-            self.unchecked_Y = True
-        else:
+        if not is_mapped(Y):
             check_live("Y", given, lengths)
-        if self.every_step:
-            self.target_first = sequences.steps * np.arange(len(sequences), dtype=np.intp)
         return given.reshape(-1, self.output_dim)
 
     def _target_rows(
@@ -296,6 +298,8 @@ class Plan:
         ------
         NonFiniteError
             With the reason and the pass, if a loss, a gradient or the result of an update is not finite.
+        ValueError
+            If memory-mapped data are not finite.
         """
         if self.python_loss is None and self.python_optimizer is None:
             return self._phases(step, self.passes, _EVERY_PHASE, _SECONDS)
@@ -418,15 +422,15 @@ class Plan:
         )
 
     def _chunk(self, step: int) -> _Chunk:
-        """Return what the outputs of a pass belong to, sequences in the order in which they were drawn."""
+        """Return the sequences and the output rows of a pass, in the order in which they were drawn."""
         start, since = self.starts[step], self.since[step]
         members = self.members[start : start + self.batch_size]
         lengths = self.sequences.lengths[members] - since
         alive = lengths > 0
-        if self.tbptt is not None:
+        if self.chunk_steps is not None:
             if not self.every_step:
-                alive &= lengths <= self.tbptt
-            lengths = np.minimum(lengths, self.tbptt)
+                alive &= lengths <= self.chunk_steps
+            lengths = np.minimum(lengths, self.chunk_steps)
         drawn = np.flatnonzero(alive)
         if len(self.places) > 0:
             drawn = drawn[np.argsort(self.places[start + drawn])]
@@ -440,17 +444,41 @@ class Plan:
         return _Chunk(members, lengths, outputs, self.lists)
 
     def _chunk_targets(self, chunk: _Chunk, since: int) -> Any:
-        """Return what Y holds for a pass; with `tbptt` and a target for every step, for its steps."""
+        """Return what Y holds for a pass; with chunks and a target for every step, for its steps."""
         is_array = isinstance(self.Y, np.ndarray) and not chunk.is_list
-        if self.tbptt is None or chunk.lengths is None:
+        if self.chunk_steps is None or chunk.lengths is None:
             return self.Y[chunk.members] if is_array else [self.Y[n] for n in chunk.members]
         if is_array:
             return self.Y[chunk.members, since : since + int(chunk.lengths[0])]
         return [self.Y[n][since : since + T] for n, T in zip(chunk.members, chunk.lengths.tolist(), strict=True)]
 
 
+class _Targets(NamedTuple):
+    """The targets of a plan's sequences. Two of the first three are empty.
+
+    Attributes
+    ----------
+    Y : object
+        For a loss in Python.
+    rows : ndarray (n, output_dim)
+        For the mean squared error.
+    labels : ndarray of int (n,)
+        For the cross-entropy.
+    first : ndarray of int (N,)
+        The row, or the label, at which each sequence begins.
+    unchecked : bool
+        Whether the rows are memory-mapped and have not been checked for NaN and Inf.
+    """
+
+    Y: Any
+    rows: Array
+    labels: Index
+    first: Index
+    unchecked: bool
+
+
 class _Chunk(NamedTuple):
-    """Whose the outputs of one pass are.
+    """The sequences and output rows of one pass.
 
     Attributes
     ----------
@@ -544,8 +572,8 @@ def _window(budget: int, steps: int, size: Callable[[int], int]) -> int:
         least = min(range(1, root + 1), key=size)
         if size(least) > budget:
             raise ValueError(
-                f"memory_budget is {budget} bytes; expected at least {size(least)}: batches of this size and sequences "
-                "of this length need as many"
+                f"memory_budget is {budget} bytes; batches of this size and sequences of this length need at least "
+                f"{size(least)}"
             )
         return max(window for window in range(least, root) if size(window) <= budget)
     high = steps

@@ -68,6 +68,8 @@ class _Common(TypedDict):
     isa: int
 
 
+_VALIDATION = "validation_data: "  # put before errors about these data
+
 Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
 """Called after each epoch. True stops training; None or False goes on."""
 
@@ -333,11 +335,17 @@ def _validation_plan(network: LSTMNetwork, data: Any, common: _Common) -> Plan:
     elif not {"X", "Y"} <= data.keys() <= {"X", "Y", "lengths", "mask"}:
         raise ValueError(f"validation_data has the keys {list(data)}; expected 'X', 'Y', and maybe 'lengths' or 'mask'")
     try:
-        plan = Plan(network.parameters, network.architecture, optimizer=None, forward_only=True, **data, **common)
+        return Plan(
+            network.parameters,
+            network.architecture,
+            optimizer=None,
+            forward_only=True,
+            prefix=_VALIDATION,
+            **data,
+            **common,
+        )
     except (TypeError, ValueError) as error:
-        raise type(error)(f"validation_data: {error}") from None
-    plan.prefix = "validation_data: "
-    return plan
+        raise type(error)(f"{_VALIDATION}{error}") from None
 
 
 def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:
@@ -345,7 +353,7 @@ def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:
         for step in range(plan.passes):
             plan.forward(step)
     except NonFiniteError as error:
-        raise NonFiniteError(f"validation_data: {error} after epoch {epoch + 1} of {epochs}", error.step) from None
+        raise NonFiniteError(f"{_VALIDATION}{error} after epoch {epoch + 1} of {epochs}", error.step) from None
     return plan.mean_loss()
 
 

@@ -718,7 +718,7 @@ def test_a_memory_budget_keeps_the_bits(target):
     X, Y = rng.standard_normal((2, 300, 3)), rng.standard_normal((2, 300, 2) if target == "steps" else (2, 2))
     model = LSTMNetwork(3, 16, 2, seed=0)
     value, gradient = model.gradient(X, Y, target=target)
-    with pytest.raises(ValueError, match=r"memory_budget is 1000 bytes; expected at least (\d+)") as caught:
+    with pytest.raises(ValueError, match=r"memory_budget is 1000 bytes; .* need at least (\d+)") as caught:
         model.gradient(X, Y, target=target, memory_budget="1kB")
     least = int(re.search(r"at least (\d+)", str(caught.value))[1])
     with pytest.raises(ValueError, match="memory_budget"):
@@ -733,7 +733,7 @@ def test_a_memory_budget_is_for_the_outputs_as_well():
     X, Y = np.ones((2, 300, 3)), np.ones((2, 300, 50))
     model = LSTMNetwork(3, 4, 50, seed=0)
     outputs = 2 * Y.size * 4  # and their gradient
-    with pytest.raises(ValueError, match=f"memory_budget is {outputs} bytes; expected at least"):
+    with pytest.raises(ValueError, match=f"memory_budget is {outputs} bytes; .* need at least"):
         model.gradient(X, Y, target="steps", memory_budget=outputs)
 
 
@@ -1442,7 +1442,7 @@ BAD_TRAINING = {
     "zero checkpoint": ((X, Y), {"checkpoint_every": 0}, ValueError, "checkpoint_every is 0"),
     "budget": ((X, Y), {"memory_budget": "much"}, ValueError, "memory_budget is 'much'; expected bytes"),
     "zero budget": ((X, Y), {"memory_budget": "0MB"}, ValueError, "memory_budget is 0; expected at least 1"),
-    "small budget": ((X, Y), {"memory_budget": 10}, ValueError, "memory_budget is 10 bytes; expected at least"),
+    "small budget": ((X, Y), {"memory_budget": 10}, ValueError, "memory_budget is 10 bytes; .* need at least"),
     "budget and checkpoints": (
         (X, Y),
         {"memory_budget": 10, "checkpoint_every": 1},
