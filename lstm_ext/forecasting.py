@@ -29,7 +29,7 @@ from lstm_ext.checks import Array, as_flag, as_number, as_positive, as_size, mak
 from lstm_ext.data import SequenceScaler
 from lstm_ext.network import LSTMNetwork, load_model
 from lstm_ext.optimizers import Adam
-from lstm_ext.options import Architecture
+from lstm_ext.options import Architecture, hinting
 from lstm_ext.persistence import ModelFileError
 from lstm_ext.tables import Floats, Series, Source, TimeAxis, bridge_gaps, find_series
 from lstm_ext.training import Callback, History, as_callbacks, train
@@ -103,6 +103,7 @@ class Evaluation(NamedTuple):
         return ((name, forecast - self.observed) for name, forecast in self.forecasts.items())
 
 
+@hinting
 @dataclass(kw_only=True)
 class Forecaster:
     """An LSTM network that forecasts a column of a table from the rows before.

@@ -814,6 +814,7 @@ class LSTMNetwork(_Layers):
         _heads.apply(isa, threads, features.reshape(N * T, width), self._parameters, outputs)
         return outputs.reshape(N, T, -1)
 
+    @hinting
     def gradient(
         self,
         X: Data,

@@ -28,6 +28,7 @@ from lstm_ext.checks import (
     float_dtype,
     short_repr,
 )
+from lstm_ext.options import hinting
 from lstm_ext.threads import thread_count
 
 
@@ -233,6 +234,7 @@ class SGD(_Compiled):
     _fields = (learning_rate, momentum)
     _row_counts = (0, 1)
 
+    @hinting
     def __init__(self, learning_rate: float = 0.01, momentum: float = 0.0) -> None:
         super().__init__(learning_rate, momentum)
 
@@ -270,6 +272,7 @@ class Adam(_Compiled):
     _fields = (learning_rate, beta1, beta2, epsilon)
     _row_counts = (2,)
 
+    @hinting
     def __init__(
         self, learning_rate: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
     ) -> None:

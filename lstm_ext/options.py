@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import cached_property, wraps
-from typing import Any, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 
@@ -328,16 +328,18 @@ def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, opt
 
 _MEANT = {
     "input_size": "input_dim",
+    "hidden": "hidden_dim",
     "hidden_size": "hidden_dim",
     "hidden_units": "hidden_dim",
     "units": "hidden_dim",
     "num_units": "hidden_dim",
     "num_hidden": "hidden_dim",
     "output_size": "output_dim",
+    "output_dim": "only LSTMNetwork has a head",
     "layers": "num_layers",
     "n_layers": "num_layers",
     "bias": "use_bias",
-    "unit_forget_bias": "use forget_bias=1.0, which starts b_f at 1 and is the default",
+    "unit_forget_bias": "forget_bias=1.0 starts b_f at 1, which is the default",
     "proj": "proj_size",
     "projection": "proj_size",
     "activation": "cell_activation",
@@ -347,20 +349,32 @@ _MEANT = {
     "random_state": "seed",
     "batch_first": "X is (N, T, input_dim) always",
     "time_major": "X is (N, T, input_dim) always",
-    "return_sequences": "pass target='steps' to predict, gradient or train",
+    "return_sequences": "LSTM.forward always returns the outputs of all steps; for LSTMNetwork, pass target='steps' to "
+    "predict, gradient or train",
     "stateful": "initial_state and step keep states",
+    "lr": "learning_rate",
+    "learning_rate": "pass optimizer=Adam(learning_rate=...) to train",
+    "eps": "epsilon",
+    "betas": "pass beta1 and beta2 to Adam",
+    "epoch": "epochs",
+    "n_epochs": "epochs",
+    "num_epochs": "epochs",
+    "validation_split": "validation_data",
 }
-"""What other packages' arguments are called here, or what to do instead."""
+"""What other packages' arguments are called here; if a function has no such argument, what to do instead."""
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_Hinted = TypeVar("_Hinted", bound=Callable[..., Any])
 
 
-def hinting(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Have a function that takes sizes and maybe options say which name is meant by an unknown one.
+def hinting(function: _Hinted) -> _Hinted:
+    """Have a function, or a class's constructor, say which argument is meant by an unknown name.
 
     Check the argument names first, then call: Python reports missing arguments.
     """
+    if isinstance(function, type):
+        kind = cast(Any, function)
+        kind.__init__ = hinting(kind.__init__)
+        return function
     code = function.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     known = [name for name in names if name != "self"]
@@ -368,27 +382,24 @@ def hinting(function: Callable[_P, _R]) -> Callable[_P, _R]:
         known += _CHECKS
 
     @wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        _check_names(kwargs, known)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{name} is not an argument; {_hint(name, known)}")
         return function(*args, **kwargs)
 
-    return call
-
-
-def _check_names(given: Iterable[str], known: Collection[str]) -> None:
-    """Raise TypeError for the first name that is not known."""
-    for name in given:
-        if name not in known:
-            raise TypeError(f"{name} is not an option; {_hint(name, known)}")
+    return cast(_Hinted, call)
 
 
 def _hint(name: str, known: Collection[str]) -> str:
     """Return what to write instead of an unknown name."""
     import difflib  # here, so that `import lstm_ext` is quick
 
-    meant = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, known, n=1)
-    if meant and meant[0] in known:
-        return f"did you mean {meant[0]}?"
-    if meant and not meant[0].isidentifier():
-        return meant[0]
-    return f"expected some of {', '.join(known)}"
+    meant = name
+    while meant in _MEANT and meant not in known:
+        meant = _MEANT[meant]
+    if meant.isidentifier() and meant not in known:
+        meant = next(iter(difflib.get_close_matches(name, known, n=1)), "")
+    if meant in known:
+        return f"did you mean {meant}?"
+    return meant or f"expected some of {', '.join(known)}"

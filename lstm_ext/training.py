@@ -31,6 +31,7 @@ from lstm_ext.checks import (
 from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
+from lstm_ext.options import hinting
 from lstm_ext.parameters import check_weights
 from lstm_ext.plan import Plan, as_memory, draws_masks
 from lstm_ext.sequences import Sequences
@@ -74,6 +75,7 @@ Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
 """Called after each epoch. True stops training; None or False goes on."""
 
 
+@hinting
 def train(
     network: LSTMNetwork,
     X: Data,

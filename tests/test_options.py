@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, fields
 import numpy as np
 import pytest
 
-from lstm_ext import LSTM, LSTMCell, LSTMNetwork, Options, parameter_layout
+from lstm_ext import LSTM, SGD, Adam, Forecaster, LSTMCell, LSTMNetwork, Options, parameter_layout, train
 from lstm_ext.options import Architecture, Cell, OptionArguments
 
 EVERY_OPTION = {  # away from its default, but for go_backwards and forget_bias, which exclude others
@@ -153,25 +153,28 @@ def test_there_is_no_forget_bias_without_b_f(without):
 
 
 NAMES = [
-    ({"layers": 2}, "layers is not an option; did you mean num_layers?"),
-    ({"n_layers": 2}, "n_layers is not an option; did you mean num_layers?"),
-    ({"num_layer": 2}, "num_layer is not an option; did you mean num_layers?"),
-    ({"hidden_size": 5}, "hidden_size is not an option; did you mean hidden_dim?"),
-    ({"hiden_dim": 5}, "hiden_dim is not an option; did you mean hidden_dim?"),
-    ({"units": 5}, "units is not an option; did you mean hidden_dim?"),
-    ({"hidden_units": 5}, "hidden_units is not an option; did you mean hidden_dim?"),
-    ({"input_size": 3}, "input_size is not an option; did you mean input_dim?"),
-    ({"bias": False}, "bias is not an option; did you mean use_bias?"),
-    ({"recurent_dropout": 0.1}, "recurent_dropout is not an option; did you mean recurrent_dropout?"),
-    ({"drop_out": 0.1}, "drop_out is not an option; did you mean dropout?"),
-    ({"activation": "relu"}, "activation is not an option; did you mean cell_activation?"),
-    ({"recurrent_activation": "x"}, "recurrent_activation is not an option; did you mean gate_activation?"),
-    ({"unit_forget_bias": True}, "unit_forget_bias is not an option; use forget_bias=1.0, which starts b_f at 1"),
-    ({"proj": 2}, "proj is not an option; did you mean proj_size?"),
-    ({"projection": 2}, "projection is not an option; did you mean proj_size?"),
-    ({"batch_first": True}, "batch_first is not an option; X is (N, T, input_dim) always"),
-    ({"return_sequences": True}, "return_sequences is not an option; pass target='steps' to predict, gradient or "),
-    ({"xyz": 1}, "xyz is not an option; expected some of input_dim, hidden_dim, "),
+    ({"layers": 2}, "layers is not an argument; did you mean num_layers?"),
+    ({"n_layers": 2}, "n_layers is not an argument; did you mean num_layers?"),
+    ({"num_layer": 2}, "num_layer is not an argument; did you mean num_layers?"),
+    ({"hidden_size": 5}, "hidden_size is not an argument; did you mean hidden_dim?"),
+    ({"hiden_dim": 5}, "hiden_dim is not an argument; did you mean hidden_dim?"),
+    ({"units": 5}, "units is not an argument; did you mean hidden_dim?"),
+    ({"hidden_units": 5}, "hidden_units is not an argument; did you mean hidden_dim?"),
+    ({"input_size": 3}, "input_size is not an argument; did you mean input_dim?"),
+    ({"bias": False}, "bias is not an argument; did you mean use_bias?"),
+    ({"recurent_dropout": 0.1}, "recurent_dropout is not an argument; did you mean recurrent_dropout?"),
+    ({"drop_out": 0.1}, "drop_out is not an argument; did you mean dropout?"),
+    ({"activation": "relu"}, "activation is not an argument; did you mean cell_activation?"),
+    ({"recurrent_activation": "x"}, "recurrent_activation is not an argument; did you mean gate_activation?"),
+    (
+        {"unit_forget_bias": True},
+        "unit_forget_bias is not an argument; forget_bias=1.0 starts b_f at 1, ",
+    ),
+    ({"proj": 2}, "proj is not an argument; did you mean proj_size?"),
+    ({"projection": 2}, "projection is not an argument; did you mean proj_size?"),
+    ({"batch_first": True}, "batch_first is not an argument; X is (N, T, input_dim) always"),
+    ({"return_sequences": True}, "return_sequences is not an argument; LSTM.forward always returns the out"),
+    ({"xyz": 1}, "xyz is not an argument; expected some of input_dim, hidden_dim, "),
 ]
 
 
@@ -186,21 +189,50 @@ def test_an_unknown_name_gets_a_hint(given, message):
 OTHER_NAMES = [
     (
         lambda: LSTMNetwork(input_size=3, hidden_size=8, output_size=1),
-        "input_size is not an option; did you mean input_",
+        "input_size is not an argument; did you mean input_",
     ),
-    (lambda: LSTMNetwork(3, 8, output_size=1), "output_size is not an option; did you mean output_dim?"),
-    (lambda: LSTM(3, 8, output_size=1), "output_size is not an option; expected some of input_dim, hidden_dim, dtype"),
-    (lambda: LSTMNetwork(3, 8, 1, sed=0), "sed is not an option; did you mean seed?"),
-    (lambda: LSTMCell(3, num_units=8), "num_units is not an option; did you mean hidden_dim?"),
+    (lambda: LSTMNetwork(3, 8, output_size=1), "output_size is not an argument; did you mean output_dim?"),
+    (lambda: LSTM(3, 8, output_size=1), "output_size is not an argument; only LSTMNetwork has a head"),
+    (lambda: LSTM(3, 8, output_dim=1), "output_dim is not an argument; only LSTMNetwork has a head"),
+    (lambda: LSTMNetwork(3, 8, 1, sed=0), "sed is not an argument; did you mean seed?"),
+    (lambda: LSTMCell(3, num_units=8), "num_units is not an argument; did you mean hidden_dim?"),
     (
         lambda: LSTMCell(3, 8, num_layers=2),
-        "num_layers is not an option; expected some of input_dim, hidden_dim, dtype",
+        "num_layers is not an argument; expected some of input_dim, hidden_dim, dtype",
     ),
     (
         lambda: LSTMCell(3, 8, layers=2),
-        "layers is not an option; expected some of input_dim, hidden_dim, dtype, init, s",
+        "layers is not an argument; expected some of input_dim, hidden_dim, dtype, init, s",
     ),
 ]
+
+CALLS = {"train": train, "gradient": LSTMNetwork(3, 8, 1).gradient, "Adam": Adam, "SGD": SGD, "Forecaster": Forecaster}
+FOREIGN = [
+    ("train", "lr", "pass optimizer=Adam(learning_rate=...) to train"),
+    ("train", "learning_rate", "pass optimizer=Adam(learning_rate=...) to train"),
+    ("train", "num_epochs", "did you mean epochs?"),
+    ("train", "n_epochs", "did you mean epochs?"),
+    ("train", "epoch", "did you mean epochs?"),
+    ("train", "validation_split", "did you mean validation_data?"),
+    ("gradient", "targets", "did you mean target?"),
+    ("Adam", "lr", "did you mean learning_rate?"),
+    ("Adam", "eps", "did you mean epsilon?"),
+    ("Adam", "betas", "pass beta1 and beta2 to Adam"),
+    ("SGD", "lr", "did you mean learning_rate?"),
+    ("SGD", "weight_decay", "expected some of learning_rate, momentum"),
+    ("Forecaster", "hidden_size", "did you mean hidden_dim?"),
+    ("Forecaster", "hidden", "did you mean hidden_dim?"),
+    ("Forecaster", "units", "did you mean hidden_dim?"),
+    ("Forecaster", "windows", "did you mean window?"),
+    ("Forecaster", "validation_split", "did you mean validation?"),
+    ("Forecaster", "num_layers", "expected some of target, inputs, time"),
+]
+
+
+@pytest.mark.parametrize(("call", "name", "hint"), FOREIGN)
+def test_functions_and_optimizers_hint_too(call, name, hint):
+    with pytest.raises(TypeError, match=f"^{name} is not an argument; {re.escape(hint)}"):
+        CALLS[call](**{name: 1})
 
 
 @pytest.mark.parametrize(("call", "message"), OTHER_NAMES)
