@@ -205,9 +205,10 @@ class _Compiled:
 
     def _begin(self, parameters: Array) -> Array:
         """Return the moments to be changed; the compiled loop calls it."""
-        if self._moments is None or len(self._moments) < self._rows:
-            self._moments = np.zeros((self._rows, parameters.size), parameters.dtype)
-        return self._moments
+        kept = self._moments
+        if kept is None or kept.size == 0 or len(kept) < self._rows:  # nothing kept may be of other parameters
+            self._moments = kept = np.zeros((self._rows, parameters.size), parameters.dtype)
+        return kept
 
 
 class SGD(_Compiled):

@@ -573,7 +573,7 @@ def _window(budget: int, steps: int, size: Callable[[int], int]) -> int:
         if size(least) > budget:
             raise ValueError(
                 f"memory_budget is {budget} bytes; batches of this size and sequences of this length need at least "
-                f"{size(least)}"
+                f"{min(size(0), size(least))}"
             )
         return max(window for window in range(least, root) if size(window) <= budget)
     high = steps

@@ -58,6 +58,18 @@ def test_a_budget_takes_the_largest_window_that_fits():
         passes_bytes(memory_budget=min(sizes.values()) - 1)
 
 
+def test_the_smallest_budget_may_be_that_of_all_steps():
+    """States that begin windows take more than the activations of a few steps."""
+    model = LSTMNetwork(3, 3, 2, seed=0)
+    plan = {"target": "max", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
+    data = model.parameters, model.architecture, np.ones((1, 5, 3)), np.ones((1, 2))
+    whole = Plan(*data, **plan)
+    needed = whole.stack.bytes + whole.head.bytes
+    assert Plan(*data, **plan, memory_budget=needed).stack.bytes == whole.stack.bytes
+    with pytest.raises(ValueError, match=f"need at least {needed}$"):
+        Plan(*data, **plan, memory_budget=needed - 1)
+
+
 BUDGETS = {
     "64B": 64,
     "3 kB": 3000,

@@ -256,6 +256,16 @@ def test_a_state_of_another_dtype_or_size_is_refused(make, call):
     assert everything(optimizer) == before
 
 
+def test_an_optimizer_that_keeps_nothing_serves_any_network():
+    optimizer = SGD(0.1)
+    for dtype, n in (("f8", 7), ("f4", 7), ("f4", 5)):
+        parameters = np.ones(n, dtype)
+        optimizer.update(parameters, np.ones(n, dtype))
+        np.testing.assert_array_equal(parameters, np.full(n, 1, dtype) - np.array(0.1, dtype))
+        network = LSTMNetwork(3, n, 1, dtype=dtype, seed=0)
+        train(network, np.ones((4, 5, 3)), np.ones((4, 1)), optimizer=optimizer, epochs=1, verbose=False)
+
+
 # --- updates that fail ---
 
 GOOD = np.ones(6)
