@@ -183,7 +183,7 @@ class Forecaster:
     _axis: TimeAxis | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.inputs, str) or not isinstance(self.inputs, Sequence):
+        if isinstance(self.inputs, (str, memoryview)) or not isinstance(self.inputs, Sequence):
             raise TypeError(f"inputs is {short_repr(self.inputs)}; expected a list of column names")
         settings = vars(self)
         settings["inputs"] = tuple(self.inputs)

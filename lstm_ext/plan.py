@@ -407,19 +407,16 @@ class Plan:
         name, dtype = "the loss's gradient", self.parameters.dtype
         if chunk.is_list:
             check_length(name, gradient, len(chunk.members))
-            parts = [np.asarray(part) for part in gradient]
-        else:
-            parts = [np.asarray(gradient)]
-        shapes = chunk.shapes(self.output_dim)
-        for part, shape in zip(parts, shapes, strict=True):
-            if part.shape == shape and not np.isfinite(part).all():
-                raise NonFiniteError(f"{name} is not finite", step)
-        return np.concatenate(
-            [
-                as_shape(name, part, dtype, shape).reshape(-1, self.output_dim)
-                for part, shape in zip(parts, shapes, strict=True)
-            ]
-        )
+        rows = []
+        for given, shape in zip(gradient if chunk.is_list else [gradient], chunk.shapes(self.output_dim), strict=True):
+            part = as_array(name, given, shape)
+            if part.shape == shape and part.dtype.kind == "f":
+                with np.errstate(all="ignore"):  # what the dtype cannot hold is Inf
+                    part = part.astype(dtype, copy=False)
+                if not np.isfinite(part).all():
+                    raise NonFiniteError(f"{name} is not finite", step)
+            rows.append(as_shape(name, part, dtype, shape).reshape(-1, self.output_dim))
+        return np.concatenate(rows)
 
     def _chunk(self, step: int) -> _Chunk:
         """Return the sequences and the output rows of a pass, in the order in which they were drawn."""

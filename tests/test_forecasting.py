@@ -861,6 +861,7 @@ def test_nothing_to_score():
         ("target", 3, TypeError),
         ("target", None, TypeError),
         ("inputs", "rain", TypeError),
+        ("inputs", memoryview(np.ones((2, 2))), TypeError),
         ("inputs", None, TypeError),
         ("inputs", {"rain"}, TypeError),
         ("inputs", [3], TypeError),

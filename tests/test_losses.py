@@ -6,7 +6,7 @@ from array import array
 import numpy as np
 import pytest
 
-from lstm_ext import MSE, SGD, Adam, CrossEntropy, LSTMNetwork, check_gradient, losses, train
+from lstm_ext import MSE, SGD, Adam, CrossEntropy, LSTMNetwork, NonFiniteError, check_gradient, losses, train
 
 X = np.random.default_rng(0).standard_normal((5, 4, 3))
 STEPS = np.random.default_rng(1).standard_normal((5, 4, 2))
@@ -132,6 +132,17 @@ def test_a_gradient_of_another_shape_is_named_with_both_shapes():
 
     with pytest.raises(ValueError, match=r"^the loss's gradient has shape \(5, 5\); expected \(5, 1\)"):
         LSTMNetwork(3, 4, 1, seed=0).gradient(X, ONE[:, 0], loss=loss)
+
+
+@pytest.mark.parametrize("gradient", [np.full((5, 1), None), np.full((5, 1), "1"), np.ones((5, 1), complex)], ids=str)
+def test_a_gradient_of_another_kind_is_named(gradient):
+    with pytest.raises(TypeError, match=rf"^the loss's gradient has dtype {gradient.dtype}; expected real numbers"):
+        LSTMNetwork(3, 4, 1, seed=0).gradient(X, ONE, loss=lambda outputs, targets: (0.0, gradient))
+
+
+def test_a_gradient_beyond_float32_is_not_finite():
+    with pytest.raises(NonFiniteError, match=r"^the loss's gradient is not finite"):
+        LSTMNetwork(3, 4, 1, seed=0).gradient(X, ONE, loss=lambda outputs, targets: (0.0, np.full((5, 1), 1e300)))
 
 
 def test_masked_targets_are_refused():
