@@ -169,7 +169,7 @@ def check_length(name: str, value: Any, length: int) -> None:
         given = len(value)
         if isinstance(value, (str, bytes)) or not hasattr(value, "__getitem__"):
             raise TypeError
-    except (TypeError, NotImplementedError):  # the latter from a memoryview
+    except TypeError:
         raise TypeError(
             f"{name} is {short_repr(value)}; expected a sequence of length {length}, one entry for each sequence of X"
         ) from None

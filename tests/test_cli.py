@@ -379,6 +379,20 @@ def test_python_m():
     assert lstm_ext.__version__ in done.stdout
 
 
+def test_after_the_imports_an_interrupt_is_pythons_again():
+    """So what is under way is cleaned up; the message is the same."""
+    code = (
+        "import signal; from lstm_ext import __main__, cli\n"
+        "def command():\n"
+        "    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, flush=True)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "cli.main = command\n"
+        "__main__.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "True\n", "lstm-ext: interrupted\n")
+
+
 @pytest.mark.parametrize("module", ["numpy", "click"])
 @pytest.mark.parametrize(
     "command", [("-m", "lstm_ext"), ("-c", "from lstm_ext.__main__ import main; main()")], ids=["python -m", "script"]

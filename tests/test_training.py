@@ -1483,6 +1483,7 @@ BAD_TRAINING = {
     "zero batch": ((X, Y), {"batch_size": 0}, ValueError, "batch_size is 0; expected at least 1"),
     "batch None": ((X, Y), {"batch_size": None}, TypeError, "batch_size is None"),
     "float batch": ((X, Y), {"batch_size": 1.5}, TypeError, "batch_size is 1.5"),
+    "seed bool": ((X, Y), {"seed": True}, TypeError, "seed is True; expected an integer or None"),
     "no gradient left": ((X, Y), {"clip_norm": 0}, ValueError, "clip_norm is 0.0; expected a finite number above 0"),
     "negative clip": ((X, Y), {"clip_norm": -1}, ValueError, "clip_norm is -1"),
     "clip NaN": ((X, Y), {"clip_norm": np.nan}, ValueError, "clip_norm is nan"),
