@@ -232,7 +232,7 @@ cdef bint update(
     Call *call, const kernels *table, real[::1] parameters, const real[::1] gradient, double scale,
     const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[:, ::1] backup,
 ) except -1 nogil:
-    """Change parameters, moments and powers in place, and return True; or False and nothing, if some are not finite."""
+    """Change parameters, moments and powers in place and return True; change nothing and return False on NaN or Inf."""
     cdef Update p = new_update(table, parameters, gradient, scale, settings, powers, moments, backup)
     cdef bint watches = call.watches
     call.watches = False  # an update that is begun is ended
@@ -266,7 +266,7 @@ def update_parameters(
     int isa, int threads, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[::1] parameters,
     const real[::1] gradient, real[:, ::1] backup,
 ) -> bool:
-    """Make one update by itself, outside of the loop; return False, and change nothing, if it is not finite."""
+    """Make one update outside of the loop. As for `update`, return whether it was made."""
     cdef Call call
     cdef bint made
     check_state(parameters.shape[0], settings, powers, moments, backup)
