@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import cli, reference, threads
+from lstm_ext import reference, threads
+from lstm_ext.cli.commands import main
 
 IGNORED = {
     "ES01",  # no extended summary: one line is often enough
     "EX01",  # no example: the README and the tests have them
     "SA01",  # no "see also": the package is small
 }
-MODULES = sorted(module.name for module in pkgutil.iter_modules(lstm_ext.__path__) if module.name != "__main__")
+MODULES = sorted(
+    module.name.removeprefix("lstm_ext.")
+    for module in pkgutil.walk_packages(lstm_ext.__path__, "lstm_ext.")
+    if not module.name.endswith("__main__")
+)
 
 
 def members(name, kind):
@@ -108,7 +113,7 @@ def folder(tmp_path, monkeypatch):
     columns |= {name: rng.random(240) for name in ("rain", "snow")}
     for name, rows in (("river.csv", 200), ("newer.csv", 240)):
         table = {column: values[:rows] for column, values in columns.items()}
-        (tmp_path / name).write_bytes(lstm_ext.tables.encode_table(table, tmp_path / name))
+        (tmp_path / name).write_bytes(lstm_ext.forecasting.tables.encode_table(table, tmp_path / name))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -139,6 +144,6 @@ def test_every_block_prints_what_its_comments_say(document, folder, process_sett
 @pytest.mark.parametrize("document", ["README.md", "docs/forecasting.md"])
 def test_every_command_works(document, folder, capsys):
     for command in commands(document):
-        cli.main(command.split())
+        main(command.split())
     assert "RMSE" in capsys.readouterr().out
     assert {"river.safetensors", "river.png", "next.csv"} <= {path.name for path in folder.iterdir()}

@@ -28,14 +28,14 @@ from lstm_ext.checks import (
     make_generator,
     short_repr,
 )
-from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
-from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
 from lstm_ext.options import hinting
 from lstm_ext.parameters import check_weights
-from lstm_ext.plan import Plan, as_memory, draws_masks
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
+from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.training.optimizers import SGD, Optimizer, as_optimizer
+from lstm_ext.training.plan import Plan, as_memory, draws_masks
 
 
 @dataclass
@@ -121,9 +121,9 @@ def train(
         What the head is applied to: the top layer's last h; its output at every live step, with `go_backwards` in the
         order of the run; or the mean or the maximum of each of its outputs over the live steps.
     loss : {"mse", "cross_entropy"}, or a callable
-        `lstm_ext.losses.Loss` describes the callable, and `lstm_ext.check_gradient` checks its gradient.
+        `lstm_ext.training.losses.Loss` describes the callable, and `lstm_ext.check_gradient` checks its gradient.
     optimizer : {"adam", "sgd"}, or an object
-        A name gives the optimizer its default settings. `lstm_ext.optimizers.Optimizer` describes the object.
+        A name gives the optimizer its default settings. `lstm_ext.training.optimizers.Optimizer` describes the object.
     batch_size, epochs : int
         The last batch of an epoch may be smaller.
     lengths : array_like of int (N,), optional
