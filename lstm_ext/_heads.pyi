@@ -26,6 +26,5 @@ class Head:
         parameter_count: int,
         *,
         keep: bool,
+        measure: bool = False,
     ) -> None: ...
-
-def apply(isa: int, threads: int, features: Array, parameters: Array, outputs: Array) -> None: ...

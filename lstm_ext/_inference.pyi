@@ -3,8 +3,9 @@ from typing import Any
 import numpy as np
 from typing_extensions import disjoint_base
 
-from lstm_ext.checks import Array
+from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
+from lstm_ext.sequences import Sequences
 
 __test__: dict[str, Any]  # Cython's
 
@@ -15,9 +16,42 @@ def infer(
     sizes: tuple[int, ...],
     parameters: Array,
     X: Any,
+    checked: bool,
     every_step: bool,
-) -> Array | None: ...
+) -> tuple[Array, bool] | None: ...
 def begin_streams(isa: int, threads: int, architecture: Architecture, batch: int, parameters: Array) -> Streams: ...
+
+@disjoint_base
+class ForwardPass:
+    bytes: int
+    def __init__(
+        self,
+        isa: int,
+        architecture: Architecture,
+        parameters: Array,
+        readout: str | None,
+        batch: int,
+        steps: int,
+        *,
+        carries: bool,
+        draws: bool = False,
+        measure: bool = False,
+    ) -> None: ...
+    def run(
+        self,
+        threads: int,
+        sequences: Sequences,
+        members: Index,
+        h0: Array | None = None,
+        C0: Array | None = None,
+        *,
+        last: tuple[Array, Array] | None = None,
+        dropout_seed: int | None = None,
+        H: Array | None = None,
+        H_begin: int = 0,
+        Y: Array | None = None,
+    ) -> bool: ...
+    def apply_head(self, threads: int, features: Array, Y: Array) -> None: ...
 
 @disjoint_base
 class Streams:

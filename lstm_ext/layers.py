@@ -1,4 +1,4 @@
-"""Runs of an LSTM's layers over sequences: from arrays as they are given to the compiled stack, and back.
+"""Runs of an LSTM's layers over sequences, with the way back: from arrays as they are given to the compiled stack.
 
 Sequences of different lengths are sorted, the longest first, so that every step runs the first so many of a batch;
 a step that is masked is not run. Arrays have one row for each of `Sequences.rows`.
@@ -6,7 +6,6 @@ a step that is masked is not run. Arrays have one row for each of `Sequences.row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
@@ -17,9 +16,6 @@ from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences
-from lstm_ext.workspace import steps_at_once
-
-INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
 
 States: TypeAlias = tuple[Array | None, Array | None]
 """h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
@@ -42,8 +38,6 @@ class Batch(NamedTuple):
         Which of all sequences each one is; None: its own number.
     dropout_seed : int, optional
         Of the masks; None: nothing is dropped.
-    first_step : int
-        The time step at which this chunk starts.
     """
 
     size: int
@@ -53,41 +47,27 @@ class Batch(NamedTuple):
     batch_sizes: Index | None
     members: Index | None
     dropout_seed: int | None
-    first_step: int = 0
-
-    def chunks(self, most: int) -> Iterator[Batch]:
-        """Cut the batch after every `most` steps; a sequence that has ended is in none of the chunks that follow."""
-        first = self.first
-        if first is None:
-            first = np.arange(0, self.size * self.steps, self.steps, dtype=np.intp)
-        for first_step in range(0, self.steps, most):
-            steps = min(most, self.steps - first_step)
-            chunk = self._replace(steps=steps, first=first + first_step, first_step=first_step)
-            if self.batch_sizes is not None and self.lengths is not None:
-                size = int(self.batch_sizes[first_step])
-                lengths = np.minimum(self.lengths[:size] - first_step, steps)
-                batch_sizes = self.batch_sizes[first_step : first_step + steps]
-                chunk = chunk._replace(size=size, lengths=lengths, batch_sizes=batch_sizes)
-            yield chunk
 
 
-def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterator[Batch]:
-    """Cut sequences into batches of at most so many, sorted where they have different lengths."""
+def longest_first(sequences: Sequences) -> Index:
+    """Return the numbers of the sequences, sorted where they have different lengths."""
+    if sequences.same_length:
+        return np.arange(len(sequences), dtype=np.intp)
+    return np.argsort(-sequences.lengths, kind="stable")
+
+
+def _as_batch(sequences: Sequences, dropout_seed: int | None) -> Batch:
+    """Return all sequences as one batch."""
     N = len(sequences)
-    if sequences.same_length and not sequences.has_padding and most >= N:
-        yield Batch(N, sequences.longest, None, None, None, None, dropout_seed)
-        return
-    lengths = sequences.lengths
-    order = np.argsort(-lengths, kind="stable")
-    for start in range(0, N, most):
-        members = order[start : start + most]
-        first, steps = sequences.first[members], lengths[members]
-        if steps[0] == steps[-1]:
-            yield Batch(len(members), int(steps[0]), first, None, None, members, dropout_seed)
-        else:
-            ends = np.bincount(steps)  # how many have so many steps
-            batch_sizes = (len(members) - np.cumsum(ends)[:-1]).astype(np.intp)
-            yield Batch(len(members), int(steps[0]), first, steps, batch_sizes, members, dropout_seed)
+    if sequences.same_length and not sequences.has_padding:
+        return Batch(N, sequences.longest, None, None, None, None, dropout_seed)
+    members = longest_first(sequences)
+    first, steps = sequences.first[members], sequences.lengths[members]
+    if sequences.same_length:
+        return Batch(N, sequences.longest, first, None, None, members, dropout_seed)
+    ends = np.bincount(steps)  # the number of sequences that have so many steps
+    batch_sizes = (N - np.cumsum(ends)[:-1]).astype(np.intp)
+    return Batch(N, sequences.longest, first, steps, batch_sizes, members, dropout_seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,16 +89,16 @@ class Tape:
 
 
 class Outputs(NamedTuple):
-    """What `forward` returns: rows of outputs, every cell's last states, and the tape if it is kept.
+    """What `forward` returns: rows of outputs, every cell's last states, and the tape.
 
-    H is (rows, F), h (cells, N, R), C (cells, N, hidden_dim). Of masked sequences H is (rows, D R): what the directions
-    have side by side, merged or not.
+    H is (rows, F), h (cells, N, R), C (cells, N, hidden_dim). For masked sequences H is (rows, D R): the outputs of the
+    directions side by side, merged or not.
     """
 
     H: Array
     h: Array
     C: Array
-    tape: Tape | None
+    tape: Tape
 
 
 def forward(
@@ -128,11 +108,10 @@ def forward(
     initial: States,
     *,
     dropout_seed: int | None,
-    keep: bool,
     threads: int,
     isa: int,
 ) -> Outputs:
-    """Run all layers over all sequences.
+    """Run all layers over all sequences, and keep what `backward` needs.
 
     Parameters
     ----------
@@ -146,41 +125,38 @@ def forward(
         h0 and C0; None for the learned one, or zeros.
     dropout_seed : int, optional
         Of the masks of dropout; None: as in inference.
-    keep : bool
-        Whether to return a tape.
     threads : int
-        The most threads to use.
+        The maximum number of threads.
     isa : int
         The index of the instruction set.
     """
-    N, dtype, count = len(sequences), parameters.dtype, len(architecture.cells)
-    width = architecture.features if sequences.mask is None else architecture.directions * architecture.state_dim
-    H = sequences.new_rows(width)
-    h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
-    most = N if keep else min(N, INFERENCE_ROWS)
-    steps = sequences.longest
-    if not keep and architecture.options.num_layers > 1:  # the outputs of the layers below the top one are kept
-        steps = steps_at_once(architecture, most, architecture.features, steps)
+    N, dtype = len(sequences), parameters.dtype
+    H, (h, C) = sequences.new_rows(row_width(architecture, sequences)), new_states(architecture, N, dtype)
     stack = _stack.LayerStack(
         isa,
         architecture,
         dtype,
-        steps,
-        most,
-        keep=keep,
-        want_dX=keep,
+        sequences.longest,
+        N,
+        keep=True,
+        want_dX=True,
         draws=dropout_seed is not None,
     )
-    if keep:
-        parameters = parameters.copy()  # the stack points into them
-    for batch in batches(sequences, most, dropout_seed):
-        for chunk in [batch] if steps >= batch.steps else batch.chunks(steps):
-            states = initial if chunk.first_step == 0 else (h, C)
-            _stack.forward(stack, threads, chunk, parameters, sequences.rows, *states, H, h, C)
-    tape = None
-    if keep:
-        tape = Tape(architecture, parameters, sequences, stack, batch, initial[0] is not None)
-    return Outputs(H, h, C, tape)
+    parameters = parameters.copy()  # the stack points into them
+    batch = _as_batch(sequences, dropout_seed)
+    _stack.forward(stack, threads, batch, parameters, sequences.rows, *initial, H, h, C)
+    return Outputs(H, h, C, Tape(architecture, parameters, sequences, stack, batch, initial[0] is not None))
+
+
+def row_width(architecture: Architecture, sequences: Sequences) -> int:
+    """Return the width of a row of outputs: masked steps repeat those of each direction by itself."""
+    return architecture.features if sequences.mask is None else architecture.directions * architecture.state_dim
+
+
+def new_states(architecture: Architecture, N: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Return uninitialised arrays for h and C of every cell."""
+    count = len(architecture.cells)
+    return np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
 
 
 def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tuple[Array, Array, Array, Array]:
@@ -189,10 +165,8 @@ def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tu
     dH (rows, F or D R) and dlast belong to what `forward` returned; None is zeros.
     """
     architecture, dtype, N = tape.architecture, tape._parameters.dtype, len(tape._sequences)
-    count = len(architecture.cells)
     dX = tape._sequences.new_rows(architecture.input_dim)
-    dh0 = np.empty((count, N, architecture.state_dim), dtype)
-    dC0 = np.empty((count, N, architecture.hidden_dim), dtype)
+    dh0, dC0 = new_states(architecture, N, dtype)
     gradient = np.zeros_like(tape._parameters)
     with ExclusiveUse(tape, "tape is being used by another backward pass; expected one at a time"):
         _stack.backward(
@@ -218,14 +192,20 @@ class Carried:
     architecture : Architecture
     sequences : Sequences
         With a mask.
+    start, stop : int, optional
+        Which of them: those from `start` to before `stop`, by default all. Their rows are counted from the first one's.
     """
 
-    def __init__(self, architecture: Architecture, sequences: Sequences) -> None:
+    def __init__(
+        self, architecture: Architecture, sequences: Sequences, start: int = 0, stop: int | None = None
+    ) -> None:
         assert sequences.mask is not None
         self.sums = architecture.options.bidirectional == "sum"
-        live = sequences.mask[:, ::-1] if architecture.options.go_backwards else sequences.mask
-        first, ends = sequences.first[:, None], (sequences.first + sequences.lengths)[:, None]
-        self.rows = len(sequences.rows)
+        mask = sequences.mask[start:stop]
+        live = mask[:, ::-1] if architecture.options.go_backwards else mask
+        first = sequences.first[start:stop, None] - sequences.first[start]
+        ends = first + sequences.lengths[start:stop, None]
+        self.rows = int(ends[-1, 0])
         passed = live.cumsum(axis=1)
         self.sources = [(first + passed - 1, passed > 0)]  # a row for each step, and whether there is one
         if architecture.directions == 2:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from lstm_ext import _heads, _inference, _kernels, layers
+from lstm_ext import _inference, _kernels, inference, layers
 from lstm_ext.checks import (
     Array,
     Data,
@@ -36,7 +35,8 @@ from lstm_ext.checks import (
     without_conversion,
 )
 from lstm_ext.files import read_model, write_model
-from lstm_ext.layers import INFERENCE_ROWS, Carried, Tape, top_states
+from lstm_ext.inference import Inference, first_outputs, warn_not_finite
+from lstm_ext.layers import Carried, States, Tape, top_states
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
 from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
 from lstm_ext.scaling import SequenceScaler
@@ -255,8 +255,11 @@ class LSTMCell(_Parametrised):
         TypeError, ValueError
             If an argument has another shape or does not hold finite real numbers.
         """
-        outputs = self._run(x_t, h_prev, C_prev, keep=False)
-        return outputs.h[0].T, outputs.C[0].T
+        initial, sequences = self._read(x_t, h_prev, C_prev)
+        _, (h, C) = Inference(self._architecture, self._parameters, sequences, 1, self._isa_in_use()).run_layers(
+            initial
+        )
+        return h[0].T, C[0].T
 
     def backward(
         self,
@@ -288,19 +291,17 @@ class LSTMCell(_Parametrised):
             As for `forward`.
         """
         dlast = self._states(dh_t=dh_t, dC_t=dC_t)
-        tape = self._run(x_t, h_prev, C_prev, keep=True).tape
-        assert tape is not None
+        initial, sequences = self._read(x_t, h_prev, C_prev)
+        isa = self._isa_in_use()
+        tape = layers.forward(
+            self._architecture, self._parameters, sequences, initial, dropout_seed=None, threads=1, isa=isa
+        ).tape
         dX, dh0, dC0, gradient = layers.backward(tape, None, dlast, threads=1)
         return CellGradients(dX.T, dh0[0].T, dC0[0].T, gradient)
 
-    def _run(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike, *, keep: bool) -> layers.Outputs:
+    def _read(self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike) -> tuple[States, Sequences]:
         x = as_column("x_t", x_t, self.dtype, self.input_dim).reshape(1, 1, -1)
-        initial = self._states(h_prev=h_prev, C_prev=C_prev)
-        sequences = Sequences(x, self.input_dim, self.dtype)
-        architecture, vector = self._architecture, self._parameters
-        return layers.forward(
-            architecture, vector, sequences, initial, dropout_seed=None, keep=keep, threads=1, isa=self._isa_in_use()
-        )
+        return self._states(h_prev=h_prev, C_prev=C_prev), Sequences(x, self.input_dim, self.dtype)
 
     def _states(self, **columns: ArrayLike) -> tuple[Array, Array]:
         h, C = (as_column(*pair, self.dtype, self.hidden_dim).reshape(1, 1, -1) for pair in columns.items())
@@ -450,26 +451,24 @@ class LSTM(_Layers):
         TypeError, ValueError
             If an argument is not as above or does not hold finite real numbers.
         """
-        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask)
-        initial = self._state_pair(len(sequences), h0=h0, C0=C0)
         seed, return_tape = as_seed("dropout_seed", dropout_seed), as_flag("return_tape", return_tape)
-        outputs = layers.forward(
-            self._architecture,
-            self._parameters,
-            sequences,
-            initial,
-            dropout_seed=seed,
-            keep=return_tape,
-            threads=thread_count(num_threads),
-            isa=self._isa_in_use(),
+        made, threads, isa = self._architecture, thread_count(num_threads), self._isa_in_use()
+        defer = not return_tape
+        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=defer)
+        N = len(sequences)
+        initial = self._state_pair(N, h0=h0, C0=C0)
+        if not return_tape:
+            run = Inference(made, self._parameters, sequences, threads, isa, dropout_seed=seed)
+            H, (h, C) = run.run_layers(initial)
+            return H, (self._public(h), self._public(C))
+        rows, h, C, tape = layers.forward(
+            made, self._parameters, sequences, initial, dropout_seed=seed, threads=threads, isa=isa
         )
         if sequences.mask is None:
-            H = sequences.pad(outputs.H)
+            H = sequences.pad(rows)
         else:
-            first = self._initial_h(initial, len(sequences))
-            H = Carried(self._architecture, sequences).spread(outputs.H, first)
-        state = self._public(outputs.h), self._public(outputs.C)
-        return (H, state, outputs.tape) if return_tape else (H, state)
+            H = Carried(made, sequences).spread(rows, first_outputs(made, self._parameters, initial[0], N))
+        return H, (self._public(h), self._public(C)), tape
 
     def backward(
         self,
@@ -542,21 +541,12 @@ class LSTM(_Layers):
         rows = as_real("dH", source[sequences.live_mask], self.dtype)
         return (sequences.pad(rows).reshape(-1, shape[2]) if sequences.in_place else rows), None
 
-    def _initial_h(self, initial: layers.States, N: int) -> Array | None:
-        """Return the top layer's initial h (D, N, R); None for zeros."""
-        if initial[0] is not None:
-            return top_states(self._architecture, initial[0])
-        if not self.options.learn_initial_state:
-            return None
-        learned = np.stack([self._views["h_0" + cell.suffix][:, 0] for cell in self._architecture.cells])
-        return np.repeat(top_states(self._architecture, learned)[:, None], N, axis=1)
-
     def _add_to_learned(self, gradient: Array, before: Array) -> None:
         views = parameter_views(gradient, self._architecture)
         for cell, part in zip(self._architecture.cells[-len(before) :], before, strict=True):
             views["h_0" + cell.suffix][:, 0] += part.sum(axis=0)
 
-    def _state_pair(self, N: int, **given: ArrayLike | None) -> layers.States:
+    def _state_pair(self, N: int, **given: ArrayLike | None) -> States:
         """Return h and C as (cells, N, width), None where none is given."""
         count = len(self._architecture.cells)
         pair: list[Array | None] = []
@@ -700,7 +690,7 @@ class LSTMNetwork(_Layers):
     def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
         """Run over one sequence from the zero states, or the learned ones.
 
-        Outputs are not checked for NaN and Inf, as in NumPy.
+        Outputs that are not finite are returned with a RuntimeWarning.
 
         Parameters
         ----------
@@ -730,12 +720,12 @@ class LSTMNetwork(_Layers):
         target: str = "last",
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
+        memory_budget: int | str | None = None,
         num_threads: int | None = None,
     ) -> Any:
         """Run over N sequences from zero states, or the learned ones.
 
-        Outputs are not checked, as in NumPy: weights that are NaN give outputs that are NaN. `gradient` and `train`
-        raise NonFiniteError.
+        Outputs that are not finite are returned with a RuntimeWarning that names the first sequence.
 
         Parameters
         ----------
@@ -748,6 +738,10 @@ class LSTMNetwork(_Layers):
         mask : array_like of bool (N, T), optional
             Which steps of X are live; the others are skipped: the network does not see their inputs. If targets alone
             are missing, see docs/layers.md, "Missing targets".
+        memory_budget : int or str, optional
+            Maximum size of the work arrays, in bytes or with a unit, such as "256MB" or "1.5GiB". It decides how many
+            sequences run side by side and does not change the bits of the outputs. By default 64 MiB in addition to the
+            weights, or what one sequence needs if that is more.
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 
@@ -763,56 +757,27 @@ class LSTMNetwork(_Layers):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not as above, or X does not hold finite real numbers.
+            If an argument is not as above, if X does not hold finite real numbers, or if one sequence needs more memory
+            than `memory_budget`.
         """
-        every_step = as_choice("target", target, TARGETS) == "steps"
-        quick = self._architecture.is_plain and self.output_dim is not None and target in ("last", "steps")
-        if quick and lengths is None and mask is None:
-            outputs = self._infer(X, num_threads, every_step=every_step)
-            if outputs is not None:
-                return outputs
-        sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
-        if quick and sequences.is_whole:
-            rows = sequences.rows.reshape(len(sequences), -1, self.input_dim)
-            outputs = self._infer(rows, num_threads, every_step=every_step)
-            if outputs is not None:
-                return outputs
-        if every_step and sequences.mask is not None:
-            return self._masked_outputs(X, mask, thread_count(num_threads))
-        plan = Plan(
-            self._parameters,
-            self._architecture,
-            sequences,
-            None,
-            target=target,
-            loss=None,
-            optimizer=None,
-            batch_size=INFERENCE_ROWS,
-            forward_only=True,
-            num_threads=num_threads,
-            isa=self._isa_in_use(),
-        )
-        outputs = plan.predict()
-        return sequences.scatter(outputs) if every_step else outputs
-
-    def _infer(self, X: Any, num_threads: int | None, *, every_step: bool) -> Any:
-        isa = _kernels.current() if self._isa is None else self._isa  # a call of `_isa_in_use` takes 2 % of the time
-        threads = thread_count(num_threads)
-        return _inference.infer(isa, threads, INFERENCE_ROWS, self._sizes, self._parameters, X, every_step)
-
-    def _masked_outputs(self, X: Data, mask: ArrayLike | None, threads: int) -> Array:
-        """Return the outputs of every step (N, T, output_dim), those of masked steps repeated."""
-        layers = replace(self._architecture, output_dim=None)
-        layer = LSTM._from_parameters(self._parameters[: parameter_count(layers)], layers)
-        layer._isa = self._isa
-        features: Array = layer.forward(X, mask=mask, num_threads=threads)[0]
-        if self.output_dim is None:
-            return features
-        N, T, width = features.shape
-        outputs = np.empty((N * T, self.output_dim), self.dtype)
-        isa = self._isa_in_use()
-        _heads.apply(isa, threads, features.reshape(N * T, width), self._parameters, outputs)
-        return outputs.reshape(N, T, -1)
+        readout = as_choice("target", target, TARGETS)
+        made, isa, threads = self._architecture, self._isa, thread_count(num_threads)
+        if isa is None:  # a call of `_isa_in_use` takes 2 % of the time
+            isa = _kernels.current()
+        quick = made.is_plain and made.output_dim is not None and readout in ("last", "steps")
+        found = None
+        if quick and lengths is None and mask is None and memory_budget is None:
+            found = _inference.infer(
+                isa, threads, inference.BATCH, self._sizes, self._parameters, X, False, readout == "steps"
+            )
+        if found is None:
+            budget = as_memory(None, memory_budget).get("memory_budget")
+            sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
+            found = Inference(made, self._parameters, sequences, threads, isa, budget).predict(readout, quick=quick)
+        outputs, finite = found
+        if not finite:
+            warn_not_finite(outputs, self._parameters, made)
+        return outputs
 
     @hinting
     def gradient(
@@ -898,7 +863,7 @@ class LSTMNetwork(_Layers):
         TypeError, ValueError
             If an argument is not an integer of at least 1, or the network runs backwards.
         """
-        if self._architecture.directions == 2 or self.options.go_backwards:
+        if not self._architecture.runs_forwards:
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
         batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
         widths = made.input_dim + made.hidden_dim + made.features + (made.output_dim or 0)

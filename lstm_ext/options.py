@@ -315,6 +315,11 @@ class Architecture:
             for direction in range(self.directions)
         )
 
+    @property
+    def runs_forwards(self) -> bool:
+        """Whether no layer needs a sequence's end before its beginning."""
+        return self.directions == 1 and not self.options.go_backwards
+
     @cached_property
     def is_plain(self) -> bool:
         """Whether no option but the initial forget_bias is in use: one cell that runs forwards, without anything."""

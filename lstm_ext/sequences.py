@@ -20,7 +20,6 @@ from lstm_ext.checks import (
     as_shape,
     check_live,
     check_shape,
-    is_mapped,
     without_conversion,
 )
 
@@ -44,7 +43,7 @@ class Sequences:
     mask : array_like of bool (N, T), optional
         Which steps of a padded X are live, anywhere. Not together with `lengths`.
     defer : bool
-        Whether the caller checks that a memory-mapped X is finite, batch by batch.
+        Whether the caller checks that an X which needs no conversion is finite, batch by batch.
 
     Attributes
     ----------
@@ -112,7 +111,7 @@ class Sequences:
         if self.mask is not None or (array is None and not self.is_whole):
             self.rows = _live_rows(source, self.live_mask, dtype)
             return
-        self.unchecked = defer and array is not None and is_mapped(X)
+        self.unchecked = defer and array is not None
         if array is None:
             array = as_real("X", source, dtype)
         elif not self.unchecked and (not self.is_whole or not is_finite(array)):

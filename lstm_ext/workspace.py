@@ -28,6 +28,6 @@ def steps_at_once(architecture: Architecture, rows: int, width: int, steps: int)
 
     All of them where the network begins at the sequences' ends.
     """
-    if architecture.directions == 2 or architecture.options.go_backwards:
+    if not architecture.runs_forwards:
         return steps
     return min(steps, max(1, INFERENCE_NUMBERS // (rows * width)))

@@ -14,7 +14,7 @@ import pytest
 
 import lstm_ext
 from lstm_ext import LSTM, LSTMCell, LSTMNetwork, NonFiniteError, _inference, parameter_layout, reference
-from lstm_ext.layers import INFERENCE_ROWS
+from lstm_ext.inference import BATCH
 
 DTYPES = ["float32", "float64"]
 # Some twice what is measured: the README's figures are of whole vectors, these are of each weight by itself.
@@ -138,7 +138,7 @@ def inference_scratch(monkeypatch):
     def run(network, X):
         network.predict(X)
         scratch = arrays[-1]
-        network.initial_state(min(len(X), INFERENCE_ROWS))  # streams have the same arrays, but run no lanes
+        network.initial_state(min(len(X), BATCH))  # streams have the same arrays, but run no lanes
         return scratch[arrays[-1].size :]
 
     monkeypatch.setattr(_inference, "empty", empty)

@@ -101,7 +101,12 @@ def test_every_set_is_run(monkeypatch, capsys):
 @pytest.mark.parametrize(("error", "wrong"), [(1e-6, ["float64"]), (1e-4, ["float32", "float64"])])
 def test_a_small_error_disagrees(monkeypatch, capsys, error, wrong):
     infer = _inference.infer
-    monkeypatch.setattr(_inference, "infer", lambda *arguments: (1 + error) * infer(*arguments))
+
+    def scaled(*arguments):
+        outputs, finite = infer(*arguments)
+        return (1 + error) * outputs, finite
+
+    monkeypatch.setattr(_inference, "infer", scaled)
     names = ", ".join(f"{isa} {dtype}" for isa in ISAS for dtype in wrong)
     with pytest.raises(VerificationError, match=f"disagree for {names}; please"):
         module.verify()

@@ -117,7 +117,7 @@ class Plan:
         if isinstance(X, Sequences):
             self.sequences = X
         else:
-            self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask, defer=True)
+            self.sequences = Sequences(X, architecture.input_dim, dtype, lengths=lengths, mask=mask, defer=is_mapped(X))
         self.lists = self.every_step and (self.sequences.is_list or lengths is not None or mask is not None)
         N, longest = len(self.sequences), self.sequences.longest
         self.output_dim = architecture.output_dim or architecture.features

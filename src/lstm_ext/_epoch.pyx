@@ -8,14 +8,15 @@ from libc.math cimport isfinite, sqrt
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_backward, head_forward
+from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_backward, head_forward, pack_head
 from lstm_ext._kernels cimport (
     SUM_BLOCK, adam, are_finite, cross_entropy, kernels, philox_key, real, sgd, squared_error, sum_of_squares, table_at,
 )
 from lstm_ext._passes cimport Rows
 from lstm_ext._products cimport batch_size_at, ceil_div
 from lstm_ext._stack cimport (
-    Batch, StackData, LayerStack, States, layers_backward, layers_forward, pack_layers, stack_work,
+    Batch, Chunk, LayerStack, SequenceRows, StackData, States, layers_backward, layers_forward, pack_layers,
+    stack_work, take_chunk,
 )
 from lstm_ext._threads cimport (
     Region, Timer, begin_region, check_signals, elapsed, end_region, recruit, parallel_for, start_timer, team_task,
@@ -37,53 +38,6 @@ cdef enum:  # how a run ended
 FORWARD, LOSS, BACKWARD, UPDATE = _FORWARD, _LOSS, _BACKWARD, _UPDATE
 DONE, NOT_FINITE, UPDATE_NOT_FINITE = _DONE, _NOT_FINITE, _UPDATE_NOT_FINITE
 NORM_BLOCK = SUM_BLOCK  # a norm is summed in blocks of so many elements
-
-
-cdef struct Chunk:
-    # What one pass runs: steps of some sequences, the longest first.
-    Batch batch
-    Py_ssize_t *first  # (size): the row that each begins at
-    Py_ssize_t *lengths  # (size) and (steps): what batch.lengths and batch.batch_sizes are where they are not NULL
-    Py_ssize_t *batch_sizes
-    Py_ssize_t rows, ended  # in all; the first sequence that ends within the chunk
-
-
-cdef struct Data:
-    # Where the sequences are in the rows of X, and in those of the targets or labels.
-    const Py_ssize_t *first
-    const Py_ssize_t *lengths
-    const Py_ssize_t *target_first
-
-
-cdef void take_chunk(
-    Chunk *chunk, const Data *data, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t first_step, Py_ssize_t most,
-) noexcept nogil:
-    """The steps from `first_step` on, at most so many, of the members of a batch that have them.
-
-    members  sequences, the longest first
-    """
-    cdef Batch *batch = &chunk.batch
-    cdef Py_ssize_t b = 0, t, n, length
-    chunk.rows = chunk.ended = 0
-    while b < count:
-        n = members[b]
-        length = data.lengths[n] - first_step
-        if length <= 0:
-            break
-        if length > most:
-            length = most
-            chunk.ended = b + 1
-        chunk.first[b], chunk.lengths[b] = data.first[n] + first_step, length
-        chunk.rows += length
-        b += 1
-    batch.size, batch.steps, batch.lengths, batch.batch_sizes = b, chunk.lengths[0], NULL, NULL
-    if chunk.lengths[b - 1] == batch.steps:
-        return
-    batch.lengths, batch.batch_sizes = chunk.lengths, chunk.batch_sizes
-    for t in range(batch.steps):
-        while chunk.lengths[b - 1] <= t:
-            b -= 1
-        chunk.batch_sizes[t] = b
 
 
 cdef bint chunk_is_finite(
@@ -327,7 +281,7 @@ def _run(
     cdef uint64_t seed = plan.dropout_seed if draws else 0
     cdef States none = no_states(), initial, carried = none
     cdef Rows x, dH, nowhere
-    cdef Data data
+    cdef SequenceRows data
     cdef Chunk chunk
     cdef Batch *batch = &chunk.batch
     cdef double head_work = <double> head.output_dim * head.features
@@ -337,7 +291,7 @@ def _run(
 
     nowhere.data, nowhere.first, nowhere.width, nowhere.step_stride, nowhere.sequence_stride = NULL, NULL, 0, 0, 0
     x.data, x.first, x.width, x.step_stride, x.sequence_stride = <void *> &rows[0, 0], &first[0], rows.shape[1], 1, 0
-    data.first, data.lengths, data.target_first = &sequence_first[0], &sequence_lengths[0], &target_first[0]
+    data.first, data.lengths = &sequence_first[0], &sequence_lengths[0]
     chunk.first, chunk.lengths, chunk.batch_sizes = &first[0], &lengths[0], &batch_sizes[0]
     batch.state_rows, batch.masks.mask_rows = NULL, NULL
     if carried_h.shape[0] > 0:
@@ -355,7 +309,7 @@ def _run(
                 if unchecked_rows != NULL or unchecked_targets != NULL:
                     if not chunk_is_finite(
                         head.table, &chunk, unchecked_rows, x.width, unchecked_targets, head.output_dim,
-                        data.target_first, &members[start], first_steps[step], head.readout == READOUT_STEPS,
+                        &target_first[0], &members[start], first_steps[step], head.readout == READOUT_STEPS,
                     ):
                         outcome = _NOT_FINITE
                         break
@@ -367,13 +321,14 @@ def _run(
                 initial = carried if first_steps[step] > 0 else none
                 if phases & _FORWARD:
                     pack_layers(&region, s, weights, batch, False, False)
+                    pack_head(&region, head, weights)
                     layers_forward(&region, s, weights, batch, &x, &initial, &nowhere, &carried)
                     first_output = 0 if head.readout == READOUT_STEPS else chunk.ended
                     head_forward(&region, head, s, batch, first_steps[step], first_output, weights)
                     losses[step], counts[step], norms[step] = 0, head.rows, 0
                 if phases & _LOSS and counts[step] > 0:
                     losses[step] = batch_loss(
-                        &region, head, &chunk, data.target_first, &members[start], first_steps[step], all_targets,
+                        &region, head, &chunk, &target_first[0], &members[start], first_steps[step], all_targets,
                         all_labels,
                     )
                     if not isfinite(losses[step]):

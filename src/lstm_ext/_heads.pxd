@@ -39,12 +39,20 @@ cdef class Head:
     cdef list arrays
     cdef readonly object outputs, doutputs
     cdef readonly Py_ssize_t bytes
-    cdef object array(self, Py_ssize_t size, dtype)
+    cdef bint measures
+    cdef void *array(self, Py_ssize_t size, dtype) except NULL
 
+
+cdef int pack_head(Region *region, const HeadData *head, const real *parameters) except -1 nogil
 
 cdef int head_forward(
     Region *region, HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step, Py_ssize_t begin,
     const real *parameters,
+) except -1 nogil
+
+cdef int head_rows(
+    Region *region, HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step, Py_ssize_t begin,
+    const real *parameters, const Rows *Y,
 ) except -1 nogil
 
 cdef int head_backward(

@@ -16,13 +16,14 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport TILE_VECTORS, kernels, lanes, real, table_at
-from lstm_ext._passes cimport Rows
+from lstm_ext._kernels cimport TILE_VECTORS, real, table_at
+from lstm_ext._passes cimport Rows, row_at
 from lstm_ext._products cimport (
-    OUTER_ROWS, part_begin, batch_size_at, multiply, pack_panels, panels_size, num_tasks, weight_gradient,
+    OUTER_ROWS, apply_linear, batch_size_at, num_tasks, pack_panels, panels_size, part_begin,
+    weight_gradient,
 )
 from lstm_ext._stack cimport Batch, StackData, layer_outputs, length_of
-from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
+from lstm_ext._threads cimport Region, parallel_for, team_task
 
 from lstm_ext.workspace import aligned_empty
 
@@ -46,16 +47,18 @@ cdef class Head:
         The length of the flat vector, of which the head's weights are the end.
     keep : bool
         Whether a backward pass follows.
+    measure : bool
+        Whether only to find what the arrays would take; nothing can be run then.
 
     The attributes `outputs` and `doutputs`, dL/d outputs, (most rows, O) are arrays, `bytes` is what all arrays take.
     """
 
     def __init__(
         self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, readout, Py_ssize_t parameter_count, *,
-        bint keep,
+        bint keep, bint measure=False,
     ):
         cdef HeadData *head = &self.data
-        self.arrays, self.bytes = [], 0
+        self.arrays, self.bytes, self.measures = [], 0, measure
         head.table, head.readout = table_at(isa), READOUTS[readout]
         head.features, head.is_linear = architecture.features, architecture.output_dim is not None
         head.output_dim = architecture.output_dim if head.is_linear else head.features
@@ -64,29 +67,35 @@ cdef class Head:
         cdef Py_ssize_t F = head.features, output_dim = head.output_dim, itemsize = dtype.itemsize
         cdef Py_ssize_t V = head.table.f32.lanes if itemsize == sizeof(float) else head.table.f64.lanes
         cdef Py_ssize_t rows = batch * steps if head.readout == READOUT_STEPS else batch
-        self.outputs = self.array(rows * output_dim, dtype)[:rows * output_dim].reshape(rows, output_dim)
-        self.doutputs = self.array(rows * output_dim, dtype)[:rows * output_dim].reshape(rows, output_dim)
-        head.outputs, head.doutputs = address(self.outputs), address(self.doutputs)
+        head.outputs = self.array(rows * output_dim, dtype)
+        head.doutputs = self.array(rows * output_dim, dtype)
         if head.is_linear:
-            head.packed = address(self.array(panels_size(F, output_dim, V), dtype))
+            head.packed = self.array(panels_size(F, output_dim, V), dtype)
         if head.readout != READOUT_STEPS:
-            head.pooled = address(self.array(batch * F, dtype))
+            head.pooled = self.array(batch * F, dtype)
             if keep:
-                head.dpooled = address(self.array(batch * F, dtype))
+                head.dpooled = self.array(batch * F, dtype)
         if head.readout == READOUT_MEAN:
-            head.sums = <double *> address(self.array(batch * F, np.dtype(np.float64)))
+            head.sums = <double *> self.array(batch * F, np.dtype(np.float64))
         elif head.readout == READOUT_MAX:
-            head.winners = <Py_ssize_t *> address(self.array(batch * F, np.dtype(np.intp)))
+            head.winners = <Py_ssize_t *> self.array(batch * F, np.dtype(np.intp))
         if keep and head.is_linear:
-            head.packed_backward = address(self.array(panels_size(output_dim, F, V), dtype))
-            head.panels = address(self.array(panels_size(OUTER_ROWS, F, V), dtype))
+            head.packed_backward = self.array(panels_size(output_dim, F, V), dtype)
+            head.panels = self.array(panels_size(OUTER_ROWS, F, V), dtype)
+        if not measure:
+            self.outputs, self.doutputs = (
+                array[:rows * output_dim].reshape(rows, output_dim) for array in self.arrays[:2]
+            )
 
-    cdef object array(self, Py_ssize_t size, dtype):
+    cdef void *array(self, Py_ssize_t size, dtype) except NULL:
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
-        array = aligned_empty((size + TILE_VECTORS * 64 // <Py_ssize_t> dtype.itemsize,), dtype)
+        size += TILE_VECTORS * 64 // <Py_ssize_t> dtype.itemsize
+        self.bytes += size * <Py_ssize_t> dtype.itemsize
+        if self.measures:
+            return <void *> self
+        array = aligned_empty((size,), dtype)
         self.arrays.append(array)
-        self.bytes += array.nbytes
-        return array
+        return address(array)
 
 
 cdef void *address(array) except NULL:
@@ -215,19 +224,22 @@ cdef int find_features(
     return 0
 
 
-cdef void copy_rows(
-    Py_ssize_t rows, Py_ssize_t width, const real *x, Py_ssize_t ld_x, real *y, Py_ssize_t ld_y,
-) noexcept nogil:
-    cdef Py_ssize_t b
-    for b in range(rows):
-        memcpy(y + b * ld_y, x + b * ld_x, width * sizeof(real))
+cdef int pack_head(Region *region, const HeadData *head, const real *parameters) except -1 nogil:
+    """Pack W_y, if there is one, for head_forward and head_rows."""
+    if head.packed == NULL:
+        return 0
+    return pack_panels(
+        region, head.table, head.features, head.output_dim, parameters + head.W_offset, 1, head.features,
+        <real *> head.packed,
+    )
 
 
 cdef int head_forward(
     Region *region, HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step, Py_ssize_t begin,
     const real *parameters,
 ) except -1 nogil:
-    """outputs = b_y + W_y x of the features of a batch that layers_forward has run, from its sequence `begin` on.
+    """outputs = b_y + W_y x of the features of a batch that layers_forward has run, from its sequence `begin` on; after
+    pack_head.
 
     first_step  the step of its sequences that the batch begins at: what is pooled goes on from there
     begin  0 for every step's outputs
@@ -238,20 +250,41 @@ cdef int head_forward(
     find_features(region, head, s, batch, first_step, begin, parameters)
     if head.rows == 0:
         return 0
-    if head.is_linear:
-        pack_panels(region, head.table, F, output_dim, parameters + head.W_offset, 1, F, <real *> head.packed)
     t = head.slots
     while t > 0:
         t -= 1
         x, rows = <const real *> head.x.data + t * head.x.slot, batch_size_at(head.x.batch_sizes, head.x.batch, t)
-        if head.is_linear:
-            multiply(
-                region, head.table, rows, output_dim, F, x, head.x.ld, <const real *> head.packed,
-                parameters + head.b_offset, 0, y, output_dim,
-            )
-        else:
-            copy_rows(rows, output_dim, x, head.x.ld, y, output_dim)
+        apply_linear(
+            region, head.table, rows, output_dim, F, x, head.x.ld, <const real *> head.packed,
+            parameters + head.b_offset, y, output_dim,
+        )
         y += rows * output_dim
+    return 0
+
+
+cdef int head_rows(
+    Region *region, HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step, Py_ssize_t begin,
+    const real *parameters, const Rows *Y,
+) except -1 nogil:
+    """As head_forward, but each output goes to its row of Y; `outputs` is scratch for those of one step."""
+    cdef Py_ssize_t output_dim = head.output_dim, t, b, rows, ld = output_dim
+    cdef bint in_place = Y.first == NULL
+    cdef real *y = <real *> head.outputs
+    find_features(region, head, s, batch, first_step, begin, parameters)
+    if in_place:
+        ld = Y.sequence_stride * output_dim
+    for t in range(head.slots):
+        rows = batch_size_at(head.x.batch_sizes, head.x.batch, t)
+        if in_place:
+            y = row_at(Y, begin, t, parameters)
+        apply_linear(
+            region, head.table, rows, output_dim, head.features, <const real *> head.x.data + t * head.x.slot,
+            head.x.ld, <const real *> head.packed, parameters + head.b_offset, y, ld,
+        )
+        if in_place:
+            continue
+        for b in range(rows):
+            memcpy(row_at(Y, begin + b, t, parameters), y + b * output_dim, output_dim * sizeof(real))
     return 0
 
 
@@ -282,13 +315,10 @@ cdef int head_backward(
     while t > 0:
         t -= 1
         rows = batch_size_at(head.x.batch_sizes, head.x.batch, t)
-        if head.is_linear:
-            multiply(
-                region, head.table, rows, F, output_dim, dy, output_dim, <const real *> head.packed_backward,
-                <const real *> NULL, 0, to + t * slot, F,
-            )
-        else:
-            copy_rows(rows, F, dy, F, to + t * slot, F)
+        apply_linear(
+            region, head.table, rows, F, output_dim, dy, output_dim, <const real *> head.packed_backward,
+            <const real *> NULL, to + t * slot, F,
+        )
         dy += rows * output_dim
     dfinal[0] = NULL
     if head.readout == READOUT_LAST:
@@ -297,24 +327,3 @@ cdef int head_backward(
     elif head.readout != READOUT_STEPS:
         run_pooling(region, <team_task> spread_part[real], head, s, batch, 0, dH)
     return 0
-
-
-def apply(int isa, int threads, const real[:, ::1] features, const real[::1] parameters, real[:, ::1] outputs):
-    """outputs (n, O) = b_y + W_y x of rows of features (n, F), W_y and b_y being the end of the flat vector."""
-    cdef Py_ssize_t n = features.shape[0], F = features.shape[1], output_dim = outputs.shape[1]
-    cdef Py_ssize_t b_offset = parameters.shape[0] - output_dim, W_offset = b_offset - output_dim * F
-    cdef const kernels *table = table_at(isa)
-    packed = aligned_empty((panels_size(F, output_dim, lanes(table, &parameters[0])),), np.asarray(outputs).dtype)
-    cdef real[::1] panels = packed
-    cdef Region region
-    threads = recruit(threads, <double> n * F * output_dim)
-    with nogil:
-        begin_region(&region, threads)
-        try:
-            pack_panels(&region, table, F, output_dim, &parameters[W_offset], 1, F, &panels[0])
-            multiply(
-                &region, table, n, output_dim, F, &features[0, 0], F, <const real *> &panels[0], &parameters[b_offset],
-                0, &outputs[0, 0], output_dim,
-            )
-        finally:
-            end_region(&region)

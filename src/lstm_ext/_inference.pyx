@@ -3,27 +3,35 @@
 Design
 ------
 - Nothing is kept but the last h and C: two slots of rows [h | x] alternate, and C is updated in place.
-- A call takes arrays as they are where it can, and allocates its outputs and one scratch array, so threads can share a
-  network.
-- Weights are packed in each prediction, for they may have been changed; a stream's once, when it begins.
+- Two routes: `infer` for a plain network and an array that it takes as it is, `ForwardPass` for everything else.
+- A call allocates its outputs and its work arrays, so threads can share a network.
+- Weights are packed once in each prediction, for they may have been changed; a stream's once, when it begins.
 """
 cimport cython
+from libc.stdlib cimport free, malloc
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from libc.string cimport memcpy, memset
 
-from numpy import empty, ndarray, zeros
+from numpy import empty, intp, ndarray, zeros
 
-from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, real, table_at
+from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_forward, head_rows, pack_head
+from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, philox_key, real, table_at
 from lstm_ext._passes cimport (
     Cell, Forward, Rows, apply_head, lanes_rows, lanes_scratch_size, run_forward, shared_work,
 )
-from lstm_ext._products cimport multiply, pack_cell, pack_panels, panels_size, ceil_div
-from lstm_ext._stack cimport Batch, StackData, LayerStack, States, layers_forward, pack_layers
+from lstm_ext._products cimport apply_linear, ceil_div, pack_cell, pack_panels, panels_size
+from lstm_ext._stack cimport (
+    Batch, Chunk, LayerStack, SequenceRows, StackData, States, layers_forward, pack_layers, stack_work, take_chunk,
+)
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit
 
-from lstm_ext.workspace import aligned_empty
+
+cdef enum:  # how a prediction ended
+    INPUTS_NOT_FINITE
+    OUTPUTS_NOT_FINITE
+    FINITE
 
 
 cdef struct NetworkLayout:
@@ -92,9 +100,9 @@ cdef Forward forward_of(
 
 cdef int run_sequences(
     Region *region, const kernels *table, const NetworkLayout *layout, const real *packed, real *hx, Py_ssize_t N,
-    Py_ssize_t steps, const real *X, bint every_step, real *Y,
+    Py_ssize_t steps, const real *X, bint checked, bint every_step, real *Y,
 ) except -1 nogil:
-    """Run N sequences (steps, I) from zero states; return 0 at the first batch that is not finite, or 1.
+    """Run N sequences (steps, I) from zero states; stop at the first batch of an X that is not checked nor finite.
 
     packed  from `pack_network`
     hx      scratch, from layout.hx to layout.size
@@ -102,6 +110,7 @@ cdef int run_sequences(
     """
     cdef Forward f = forward_of(table, layout, packed, hx, hx + layout.C - layout.hx)
     cdef Cell *cell = &f.cell
+    cdef bint finite = True
     cdef Py_ssize_t n = 0, b, apart = steps * layout.output_dim if every_step else layout.output_dim
     cdef real *y
     cell.steps = cell.stop = cell.x.sequence_stride = steps
@@ -109,8 +118,10 @@ cdef int run_sequences(
     while n < N:
         cell.batch = min(layout.batch, N - n)
         cell.x.data = <void *> (X + n * steps * layout.input_dim)
-        if not are_finite(table, cell.batch * steps * layout.input_dim, X + n * steps * layout.input_dim):
-            return 0
+        if not checked and not are_finite(
+            table, cell.batch * steps * layout.input_dim, X + n * steps * layout.input_dim,
+        ):
+            return INPUTS_NOT_FINITE
         cell.by_lanes = lanes_rows(table, cell.batch, layout.input_dim, layout.hidden_dim, False, packed)
         f.Y = Y + n * apart if every_step else NULL
         memset(cell.C, 0, cell.batch * layout.hidden_dim * sizeof(real))
@@ -119,13 +130,14 @@ cdef int run_sequences(
         run_forward(region, &f, packed)
         y = Y + n * apart + (apart - layout.output_dim)
         apply_head(region, &f, steps - 1, 0, cell.batch, y, apart)
+        finite = finite and are_finite(table, cell.batch * apart, Y + n * apart)
         n += cell.batch
-    return 1
+    return FINITE if finite else OUTPUTS_NOT_FINITE
 
 
 cdef int run_network(
     int threads, const kernels *table, const NetworkLayout *layout, const real *parameters, real *scratch, Py_ssize_t N,
-    Py_ssize_t steps, const real *X, bint every_step, real *Y,
+    Py_ssize_t steps, const real *X, bint checked, bint every_step, real *Y,
 ) except -1 nogil:
     """Pack the weights and run N sequences; arguments as for `run_sequences`."""
     cdef Region region
@@ -133,25 +145,27 @@ cdef int run_network(
     try:
         pack_network(&region, table, layout, parameters, scratch)
         return run_sequences(
-            &region, table, layout, <const real *> scratch, scratch + layout.hx, N, steps, X, every_step, Y,
+            &region, table, layout, <const real *> scratch, scratch + layout.hx, N, steps, X, checked,
+            every_step, Y,
         )
     finally:
         end_region(&region)
 
 
-def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, X, bint every_step):
-    """Run N sequences from zero states and return their outputs; None if X cannot be taken as it is.
+def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, X, bint checked, bint every_step):
+    """Run N sequences from zero states; return (outputs, whether they are finite), or None if X cannot be taken as it
+    is.
 
-    Every batch is checked before it is run, so that an X from a file is read once.
+    An X that is not `checked` is so batch by batch before each runs: an X from a file is read once.
 
-    batch_size  the most sequences that run side by side
+    batch_size  the maximum number of sequences that run side by side
     parameters  the flat vector of a plain network of `sizes`
     X           (N, T, I): a finite C-contiguous array of the parameters' dtype
-    returned    (N, O), or of every step (N, T, O)
+    outputs     (N, O), or of every step (N, T, O)
     """
     cdef Py_buffer weights, view
     cdef Py_ssize_t shape[3]
-    cdef int finite
+    cdef int outcome
     cdef NetworkLayout layout
     get_buffer(parameters, &weights)
     if not get_array(X, &view, weights.itemsize, 3, shape):
@@ -168,16 +182,273 @@ def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, 
     threads = recruit(threads, shared_work(steps, N, layout.input_dim, layout.hidden_dim, False))
     with nogil:
         if weights.itemsize == sizeof(float):
-            finite = run_network[float](
+            outcome = run_network[float](
                 threads, table, &layout, <const float *> weights.buf, <float *> work, N, steps,
-                <const float *> view.buf, every_step, <float *> y,
+                <const float *> view.buf, checked, every_step, <float *> y,
             )
         else:
-            finite = run_network[double](
+            outcome = run_network[double](
                 threads, table, &layout, <const double *> weights.buf, <double *> work, N, steps,
-                <const double *> view.buf, every_step, <double *> y,
+                <const double *> view.buf, checked, every_step, <double *> y,
             )
-    return Y if finite else None
+    return None if outcome == INPUTS_NOT_FINITE else (Y, outcome == FINITE)
+
+
+cdef struct Run:
+    # See `ForwardPass.run`.
+    StackData *s
+    HeadData *head  # NULL: the outputs are those of the top layer
+    Chunk chunk
+    SequenceRows data
+    const Py_ssize_t *members
+    const void *parameters
+    Py_ssize_t N, batch, steps, sequence_stride
+    bint checked, is_packed, in_order, keeps_states
+    Rows x, H, Y
+    States initial, last
+
+
+cdef int pack_run(Region *region, const Run *run, const real *parameters) except -1 nogil:
+    if run.is_packed:
+        return 0
+    pack_layers(region, run.s, parameters, &run.chunk.batch, False, False)
+    if run.head != NULL:
+        pack_head(region, run.head, parameters)
+    return 0
+
+
+cdef bint inputs_are_finite(const Run *run, const real *tag) noexcept nogil:
+    """Whether the chunk's inputs are."""
+    cdef Py_ssize_t b, width = run.x.width
+    for b in range(run.chunk.batch.size):
+        if not are_finite(
+            run.s.table, run.chunk.lengths[b] * width, <const real *> run.x.data + run.chunk.first[b] * width,
+        ):
+            return False
+    return True
+
+
+cdef int store_outputs(
+    Region *region, const Run *run, Py_ssize_t start, Py_ssize_t first_step, const real *parameters,
+) except -1 nogil:
+    """The head's outputs of a chunk that the layers have run."""
+    cdef Rows Y = run.Y
+    cdef bint every_step = run.head.readout == READOUT_STEPS
+    Y.step_stride = 1
+    if run.in_order:  # rows that are equally far apart are written in place
+        Y.first, Y.sequence_stride = NULL, run.sequence_stride if every_step else 1
+        Y.data = <real *> Y.data + (start * Y.sequence_stride + (first_step if every_step else 0)) * Y.width
+    else:
+        Y.first = run.members + start
+        if every_step:
+            Y.first = run.chunk.first
+    return head_rows(
+        region, run.head, run.s, &run.chunk.batch, first_step, 0 if every_step else run.chunk.ended, parameters, &Y,
+    )
+
+
+cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 nogil:
+    """Run all batches, each chunk by chunk of its steps."""
+    cdef Chunk *chunk = &run.chunk
+    cdef Py_ssize_t start = 0, first_step, count
+    cdef States none
+    memset(&none, 0, sizeof(none))
+    pack_run(region, run, parameters)
+    while start < run.N:
+        count, first_step = min(run.batch, run.N - start), 0
+        chunk.batch.masks.mask_rows = run.members + start
+        chunk.batch.state_rows = run.members + start if run.keeps_states else NULL
+        while first_step < run.data.lengths[run.members[start]]:
+            take_chunk(chunk, &run.data, run.members + start, count, first_step, run.steps)
+            if not run.checked and not inputs_are_finite(run, parameters):
+                return INPUTS_NOT_FINITE
+            chunk.batch.masks.first_step = first_step
+            layers_forward(
+                region, run.s, parameters, &chunk.batch, &run.x, &run.last if first_step > 0 else &run.initial,
+                &run.H, &run.last,
+            )
+            if run.Y.data != NULL:
+                store_outputs(region, run, start, first_step, parameters)
+            first_step += run.steps
+        start += count
+    return FINITE
+
+
+@cython.auto_pickle(False)
+cdef class ForwardPass:
+    """The way of sequences through a network's layers, and through its head, with nothing kept for a way back.
+
+    The weights are packed by the first `run`.
+
+    Parameters
+    ----------
+    isa : int
+    architecture : Architecture
+    parameters : ndarray
+        The flat vector, in which what is not packed is read where it is.
+    readout : {"last", "steps", "mean", "max"}, optional
+        What the head is applied to; None: the outputs are those of the top layer.
+    batch, steps : int
+        How many sequences run side by side, and how many of their steps before the next layer has its turn.
+    carries : bool
+        Whether sequences may have more steps, and `run` is not given arrays for their states.
+    draws : bool
+        Whether masks are drawn.
+    measure : bool
+        Whether only to find what the arrays would take; nothing can be run then.
+
+    The attribute `bytes` is the size of all arrays.
+    """
+
+    cdef LayerStack stack
+    cdef Head head
+    cdef object parameters, h, C
+    cdef Py_ssize_t *indices
+    cdef Run now
+    cdef readonly Py_ssize_t bytes
+
+    def __cinit__(self, *_, **__):
+        self.indices = NULL
+
+    def __init__(
+        self, int isa, architecture, parameters, readout, Py_ssize_t batch, Py_ssize_t steps, *, bint carries,
+        bint draws=False, bint measure=False,
+    ):
+        dtype = parameters.dtype
+        cdef Py_ssize_t carried = batch * len(architecture.cells) if carries else 0, indices = 2 * batch + steps
+        cdef Run *run = &self.now
+        self.stack = LayerStack(
+            isa, architecture, dtype, steps, batch, keep=False,
+            want_outputs=readout is not None and readout != "last", draws=draws, measure=measure,
+        )
+        self.bytes = self.stack.bytes + indices * sizeof(Py_ssize_t)
+        self.bytes += carried * (architecture.state_dim + architecture.hidden_dim) * dtype.itemsize
+        if readout is not None:
+            self.head = Head(
+                isa, architecture, dtype, 1, batch, readout, len(parameters), keep=False, measure=measure,
+            )
+            self.bytes += self.head.bytes
+        if measure:
+            return
+        memset(run, 0, sizeof(Run))
+        self.parameters, run.parameters = parameters, first_byte(parameters)
+        run.s, run.batch, run.steps = &self.stack.data, batch, steps
+        if readout is not None:
+            run.head = &self.head.data
+        self.indices = <Py_ssize_t *> malloc(indices * sizeof(Py_ssize_t))
+        if self.indices == NULL:
+            raise MemoryError()
+        run.chunk.first, run.chunk.lengths, run.chunk.batch_sizes = (
+            self.indices, self.indices + batch, self.indices + 2 * batch,
+        )
+        if carries:
+            self.h = empty((len(architecture.cells), batch, architecture.state_dim), dtype)
+            self.C = empty((len(architecture.cells), batch, architecture.hidden_dim), dtype)
+            run.last.h, run.last.C, run.last.rows = first_byte(self.h), first_byte(self.C), batch
+
+    def __dealloc__(self):
+        free(self.indices)
+
+    def run(
+        self, int threads, sequences, members, h0=None, C0=None, *, last=None, dropout_seed=None, H=None,
+        Py_ssize_t H_begin=0, Y=None,
+    ):
+        """Run some sequences; return False if an X that is unchecked is not finite.
+
+        members   ndarray of int: which sequences, the longest first, or in order if all have the same length
+        h0, C0    (cells, all sequences, ...) the initial states
+        last      (h, C) in the same form: the last states, out
+        H         (rows, F or D R) the top layer's outputs, out: the first of its rows belongs to row `H_begin` of X
+        Y         (rows, O) for "steps", else (all sequences, O), out
+        """
+        cdef Run run = self.now
+        cdef Py_ssize_t longest = sequences.longest, itemsize = self.parameters.dtype.itemsize
+        cdef Batch whole = run.chunk.batch
+        cdef Region region
+        cdef int outcome
+        cdef double work
+        run.data.first, run.data.lengths = indices_of(sequences.first), indices_of(sequences.lengths)
+        run.members, run.N = indices_of(members), len(members)
+        run.checked, run.in_order = not sequences.unchecked, sequences.same_length
+        run.sequence_stride = len(sequences.rows) // len(sequences)
+        run.x = rows_of(sequences.rows)
+        run.x.first = run.chunk.first
+        if H is not None:
+            run.H = rows_of(H)
+            run.H.first = run.chunk.first
+            run.H.data = <char *> run.H.data - H_begin * run.H.width * itemsize
+        if Y is not None:
+            run.Y = rows_of(Y)
+        run.initial = states_of(h0, C0)
+        if last is not None:
+            run.last, run.keeps_states = states_of(last[0], last[1]), True
+        philox_key(dropout_seed or 0, 0, run.chunk.batch.masks.key)
+        whole.size, whole.steps = min(run.batch, run.N), longest
+        work = stack_work(run.s, &whole, False) * run.N / whole.size
+        threads = recruit(threads, work)
+        with nogil:
+            begin_region(&region, threads)
+            try:
+                if itemsize == sizeof(float):
+                    outcome = run_chunks[float](&region, &run, <const float *> run.parameters)
+                else:
+                    outcome = run_chunks[double](&region, &run, <const double *> run.parameters)
+            finally:
+                end_region(&region)
+        self.now.is_packed = True
+        return outcome == FINITE
+
+    def apply_head(self, int threads, features, Y):
+        """Y (n, O) = b_y + W_y x of rows of features (n, F), after a run."""
+        cdef HeadData *head = self.now.head
+        cdef Py_ssize_t n = len(features), itemsize = self.parameters.dtype.itemsize
+        cdef const void *parameters = self.now.parameters
+        cdef void *x = first_byte(features)
+        cdef void *y = first_byte(Y)
+        cdef Region region
+        threads = recruit(threads, <double> n * head.features * head.output_dim)
+        with nogil:
+            begin_region(&region, threads)
+            try:
+                if itemsize == sizeof(float):
+                    apply_linear[float](
+                        &region, head.table, n, head.output_dim, head.features, <const float *> x, head.features,
+                        <const float *> head.packed, <const float *> parameters + head.b_offset, <float *> y,
+                        head.output_dim,
+                    )
+                else:
+                    apply_linear[double](
+                        &region, head.table, n, head.output_dim, head.features, <const double *> x, head.features,
+                        <const double *> head.packed, <const double *> parameters + head.b_offset, <double *> y,
+                        head.output_dim,
+                    )
+            finally:
+                end_region(&region)
+
+
+cdef Rows rows_of(array):
+    """The rows (n, width) of an array."""
+    cdef Rows rows
+    memset(&rows, 0, sizeof(rows))
+    rows.data, rows.width, rows.step_stride = first_byte(array), array.shape[1], 1
+    return rows
+
+
+cdef States states_of(h, C):
+    cdef States states
+    memset(&states, 0, sizeof(states))
+    if h is not None:
+        states.h, states.rows = first_byte(h), h.shape[1]
+    if C is not None:
+        states.C, states.rows = first_byte(C), C.shape[1]
+    return states
+
+
+cdef const Py_ssize_t *indices_of(array) except NULL:
+    """The first of an array of indices that the caller holds."""
+    if array.dtype != intp:
+        raise TypeError
+    return <const Py_ssize_t *> first_byte(array)
 
 
 cdef int advance_streams(
@@ -333,14 +604,13 @@ cdef class PlainStreams(Streams):
 
 
 cdef int advance_layers(
-    int threads, StackData *s, const real *parameters, const real *packed, const real *b_y, Py_ssize_t output_dim,
-    Py_ssize_t batch, const real *x, States *states, real *y,
+    int threads, StackData *s, HeadData *head, const real *parameters, Py_ssize_t batch, const real *x, States *states,
+    real *y,
 ) except -1 nogil:
-    """A step of B streams through all layers; packed NULL: without a head."""
+    """A step of B streams through all layers and the head."""
     cdef Region region
     cdef Batch one_step
     cdef Rows rows, no_rows
-    cdef const real *h = <const real *> s.cells[s.count - 1].h_T
     memset(&one_step, 0, sizeof(one_step))
     memset(&no_rows, 0, sizeof(no_rows))
     rows = no_rows
@@ -350,10 +620,8 @@ cdef int advance_layers(
     region.watches = False
     try:
         layers_forward(&region, s, parameters, &one_step, &rows, states, &no_rows, states)
-        if packed == NULL:
-            memcpy(y, h, batch * s.features * sizeof(real))
-        else:
-            multiply(&region, s.table, batch, output_dim, s.features, h, s.features, packed, b_y, 0, y, output_dim)
+        head.outputs = y
+        head_forward(&region, head, s, &one_step, 0, 0, parameters)
     finally:
         end_region(&region)
     return 0
@@ -364,38 +632,30 @@ cdef class LayerStreams(Streams):
     """Streams of any network that runs forwards."""
 
     cdef LayerStack stack
-    cdef object parameters, packed, h_of_cells, C_of_cells
+    cdef Head head
+    cdef object parameters, h_of_cells, C_of_cells
     cdef States states
     cdef void *weights
-    cdef void *head
-    cdef Py_ssize_t b_offset
 
     def __init__(self, int isa, int threads, architecture, Py_ssize_t batch, parameters):
         super().__init__(threads, architecture, batch, parameters)
         options = architecture.options
         self.stack = LayerStack(isa, architecture, self.dtype, 1, batch, keep=False)
+        self.head = Head(isa, architecture, self.dtype, 1, batch, "last", len(parameters), keep=False)
         cdef StackData *s = &self.stack.data
-        cdef Py_ssize_t V = s.table.f32.lanes if self.itemsize == sizeof(float) else s.table.f64.lanes
         self.work = options.num_layers * self.work
         self.parameters = parameters.copy()  # biases and gains are read where they are
-        self.packed = aligned_empty((panels_size(s.features, self.output_dim, V),), self.dtype)
         self.h_of_cells = zeros((s.count, batch, s.state_dim), self.dtype)
         self.C_of_cells = zeros((s.count, batch, s.hidden_dim), self.dtype)
         self.states.h, self.states.C = first_byte(self.h_of_cells), first_byte(self.C_of_cells)
         self.states.rows = batch
         self.weights = first_byte(self.parameters)
-        self.head = NULL if architecture.output_dim is None else first_byte(self.packed)
-        self.b_offset = len(parameters) - self.output_dim
         if options.learn_initial_state:
             self.take_learned_states()
         if self.itemsize == sizeof(float):
-            pack_for_streams[float](
-                s, <const float *> self.weights, <float *> self.head, self.b_offset, self.output_dim,
-            )
+            pack_for_streams[float](s, &self.head.data, <const float *> self.weights)
         else:
-            pack_for_streams[double](
-                s, <const double *> self.weights, <double *> self.head, self.b_offset, self.output_dim,
-            )
+            pack_for_streams[double](s, &self.head.data, <const double *> self.weights)
 
     cdef int take_learned_states(self) except -1:
         """Begin at the learned states."""
@@ -412,14 +672,12 @@ cdef class LayerStreams(Streams):
         with nogil:
             if self.itemsize == sizeof(float):
                 advance_layers[float](
-                    threads, s, <const float *> self.weights, <const float *> self.head,
-                    <const float *> self.weights + self.b_offset, self.output_dim, self.batch, <const float *> x,
+                    threads, s, &self.head.data, <const float *> self.weights, self.batch, <const float *> x,
                     &self.states, <float *> y,
                 )
             else:
                 advance_layers[double](
-                    threads, s, <const double *> self.weights, <const double *> self.head,
-                    <const double *> self.weights + self.b_offset, self.output_dim, self.batch, <const double *> x,
+                    threads, s, &self.head.data, <const double *> self.weights, self.batch, <const double *> x,
                     &self.states, <double *> y,
                 )
         return 0
@@ -431,18 +689,12 @@ cdef class LayerStreams(Streams):
         return (self.C_of_cells if len(self.C_of_cells) > 1 else self.C_of_cells[0]).copy()
 
 
-cdef int pack_for_streams(
-    StackData *s, const real *parameters, real *head, Py_ssize_t b_offset, Py_ssize_t output_dim,
-) except -1 nogil:
-    """Pack the layers, and the head unless it is NULL."""
+cdef int pack_for_streams(StackData *s, const HeadData *head, const real *parameters) except -1 nogil:
+    """Pack the layers and the head."""
     cdef Batch batch
     memset(&batch, 0, sizeof(batch))
     pack_layers(NULL, s, parameters, &batch, False, False)
-    if head != NULL:
-        pack_panels(
-            NULL, s.table, s.features, output_dim, parameters + b_offset - output_dim * s.features, 1, s.features, head,
-        )
-    return 0
+    return pack_head(NULL, head, parameters)
 
 
 def begin_streams(int isa, int threads, architecture, Py_ssize_t batch, parameters):

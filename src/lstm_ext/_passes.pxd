@@ -13,6 +13,11 @@ cdef struct Rows:
     const Py_ssize_t *first
 
 
+cdef inline real *row_at(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
+    cdef Py_ssize_t first = rows.first[b] if rows.first != NULL else b * rows.sequence_stride
+    return <real *> rows.data + (first + t * rows.step_stride) * rows.width
+
+
 cdef struct Masks:
     # What the masks of dropout are drawn from (Philox): word j of row (n, t) has the counter (j / 4, n, t, stream).
     uint32_t key[2]

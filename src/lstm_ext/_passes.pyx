@@ -26,8 +26,8 @@ from lstm_ext._kernels cimport (
     lanes, lanes_backward, lanes_forward, lanes_scratch, mask, normalize, normalize_backward, real, tile_rows,
 )
 from lstm_ext._products cimport (
-    LONGEST_TASK, StepRows, batch_size_at, ceil_div, column_sums, multiply, num_tasks, part_begin, prefetch_share,
-    weight_gradient,
+    LONGEST_TASK, StepRows, apply_linear, batch_size_at, ceil_div, column_sums, multiply, num_tasks, part_begin,
+    prefetch_share, weight_gradient,
 )
 from lstm_ext._threads cimport Region, parallel_for, team_task
 
@@ -54,11 +54,6 @@ cdef inline Py_ssize_t time_of(const Cell *cell, Py_ssize_t b, Py_ssize_t t, bin
     if not backwards:
         return t
     return (cell.lengths[b] if cell.lengths != NULL else cell.steps) - 1 - t
-
-
-cdef inline real *row_at(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
-    cdef Py_ssize_t first = rows.first[b] if rows.first != NULL else b * rows.sequence_stride
-    return <real *> rows.data + (first + t * rows.step_stride) * rows.width
 
 
 cdef inline bint is_uniform(const Cell *cell, const Rows *rows, bint backwards) noexcept nogil:
@@ -212,9 +207,9 @@ cdef int apply_head(
     Region *region, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, real *Y, Py_ssize_t ld,
 ) except -1 nogil:
     """The outputs of step t for some sequences; Y (B, O) rows ld apart."""
-    return multiply(
+    return apply_linear(
         region, f.cell.table, b_end - b, f.output_dim, f.cell.state_dim, hx_at(&f.cell, t + 1, b, Y), f.cell.ld,
-        <const real *> f.packed_y, <const real *> f.b_y, 0, Y + b * ld, ld,
+        <const real *> f.packed_y, <const real *> f.b_y, Y + b * ld, ld,
     )
 
 

@@ -59,6 +59,11 @@ cdef int multiply(
     Py_ssize_t lda, const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
 ) except -1 nogil
 
+cdef int apply_linear(
+    Region *region, const kernels *table, Py_ssize_t rows, Py_ssize_t output_dim, Py_ssize_t features, const real *x,
+    Py_ssize_t ld_x, const real *panels, const real *b, real *y, Py_ssize_t ld_y,
+) except -1 nogil
+
 cdef struct StepRows:
     # Rows of which step t has the first `batch_sizes[t]`, or `batch` if batch_sizes is NULL: row (t, b) at
     # data + (t - origin) * slot + b * ld.

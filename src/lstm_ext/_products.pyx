@@ -162,6 +162,19 @@ cdef int multiply(
     return parallel_for(region, <team_task> multiply_part[real], &p, count * p.row_tasks, work)
 
 
+cdef int apply_linear(
+    Region *region, const kernels *table, Py_ssize_t rows, Py_ssize_t output_dim, Py_ssize_t features, const real *x,
+    Py_ssize_t ld_x, const real *panels, const real *b, real *y, Py_ssize_t ld_y,
+) except -1 nogil:
+    """y (rows, O) = b_y + W_y x (rows, F), W_y packed by `pack_panels`; panels NULL, without a linear layer: y = x."""
+    cdef Py_ssize_t row
+    if panels != NULL:
+        return multiply(region, table, rows, output_dim, features, x, ld_x, panels, b, 0, y, ld_y)
+    for row in range(rows):
+        memcpy(y + row * ld_y, x + row * ld_x, features * sizeof(real))
+    return 0
+
+
 cdef struct OuterProduct:
     # dW (outputs, columns) += dy^T x and db (outputs) += sum of dy over `depth` rows: see `weight_gradient`.
     const kernels *table

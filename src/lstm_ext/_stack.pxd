@@ -18,6 +18,21 @@ cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogi
     return batch.lengths[b] if batch.lengths != NULL else batch.steps
 
 
+cdef struct Chunk:
+    # What one pass runs: steps of some sequences, the longest first.
+    Batch batch
+    Py_ssize_t *first  # (size): the row that each begins at
+    Py_ssize_t *lengths  # (size) and (steps): what batch.lengths and batch.batch_sizes are where they are not NULL
+    Py_ssize_t *batch_sizes
+    Py_ssize_t rows, ended  # in all; the first sequence that ends within the chunk
+
+
+cdef struct SequenceRows:
+    # The row of X that each sequence begins at, and its number of steps.
+    const Py_ssize_t *first
+    const Py_ssize_t *lengths
+
+
 cdef struct States:
     # h (cells, rows, R) and C (cells, rows, H) of so many sequences; each NULL: none.
     void *h
@@ -95,3 +110,8 @@ cdef int layers_backward(
 cdef Rows layer_outputs(const StackData *s, Py_ssize_t layer, const real *tag) noexcept nogil
 
 cdef double stack_work(const StackData *s, const Batch *batch, bint backward) noexcept nogil
+
+cdef void take_chunk(
+    Chunk *chunk, const SequenceRows *data, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t first_step,
+    Py_ssize_t most,
+) noexcept nogil

@@ -138,7 +138,10 @@ cdef class LayerStack:
         for n in range(s.layers):
             top = n == s.layers - 1
             if (not top or want_outputs) and (s.directions == 2 or not all_slots):
-                s.merged[n] = self.array(s.steps * s.batch * s.features, dtype)
+                if n < 2 or s.keeps:
+                    s.merged[n] = self.array(s.steps * s.batch * s.features, dtype)
+                else:  # two take turns: a layer reads what the one below it left
+                    s.merged[n] = s.merged[n - 2]
             if s.keeps and (not top or want_outputs):
                 s.dmerged[n] = self.array(s.steps * s.batch * s.features, dtype)
         return 0
@@ -300,6 +303,38 @@ cdef class LayerStack:
         if self.gaps is not None:
             self.gaps.append((offset + size * <Py_ssize_t> dtype.itemsize, self.bytes))
         return self.arena + offset if self.arena != NULL else <void *> self
+
+
+cdef void take_chunk(
+    Chunk *chunk, const SequenceRows *data, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t first_step,
+    Py_ssize_t most,
+) noexcept nogil:
+    """The steps from `first_step` on, at most so many, of the members of a batch that have them.
+
+    members  sequences, the longest first
+    """
+    cdef Batch *batch = &chunk.batch
+    cdef Py_ssize_t b = 0, t, n, length
+    chunk.rows = chunk.ended = 0
+    while b < count:
+        n = members[b]
+        length = data.lengths[n] - first_step
+        if length <= 0:
+            break
+        if length > most:
+            length = most
+            chunk.ended = b + 1
+        chunk.first[b], chunk.lengths[b] = data.first[n] + first_step, length
+        chunk.rows += length
+        b += 1
+    batch.size, batch.steps, batch.lengths, batch.batch_sizes = b, chunk.lengths[0], NULL, NULL
+    if chunk.lengths[b - 1] == batch.steps:
+        return
+    batch.lengths, batch.batch_sizes = chunk.lengths, chunk.batch_sizes
+    for t in range(batch.steps):
+        while chunk.lengths[b - 1] <= t:
+            b -= 1
+        chunk.batch_sizes[t] = b
 
 
 cdef struct WeightDropout:
@@ -731,7 +766,7 @@ cdef int read_batch(batch, Batch *to) except -1:
     to.size, to.steps = batch.size, batch.steps
     to.lengths, to.batch_sizes = indices(batch.lengths), indices(batch.batch_sizes)
     to.state_rows = indices(batch.members)
-    to.masks.mask_rows, to.masks.first_step = to.state_rows, batch.first_step
+    to.masks.mask_rows, to.masks.first_step = to.state_rows, 0
     return 0
 
 

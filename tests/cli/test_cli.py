@@ -861,7 +861,7 @@ def test_verify_prints_every_set(capsys):
 
 def test_verify_fails_loudly(monkeypatch, capsys):
     infer = lstm_ext._inference.infer
-    monkeypatch.setattr(lstm_ext._inference, "infer", lambda *arguments: 0 * infer(*arguments))
+    monkeypatch.setattr(lstm_ext._inference, "infer", lambda *arguments: (0 * infer(*arguments)[0], True))
     monkeypatch.setattr(lstm_ext.verification, "_SHAPES", lstm_ext.verification._SHAPES[:1])
     with pytest.raises(SystemExit) as stopped:
         run("verify")
