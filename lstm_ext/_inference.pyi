@@ -19,6 +19,16 @@ def infer(
     checked: bool,
     every_step: bool,
 ) -> tuple[Array, bool] | None: ...
+def infer_layer(
+    isa: int,
+    threads: int,
+    batch_size: int,
+    sizes: tuple[int, ...],
+    parameters: Array,
+    X: Any,
+    h0: Any,
+    C0: Any,
+) -> tuple[Array, Array, Array] | None: ...
 def begin_streams(isa: int, threads: int, architecture: Architecture, batch: int, parameters: Array) -> Streams: ...
 
 @disjoint_base

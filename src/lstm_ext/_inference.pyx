@@ -19,7 +19,8 @@ from numpy import empty, intp, ndarray, zeros
 from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_forward, head_rows, pack_head
 from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Cell, Forward, Rows, apply_head, lanes_rows, lanes_scratch_size, run_forward, shared_work,
+    Cell, Forward, Rows, apply_head, copy_states, lanes_rows, lanes_scratch_size, run_forward, shared_work,
+    store_outputs,
 )
 from lstm_ext._products cimport apply_linear, ceil_div, pack_cell, pack_panels, panels_size
 from lstm_ext._stack cimport (
@@ -75,6 +76,8 @@ cdef int pack_network(
     cdef const real *b = parameters + 4 * layout.hidden_dim * (layout.hidden_dim + layout.input_dim)
     cdef const real *W_y = b + 4 * layout.hidden_dim
     pack_cell(region, table, layout.input_dim, layout.hidden_dim, parameters, b, packed)
+    if layout.output_dim == 0:  # a layer alone
+        return 0
     pack_panels(region, table, layout.hidden_dim, layout.output_dim, W_y, 1, layout.hidden_dim, packed + layout.head)
     memcpy(packed + layout.b_y, W_y + layout.output_dim * layout.hidden_dim, layout.output_dim * sizeof(real))
     return 0
@@ -98,58 +101,131 @@ cdef Forward forward_of(
     return f
 
 
+cdef struct PlainRun:
+    # What the quick route runs: N sequences of `steps` steps, and where their results go.
+    Py_ssize_t N, steps
+    const void *X  # (N, steps, I)
+    bint checked  # whether X is known to be finite
+    # With a head:
+    bint every_step
+    void *Y  # (N, steps, O) if every_step, else (N, O)
+    # Of the layer alone:
+    const void *h0  # (N, H), or NULL for zeros; C0 likewise
+    const void *C0
+    void *H  # (N, steps, H), or NULL
+    void *h_T
+    void *C_T
+
+
+cdef void begin_sequences(const Cell *cell, const PlainRun *run, Py_ssize_t n, const real *tag) noexcept nogil:
+    """Put the initial states of the sequences from n on into the first slot."""
+    cdef Py_ssize_t H = cell.hidden_dim, b
+    for b in range(cell.batch):
+        if run.h0 != NULL:
+            memcpy(<real *> cell.h + b * cell.ld_h, <const real *> run.h0 + (n + b) * H, H * sizeof(real))
+        else:
+            memset(<real *> cell.h + b * cell.ld_h, 0, H * sizeof(real))
+        if run.C0 != NULL:
+            copy_states(cell, 0, b, <real *> run.C0 + (n + b) * H, True, tag)
+    if run.C0 == NULL:
+        memset(cell.C, 0, cell.batch * H * sizeof(real))
+
+
+cdef void end_sequences(const Forward *f, const PlainRun *run, Py_ssize_t n, const real *tag) noexcept nogil:
+    """Store the last step's outputs, and the last states, of the sequences from n on."""
+    cdef const Cell *cell = &f.cell
+    cdef Py_ssize_t H = cell.hidden_dim, b
+    store_outputs(f, run.steps - 1, 0, cell.batch, tag)
+    for b in range(cell.batch):
+        memcpy(
+            <real *> run.h_T + (n + b) * H, <const real *> run.H + ((n + b + 1) * run.steps - 1) * H, H * sizeof(real),
+        )
+        copy_states(cell, run.steps, b, <real *> run.C_T + (n + b) * H, False, tag)
+
+
 cdef int run_sequences(
-    Region *region, const kernels *table, const NetworkLayout *layout, const real *packed, real *hx, Py_ssize_t N,
-    Py_ssize_t steps, const real *X, bint checked, bint every_step, real *Y,
+    Region *region, const kernels *table, const NetworkLayout *layout, const PlainRun *run, const real *packed, real *hx,
 ) except -1 nogil:
-    """Run N sequences (steps, I) from zero states; stop at the first batch of an X that is not checked nor finite.
+    """Run all sequences, but stop before a batch whose X is not finite.
 
     packed  from `pack_network`
     hx      scratch, from layout.hx to layout.size
-    Y       (N, steps, O) if every_step, else (N, O); out
     """
     cdef Forward f = forward_of(table, layout, packed, hx, hx + layout.C - layout.hx)
     cdef Cell *cell = &f.cell
     cdef bint finite = True
-    cdef Py_ssize_t n = 0, b, apart = steps * layout.output_dim if every_step else layout.output_dim
-    cdef real *y
+    cdef Py_ssize_t n = 0, steps = run.steps, size = steps * layout.input_dim, O = layout.output_dim
+    cdef Py_ssize_t stride = steps * O if run.every_step else O
+    cdef const real *X
+    cdef real *Y
     cell.steps = cell.stop = cell.x.sequence_stride = steps
     cell.scratch = hx + layout.scratch - layout.hx
-    while n < N:
-        cell.batch = min(layout.batch, N - n)
-        cell.x.data = <void *> (X + n * steps * layout.input_dim)
-        if not checked and not are_finite(
-            table, cell.batch * steps * layout.input_dim, X + n * steps * layout.input_dim,
-        ):
+    f.H.width, f.H.step_stride, f.H.sequence_stride = layout.hidden_dim, 1, steps
+    while n < run.N:
+        cell.batch = min(layout.batch, run.N - n)
+        X, Y = <const real *> run.X + n * size, <real *> run.Y + n * stride
+        if not run.checked and not are_finite(table, cell.batch * size, X):
             return INPUTS_NOT_FINITE
+        cell.x.data = <void *> X
         cell.by_lanes = lanes_rows(table, cell.batch, layout.input_dim, layout.hidden_dim, False, packed)
-        f.Y = Y + n * apart if every_step else NULL
-        memset(cell.C, 0, cell.batch * layout.hidden_dim * sizeof(real))
-        for b in range(cell.batch):
-            memset(hx + b * layout.ld, 0, layout.hidden_dim * sizeof(real))
-        run_forward(region, &f, packed)
-        y = Y + n * apart + (apart - layout.output_dim)
-        apply_head(region, &f, steps - 1, 0, cell.batch, y, apart)
-        finite = finite and are_finite(table, cell.batch * apart, Y + n * apart)
+        begin_sequences(cell, run, n, packed)
+        if run.H != NULL:
+            f.H.data = <real *> run.H + n * steps * layout.hidden_dim
+            run_forward(region, &f, packed)
+            end_sequences(&f, run, n, packed)
+        else:
+            f.Y = Y if run.every_step else NULL
+            run_forward(region, &f, packed)
+            apply_head(region, &f, steps - 1, 0, cell.batch, Y + stride - O, stride)
+            finite = finite and are_finite(table, cell.batch * stride, Y)
         n += cell.batch
     return FINITE if finite else OUTPUTS_NOT_FINITE
 
 
 cdef int run_network(
-    int threads, const kernels *table, const NetworkLayout *layout, const real *parameters, real *scratch, Py_ssize_t N,
-    Py_ssize_t steps, const real *X, bint checked, bint every_step, real *Y,
+    int threads, const kernels *table, const NetworkLayout *layout, const PlainRun *run, const real *parameters,
+    real *scratch,
 ) except -1 nogil:
-    """Pack the weights and run N sequences; arguments as for `run_sequences`."""
+    """Pack the weights and run all sequences."""
     cdef Region region
     begin_region(&region, threads)
     try:
         pack_network(&region, table, layout, parameters, scratch)
-        return run_sequences(
-            &region, table, layout, <const real *> scratch, scratch + layout.hx, N, steps, X, checked,
-            every_step, Y,
-        )
+        return run_sequences(&region, table, layout, run, <const real *> scratch, scratch + layout.hx)
     finally:
         end_region(&region)
+
+
+cdef int run_plain(int isa, int threads, const NetworkLayout *layout, const PlainRun *run, parameters) except -1:
+    """Run all sequences in a new scratch array."""
+    cdef Py_buffer weights
+    cdef int outcome
+    cdef const kernels *table = table_at(isa)
+    get_buffer(parameters, &weights)
+    scratch = empty(layout.size, parameters.dtype)
+    cdef void *work = first_line(first_byte(scratch))
+    threads = recruit(threads, shared_work(run.steps, run.N, layout.input_dim, layout.hidden_dim, False))
+    with nogil:
+        if weights.itemsize == sizeof(float):
+            outcome = run_network[float](threads, table, layout, run, <const float *> weights.buf, <float *> work)
+        else:
+            outcome = run_network[double](threads, table, layout, run, <const double *> weights.buf, <double *> work)
+    return outcome
+
+
+cdef bint begin_plain(
+    int isa, Py_ssize_t batch_size, tuple sizes, parameters, X, NetworkLayout *layout, PlainRun *run,
+) except -1:
+    """Lay out a run of X (N, T, I); return whether X can be taken as it is, apart from NaN and Inf."""
+    cdef Py_buffer view
+    cdef Py_ssize_t shape[3]
+    cdef Py_ssize_t itemsize = parameters.itemsize
+    if not get_array(X, &view, itemsize, 3, shape):
+        return False
+    memset(run, 0, sizeof(PlainRun))
+    run.N, run.steps, run.X = shape[0], shape[1], view.buf
+    lay_out(isa, sizes, min(run.N, batch_size), itemsize, True, layout)
+    return shape[2] == layout.input_dim and view.len > 0
 
 
 def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, X, bint checked, bint every_step):
@@ -163,35 +239,50 @@ def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, 
     X           (N, T, I): a finite C-contiguous array of the parameters' dtype
     outputs     (N, O), or of every step (N, T, O)
     """
-    cdef Py_buffer weights, view
-    cdef Py_ssize_t shape[3]
-    cdef int outcome
     cdef NetworkLayout layout
-    get_buffer(parameters, &weights)
-    if not get_array(X, &view, weights.itemsize, 3, shape):
-        return None
-    cdef Py_ssize_t N = shape[0], steps = shape[1]
-    lay_out(isa, sizes, min(N, batch_size), weights.itemsize, True, &layout)
-    if shape[2] != layout.input_dim or view.len == 0:
+    cdef PlainRun run
+    if not begin_plain(isa, batch_size, sizes, parameters, X, &layout, &run):
         return None
     Y = empty((*X.shape[:2 if every_step else 1], layout.output_dim), parameters.dtype)
-    scratch = empty(layout.size, parameters.dtype)
-    cdef const kernels *table = table_at(isa)
-    cdef void *y = first_byte(Y)
-    cdef void *work = first_line(first_byte(scratch))
-    threads = recruit(threads, shared_work(steps, N, layout.input_dim, layout.hidden_dim, False))
-    with nogil:
-        if weights.itemsize == sizeof(float):
-            outcome = run_network[float](
-                threads, table, &layout, <const float *> weights.buf, <float *> work, N, steps,
-                <const float *> view.buf, checked, every_step, <float *> y,
-            )
-        else:
-            outcome = run_network[double](
-                threads, table, &layout, <const double *> weights.buf, <double *> work, N, steps,
-                <const double *> view.buf, checked, every_step, <double *> y,
-            )
+    run.checked, run.every_step, run.Y = checked, every_step, first_byte(Y)
+    cdef int outcome = run_plain(isa, threads, &layout, &run, parameters)
     return None if outcome == INPUTS_NOT_FINITE else (Y, outcome == FINITE)
+
+
+def infer_layer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, X, h0, C0):
+    """Run N sequences through a plain layer; return H (N, T, H), h_T and C_T (N, H), or None if X, h0 or C0 cannot be
+    taken as it is.
+
+    Arguments as for `infer`; h0 and C0 (N, H) may be None, for zeros.
+    """
+    cdef NetworkLayout layout
+    cdef PlainRun run
+    if not begin_plain(isa, batch_size, (*sizes, 0), parameters, X, &layout, &run):
+        return None
+    cdef Py_ssize_t N = run.N, itemsize = parameters.itemsize
+    if not get_states(h0, &run.h0, N, layout.hidden_dim, itemsize):
+        return None
+    if not get_states(C0, &run.C0, N, layout.hidden_dim, itemsize):
+        return None
+    dtype, shape = parameters.dtype, (N, layout.hidden_dim)
+    H, h_T, C_T = empty((N, run.steps, layout.hidden_dim), dtype), empty(shape, dtype), empty(shape, dtype)
+    run.H, run.h_T, run.C_T = first_byte(H), first_byte(h_T), first_byte(C_T)
+    if run_plain(isa, threads, &layout, &run, parameters) == INPUTS_NOT_FINITE:
+        return None
+    return H, h_T, C_T
+
+
+cdef bint get_states(array, const void **states, Py_ssize_t N, Py_ssize_t width, Py_ssize_t itemsize) except -1:
+    """Get given states (N, width), NULL for None; return whether they can be taken as they are."""
+    cdef Py_buffer view
+    cdef Py_ssize_t shape[2]
+    states[0] = NULL
+    if array is None:
+        return True
+    if not get_array(array, &view, itemsize, 2, shape) or shape[0] != N or shape[1] != width:
+        return False
+    states[0] = view.buf
+    return all_finite(&view)
 
 
 cdef struct Run:
@@ -228,7 +319,7 @@ cdef bint inputs_are_finite(const Run *run, const real *tag) noexcept nogil:
     return True
 
 
-cdef int store_outputs(
+cdef int store_readout(
     Region *region, const Run *run, Py_ssize_t start, Py_ssize_t first_step, const real *parameters,
 ) except -1 nogil:
     """The head's outputs of a chunk that the layers have run."""
@@ -268,7 +359,7 @@ cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 
                 &run.H, &run.last,
             )
             if run.Y.data != NULL:
-                store_outputs(region, run, start, first_step, parameters)
+                store_readout(region, run, start, first_step, parameters)
             first_step += run.steps
         start += count
     return FINITE
