@@ -276,15 +276,40 @@ def as_array(name: str, value: Any, shape: Shape | None = None) -> Array:
     if np.ma.is_masked(value):
         raise ValueError(f"{name} has masked elements; expected none: fill or drop them first")
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except MemoryError:
         raise
     except Exception as error:  # an object's own conversion may raise anything
+        if unlike := _unlike_array(name, value):
+            raise TypeError(unlike) from None
         kind = ValueError if isinstance(error, ValueError) else TypeError
         reason = f"is not an array: {short_repr(value)} gives {type(error).__name__} ({error})"
         if "inhomogeneous" in str(error):  # NumPy's word for it
             reason = f"is a {type(value).__name__} of {len(value)} entries that differ in shape"
         raise kind(f"{name} {reason}; expected {_expected(shape)}") from None
+    if array.dtype == object and array.ndim == 0 and (unlike := _unlike_array(name, value)):
+        raise TypeError(unlike)
+    return array
+
+
+def _unlike_array(name: str, value: Any) -> str:
+    """Return how to pass a tensor of another package that NumPy cannot take; "" for anything else."""
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, (_unlike_array(f"{name}[{n}]", part) for n, part in enumerate(value))), "")
+    device = str(getattr(value, "device", "cpu")).lower()
+    needed = {
+        "detach": getattr(value, "requires_grad", False) is True,
+        "to_dense": "sparse" in str(getattr(value, "layout", "")),
+        "cpu": not device.startswith("cpu"),
+        "get": "cuda" in device,
+        "float": "bfloat16" in str(getattr(value, "dtype", "")),
+        "toarray": True,
+        "numpy": True,
+    }
+    calls = "".join(f".{method}()" for method, is_needed in needed.items() if is_needed and hasattr(value, method))
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    return f"{name} is a {package}.{kind.__qualname__} that NumPy cannot take; pass {name}{calls}" if calls else ""
 
 
 def float_dtype(value: Any) -> np.dtype[Any]:
