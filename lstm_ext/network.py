@@ -18,6 +18,7 @@ from lstm_ext import _inference, _kernels, inference, layers
 from lstm_ext.checks import (
     Array,
     Data,
+    NonFiniteError,
     as_choice,
     as_column,
     as_dtype,
@@ -782,6 +783,72 @@ class LSTMNetwork(_Layers):
         if not finite:
             warn_not_finite(outputs, self._parameters, made)
         return outputs
+
+    @hinting
+    def evaluate(
+        self,
+        X: Data,
+        Y: Data,
+        *,
+        loss: str | MSE | CrossEntropy | Loss = "mse",
+        target: str = "last",
+        batch_size: int = 32,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        memory_budget: int | str | None = None,
+        num_threads: int | None = None,
+    ) -> float:
+        """Return the mean loss over X and Y.
+
+        With the same `batch_size` it has the bits of `History.validation_loss`. Nothing is dropped, as in `predict`.
+
+        Parameters
+        ----------
+        X, Y : array_like or list of arrays
+            As for `train`.
+        loss, target : optional
+            As for `train`.
+        batch_size : int
+            Number of sequences whose loss is computed at a time. A loss in Python sees one batch in each call.
+        lengths, mask : optional
+            As for `train`.
+        memory_budget : int or str, optional
+            Maximum size of the arrays of a batch's pass, in bytes or with a unit, such as "256MB" or "1.5GiB".
+        num_threads : int, optional
+            Maximum number of threads (default: see `set_num_threads`).
+
+        Returns
+        -------
+        float
+            The mean of the batches' losses, each weighted by its number of outputs.
+
+        Raises
+        ------
+        NonFiniteError
+            If the loss of a batch is not finite.
+        TypeError, ValueError
+            As for `train`, or if a batch needs more memory than `memory_budget`.
+        """
+        plan = Plan(
+            self._parameters,
+            self._architecture,
+            X,
+            Y,
+            target=target,
+            loss=as_loss(loss),
+            optimizer=None,
+            batch_size=as_size("batch_size", batch_size),
+            lengths=lengths,
+            mask=mask,
+            forward_only=True,
+            **as_memory(None, memory_budget),
+            num_threads=num_threads,
+            isa=self._isa_in_use(),
+        )
+        try:
+            return plan.evaluate()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} in {plan.name_of(error.step)}", error.step) from None
 
     @hinting
     def gradient(

@@ -352,11 +352,9 @@ def _validation_plan(network: LSTMNetwork, data: Any, common: _Common) -> Plan:
 
 def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:
     try:
-        for step in range(plan.passes):
-            plan.forward(step)
+        return plan.evaluate()
     except NonFiniteError as error:
         raise NonFiniteError(f"{_VALIDATION}{error} after epoch {epoch + 1} of {epochs}", error.step) from None
-    return plan.mean_loss()
 
 
 def as_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:

@@ -369,6 +369,12 @@ class Plan:
             result[rows] = self.head.outputs[chunk.outputs]
         return result
 
+    def evaluate(self) -> float:
+        """Run all passes forward, and return their mean loss."""
+        for step in range(self.passes):
+            self.forward(step)
+        return self.mean_loss()
+
     def mean_loss(self) -> float:
         """Return the mean of the passes' losses, each weighted by its outputs, or whole sequences of one length."""
         weights = self.counts
