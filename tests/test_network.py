@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import pickle
+import re
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -893,6 +894,16 @@ COLUMN = ZERO((3, 1))
 HUGE = 2**62
 
 
+class Tensor:
+    """A tensor of another package, which NumPy cannot take as it is."""
+
+    def __init__(self, methods=("detach", "to_dense", "cpu", "float", "numpy"), **what):
+        vars(self).update(what | dict.fromkeys(methods))
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("cannot convert")
+
+
 def bad_arrays(shape):
     """Return what is no array of this shape, with the error that it deserves."""
     array = ZERO(shape)
@@ -911,6 +922,11 @@ def bad_arrays(shape):
         "strings": (array.astype(str), TypeError, "has dtype <U32; expected real"),
         "dates": (array.astype("M8[s]"), TypeError, "has dtype datetime64"),
         "string": ("abc", TypeError, "has dtype <U3"),
+        "tensor": (
+            Tensor(requires_grad=True),
+            TypeError,
+            r"is a \w+\.Tensor that NumPy cannot take; pass .*\.detach\(\)\.",
+        ),
         "dict": ({}, TypeError, "has dtype object"),
         "ragged": (
             [[1.0], [2.0, 3.0]],
@@ -935,6 +951,8 @@ ARRAYS = {
     "LSTMNetwork.predict X": ((2, 5, 2), NETWORK.predict),
     "LSTMNetwork.step x": ((2, 2), lambda x: NETWORK.step(x, STATE)),
     "LSTMNetwork.gradient X": ((2, 5, 2), lambda X: NETWORK.gradient(X, ZERO((2, 4)))),
+    "LSTMNetwork.evaluate X": ((2, 5, 2), lambda X: NETWORK.evaluate(X, ZERO((2, 4)))),
+    "LSTMNetwork.evaluate Y": ((2, 4), lambda Y: NETWORK.evaluate(GOOD, Y)),
     "LSTMNetwork.gradient Y": ((2, 4), lambda Y: NETWORK.gradient(GOOD, Y)),
     "LSTMNetwork.gradient Y (steps)": (
         (2, 5, 4),
@@ -1182,6 +1200,36 @@ def test_bad_arguments_are_named(name):
     assert snapshot() == before
 
 
+TENSORS = {
+    ".detach().numpy()": Tensor(requires_grad=True, device="cpu", dtype="torch.float32", layout="torch.strided"),
+    ".detach().cpu().numpy()": Tensor(requires_grad=True, device="cuda:0"),
+    ".to_dense().numpy()": Tensor(layout="torch.sparse_csr"),
+    ".float().numpy()": Tensor(dtype="torch.bfloat16"),
+    ".get()": Tensor(["get"], device="<CUDA Device 0>"),
+    ".toarray()": Tensor(["toarray"]),
+}
+
+
+@pytest.mark.parametrize("calls", TENSORS)
+def test_tensors_of_other_packages_are_named_with_what_to_do(calls):
+    for name, given in (("X", TENSORS[calls]), (r"X\[1\]", [GOOD[0], TENSORS[calls]])):
+        with pytest.raises(TypeError, match=rf"^{name} is a \w+\.Tensor that NumPy .*; pass {name}{re.escape(calls)}$"):
+            NETWORK.predict(given)
+    with pytest.raises(TypeError, match=r"^lengths is a .*; pass lengths\."):
+        NETWORK.predict(GOOD, lengths=TENSORS[calls])
+    with pytest.raises(TypeError, match=r"^X is not an array: .* gives RuntimeError \(cannot convert\); expected"):
+        NETWORK.predict(Tensor([]))
+
+
+def test_a_sparse_matrix_that_numpy_takes_as_an_object_is_named():
+    class Matrix:
+        def toarray(self):
+            return GOOD
+
+    with pytest.raises(TypeError, match=r"^X is a \w+\.\S*Matrix that NumPy cannot take; pass X\.toarray\(\)$"):
+        NETWORK.predict(Matrix())
+
+
 BAD_OUTPUTS = {
     "list": ([[0.0] * 4] * 2, TypeError, r"out is \[\[0.0, .*; expected an ndarray"),
     "masked": (np.ma.zeros((2, 4), "f"), TypeError, "out is masked_array"),
@@ -1227,6 +1275,51 @@ def test_a_loss_that_is_not_finite_is_told():
     network = LSTMNetwork(2, 3, 1, seed=0)
     with pytest.raises(NonFiniteError, match=r"^the gradient's norm is"):
         network.gradient(np.ones((1, 5, 2)), [[-3e38]])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": "concat"}], ids=str)
+@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
+def test_predictions_that_are_not_finite_are_told(target, options):
+    """On every route: with what may be wrong, at the caller's line."""
+    X, mask = np.zeros((5, 4, 2)), np.array([[True, False, True, True]] * 5)
+    for dtype in DTYPES:
+        forms = [(X.astype(dtype), {}), (X.tolist(), {}), (X, {"lengths": [4, 3, 4, 2, 1]}), (X, {"mask": mask})]
+        for given, how in forms:
+            network = LSTMNetwork(2, 3, 1, dtype=dtype, seed=0, **options)
+            network.parameters[:] = 1
+            network.W_y[:], network.b_y[:] = np.finfo(dtype).max, np.finfo(dtype).max
+            with pytest.warns(
+                RuntimeWarning, match=f"^the outputs of sequence 0 are not .* large for {dtype}"
+            ) as caught:
+                network.predict(given, target=target, **how)
+            assert caught[0].filename == __file__
+            for output_dim in (1, None):
+                network = LSTMNetwork(2, 3, output_dim, dtype=dtype, seed=0, **options)
+                network.predict(given, target=target, **how)
+                network.parameters[:] = np.nan
+                with pytest.warns(RuntimeWarning, match=r"^the outputs of sequence 0 are not .* nan in W_i"):
+                    network.predict(given, target=target, **how)
+
+
+def test_the_first_sequence_that_is_not_finite_is_named():
+    network = LSTMNetwork(1, 1, 1, seed=0)
+    network.parameters[:] = 0
+    network.named_parameters()["W_C"][0, 1] = 1
+    network.W_y[:] = network.b_y[:] = 3e38
+    X = np.zeros((300, 2, 1), "f")
+    X[250:] = 10
+    for given, how in ((X, {}), (X, {"lengths": np.arange(300) % 2 + 1}), (list(X), {"target": "steps"})):
+        with pytest.warns(RuntimeWarning, match="^the outputs of sequence 250 are not finite"):
+            network.predict(given, **how)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_a_mean_loss_that_is_not_finite_is_told(loss):
+    network = LSTMNetwork(2, 3, 4, seed=0)
+    network.parameters[:] = np.nan
+    Y = np.zeros((5, 4)) if loss == "mse" else np.zeros(5, int)
+    with pytest.raises(NonFiniteError, match=r"^the loss is nan in batch 1 of 3$"):
+        network.evaluate(np.zeros((5, 4, 2)), Y, loss=loss, batch_size=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
