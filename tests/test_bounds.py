@@ -140,6 +140,20 @@ def test_training_writes_no_further_than_its_arrays(target, memory, poisoned):
     poisoned()
 
 
+@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
+def test_predictions_read_nothing_that_they_did_not_write(target, poisoned):
+    """With chunks of steps, and few sequences side by side, which the smallest budget needs."""
+    for name, shape in zip(OPTIONS, SHAPES, strict=True):
+        for output_dim in (3, None):
+            network = LSTMNetwork(*shape[2:], output_dim, seed=0, **OPTIONS[name])
+            for X in (data(shape, "float32", ragged=True), data(shape, "float32", ragged=False)):
+                with pytest.raises(ValueError, match="needs at least") as caught:
+                    network.predict(X, target=target, memory_budget=1)
+                for budget in (None, int(str(caught.value).split()[-1])):
+                    network.predict(X, target=target, memory_budget=budget)  # would warn of NaN
+    poisoned()
+
+
 GUARDED = """
 import ctypes, mmap, sys, numpy as np
 from lstm_ext import MSE, LSTMNetwork, _kernels
@@ -197,3 +211,29 @@ def test_arrays_that_cannot_be_addressed_are_refused(sizes):
     for measure in (False, True):
         with pytest.raises(ValueError, match="a work array would have"):
             _stack.LayerStack(_kernels.current(), architecture, np.dtype("f4"), *sizes, keep=True, measure=measure)
+
+
+HIGH_WATER = """
+import numpy as np
+from lstm_ext import LSTM, LSTMNetwork
+def most():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+X = np.ones((8, 10_000, 2), np.float32)
+network = LSTMNetwork(2, 128, 1, bidirectional="concat", seed=0)
+layer = LSTM(2, 128, num_layers=2, bidirectional="concat", seed=0)
+network.predict(X[:, :3])
+before = most()
+for target in ("steps", "max"):
+    network.predict(X, target=target)
+print(most() - before)
+H = layer.forward(X[:3])[0]
+print(most() - before - H.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the high-water mark")
+def test_long_sequences_in_two_directions_take_less_than_100_megabytes():
+    """For T = 10,000 and F = 256; side by side the eight would take 82 MB, and the layers' three 31 in each layer."""
+    used = [int(line) for line in run_python(HIGH_WATER).stdout.split()]
+    assert 30e6 < used[0] < 75e6
+    assert used[1] < 75e6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, train, workspace
+from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, inference, train, workspace
 from lstm_ext.training.plan import Plan, as_memory
 
 LENGTHS = np.array([9, 1, 4, 9, 2, 5, 3])
@@ -14,6 +14,11 @@ FORWARDS = {
     "plain": {},
     "deep": {"num_layers": 3, "dropout": 0.4, "zoneout": (0.2, 0.1), "learn_initial_state": True},
     "projection": {"num_layers": 2, "proj_size": 4, "recurrent_dropout": 0.3, "layer_norm": True},
+}
+BACKWARDS = {
+    "two ways": {"bidirectional": "concat", "learn_initial_state": True},
+    "sum of deep ones": {"num_layers": 4, "bidirectional": "sum", "weight_dropout": 0.3, "peephole": True},
+    "from the end": {"num_layers": 3, "go_backwards": True, "recurrent_dropout": 0.2},
 }
 TARGETS = ("last", "steps", "mean", "max")
 
@@ -130,6 +135,50 @@ def test_layers_in_chunks_have_the_bits_of_whole_ones(in_chunks, name, seed):
                 assert np.array_equal(a, b)
 
 
+def forms():
+    """Return X in every form, with the other arguments: padded, ragged, whole, with masked steps."""
+    mask = np.random.default_rng(1).random((7, 9)) < 0.6
+    mask[:, 4] = True
+    ragged, full = [x[:length] for x, length in zip(padded(), LENGTHS, strict=True)], np.nan_to_num(padded())
+    return [(padded(), {"lengths": LENGTHS}), (ragged, {}), (full, {}), (full, {"mask": mask})]
+
+
+@pytest.mark.parametrize("output_dim", [2, None])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", [*FORWARDS, *BACKWARDS])
+def test_predictions_within_a_budget_have_the_bits_of_whole_ones(name, target, output_dim):
+    """The smallest budget is what the error says; the others run some sequences and steps at a time."""
+    model = LSTMNetwork(3, 8, output_dim, seed=0, **FORWARDS.get(name, {}), **BACKWARDS.get(name, {}))
+    for X, how in forms():
+        whole = model.predict(X, target=target, **how)
+        with pytest.raises(ValueError, match=r"^memory_budget is 1 bytes; a sequence of \d steps needs") as caught:
+            model.predict(X, target=target, memory_budget=1, **how)
+        needed = int(str(caught.value).split()[-1])
+        with pytest.raises(ValueError, match=f"at least {needed}$"):
+            model.predict(X, target=target, memory_budget=needed - 1, **how)
+        for budget in (needed, needed + 3000, f"{needed + 7000}B"):
+            parts = model.predict(X, target=target, memory_budget=budget, **how)
+            assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("name", [*FORWARDS, *BACKWARDS])
+def test_layers_one_sequence_at_a_time_have_the_bits_of_whole_ones(monkeypatch, name, seed):
+    layer = LSTM(3, 8, seed=0, **FORWARDS.get(name, {}), **BACKWARDS.get(name, {}))
+    given = layer.forward(np.ones((7, 2, 3)))[1]
+    for X, how in forms():
+        for states in ((), given):
+            how |= {"dropout_seed": seed}
+            H, last = layer.forward(X, *states, **how)
+            with monkeypatch.context() as patch:
+                patch.setattr(inference, "WORK_BYTES", 0)
+                parts, last_of_parts = layer.forward(X, *states, **how)
+            assert np.array_equal(H, parts)
+            assert all(np.array_equal(a, b) for a, b in zip(last, last_of_parts, strict=True))
+            tape = layer.forward(X, *states, **how, return_tape=True)
+            assert np.array_equal(tape[0], parts)
+
+
 @pytest.mark.parametrize("target", ["last", "mean", "max"])
 def test_validation_in_chunks_has_the_bits_of_whole_ones(in_chunks, target):
     rng = np.random.default_rng(0)
@@ -164,6 +213,25 @@ def test_outputs_of_every_step_are_allocated_once(small_chunks):
     X = np.ones((1, 30_000, 1), np.float32)
     for call in (lambda: model.predict(X, target="steps"), lambda: layer.forward(X)):
         assert peak(call) < 1.3 * X.size * 8 * 4
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_memory_does_not_grow_with_the_sequences(monkeypatch, name, masked):
+    """Where all steps are kept, fewer sequences run side by side: beyond inputs and outputs the memory is bounded."""
+    monkeypatch.setattr(inference, "WORK_BYTES", 2**20)
+    model, layer = LSTMNetwork(2, 8, 1, seed=0, **BACKWARDS[name]), LSTM(2, 8, seed=0, **BACKWARDS[name])
+    X = np.ones((100, 200, 2), np.float32)
+    mask = np.ones((100, 200), bool)
+    mask[:, ::3] = not masked
+    calls = [lambda n: layer.forward(X[:n], mask=mask[:n])[0]]
+    for target in TARGETS:
+        for how in ({}, {"memory_budget": 2**20}):
+            calls.append(lambda n, t=target, how=how: model.predict(X[:n], target=t, mask=mask[:n], **how))
+    for call in calls:
+        given = 2 * X.nbytes + 3 * mask.nbytes if masked else 2 * mask.nbytes  # copies of what is live
+        outputs = call(100).nbytes
+        assert peak(lambda call=call: call(100)) < outputs + given + 2**20 + 250_000
 
 
 # --- data of files stay in them ---

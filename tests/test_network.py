@@ -1313,6 +1313,42 @@ def test_the_first_sequence_that_is_not_finite_is_named():
             network.predict(given, **how)
 
 
+def absolute_error(outputs, targets):
+    error = np.asarray(outputs) - np.asarray(targets)
+    return np.abs(error).mean(), np.sign(error) / error.size
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy", absolute_error], ids=["mse", "cross_entropy", "callable"])
+@pytest.mark.parametrize("target", ["last", "steps", "mean"])
+def test_evaluate_has_the_bits_of_the_validation_loss(target, loss):
+    rng, lengths = np.random.default_rng(0), np.array([4, 3, 4, 2, 1, 4, 4])
+    X, Y = rng.standard_normal((7, 4, 2)), rng.standard_normal((7, 4, 3) if target == "steps" else (7, 3))
+    if loss == "cross_entropy":
+        Y = Y.argmax(axis=-1)
+    network = LSTMNetwork(2, 3, 3, seed=0, num_layers=2, dropout=0.5)
+    for padding in ({}, {"lengths": lengths}) if target != "steps" or loss != absolute_error else ({},):
+        for batch_size in (3, 32):
+            how = {"target": target, "loss": loss, "batch_size": batch_size}
+            validation = {"X": X, "Y": Y} | padding
+            history = lstm_ext.train(network, X, Y, epochs=1, validation_data=validation, verbose=False, **how)
+            assert network.evaluate(X, Y, **how, **padding) == history.validation_loss[0]
+    assert network.evaluate(X, Y, **how) == pytest.approx(network.gradient(X, Y, target=target, loss=loss)[0], 1e-6)
+
+
+def test_evaluate_refuses_what_does_not_fit():
+    X, Y = np.zeros((40, 9, 2)), np.zeros((40, 4))
+    with pytest.raises(ValueError, match=r"^memory_budget is 9 bytes; .* need at least \d+$") as caught:
+        NETWORK.evaluate(X, Y, memory_budget=9)
+    needed = int(str(caught.value).split()[-1])
+    assert NETWORK.evaluate(X, Y, memory_budget=needed) == NETWORK.evaluate(X, Y)
+    with pytest.raises(ValueError, match=f"at least {needed}$"):
+        NETWORK.evaluate(X, Y, memory_budget=needed - 1)
+    with pytest.raises(TypeError, match=r"^batchsize is not an argument; did you mean batch_size\?"):
+        NETWORK.evaluate(X, Y, batchsize=3)
+    with pytest.raises(ValueError, match=r"^loss is 'mle'; expected one of 'mse'"):
+        NETWORK.evaluate(X, Y, loss="mle")
+
+
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_a_mean_loss_that_is_not_finite_is_told(loss):
     network = LSTMNetwork(2, 3, 4, seed=0)
