@@ -14,6 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE = Path("src/lstm_ext")
+KERNELS = SOURCE / "kernels"
 RUNTIME = SOURCE / "runtime.c"
 # The kernels write fused multiply-adds out; no compiler may contract others, so the bits are the same everywhere.
 FLAGS = [
@@ -47,8 +48,8 @@ def extension(name: str, sources: list[Path]) -> Extension:
     return Extension(
         f"lstm_ext.{name}",
         [str(path) for path in sources],
-        include_dirs=[str(SOURCE)],
-        depends=[str(path) for path in sorted(SOURCE.glob("*.h"))],
+        include_dirs=[str(SOURCE), str(KERNELS)],
+        depends=[str(path) for path in sorted(SOURCE.rglob("*.h"))],
         extra_compile_args=FLAGS,
         define_macros=[("Py_LIMITED_API", "0x030b0000")] if LIMITED_API else [],
         py_limited_api=LIMITED_API,
@@ -62,7 +63,7 @@ def cython(name: str, *c_sources: Path) -> Extension:
 setup(
     ext_modules=cythonize(
         [
-            cython("_kernels", RUNTIME, SOURCE / "dispatch.c", *sorted(SOURCE.glob("kernels_*.c"))),
+            cython("_kernels", RUNTIME, *sorted(KERNELS.glob("*.c"))),
             cython("_threads", RUNTIME, SOURCE / "team.c"),
             cython("_products", RUNTIME),
             cython("_passes"),

@@ -18,8 +18,8 @@ from scoreboard import quartiles
 
 import lstm_ext
 from lstm_ext import _epoch
-from lstm_ext.losses import MSE
-from lstm_ext.plan import Plan
+from lstm_ext.training.losses import MSE
+from lstm_ext.training.plan import Plan
 
 EPOCHS, ROUNDS = 5, 15
 

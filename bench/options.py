@@ -23,9 +23,9 @@ from scoreboard import HERE, quartiles
 
 import lstm_ext
 from lstm_ext import _epoch
-from lstm_ext.losses import MSE
 from lstm_ext.options import Architecture
-from lstm_ext.plan import Plan
+from lstm_ext.training.losses import MSE
+from lstm_ext.training.plan import Plan
 
 BURST = 0.005  # seconds, at least
 SIZES = ((50, 32, 8, 32), (100, 64, 32, 128))  # T, B, I, H

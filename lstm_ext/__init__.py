@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from lstm_ext.activations import sigmoid, tanh
     from lstm_ext.checks import NonFiniteError
     from lstm_ext.config import show_config
-    from lstm_ext.data import SequenceScaler, fill_gaps, load_co2, windows
-    from lstm_ext.forecasting import Forecaster
-    from lstm_ext.losses import MSE, CrossEntropy, check_gradient
+    from lstm_ext.files import ModelFileError
+    from lstm_ext.forecasting.co2 import load_co2
+    from lstm_ext.forecasting.forecaster import Forecaster
+    from lstm_ext.forecasting.windows import fill_gaps, windows
     from lstm_ext.network import LSTM, LSTMCell, LSTMNetwork, Model, load, load_model
-    from lstm_ext.optimizers import SGD, Adam
     from lstm_ext.options import Options
     from lstm_ext.parameters import parameter_layout
-    from lstm_ext.persistence import ModelFileError
+    from lstm_ext.scaling import SequenceScaler
     from lstm_ext.threads import get_num_threads, set_num_threads
-    from lstm_ext.training import History, train, train_lstm
+    from lstm_ext.training.loop import History, train, train_lstm
+    from lstm_ext.training.losses import MSE, CrossEntropy, check_gradient
+    from lstm_ext.training.optimizers import SGD, Adam
     from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
 
 __all__ = [
@@ -73,22 +75,25 @@ _NAMES: dict[str, list[str]] = {
     "activations": ["sigmoid", "tanh"],
     "checks": ["NonFiniteError"],
     "config": ["show_config"],
-    "data": ["SequenceScaler", "fill_gaps", "load_co2", "windows"],
-    "forecasting": ["Forecaster"],
-    "losses": ["MSE", "CrossEntropy", "check_gradient"],
+    "files": ["ModelFileError"],
+    "forecasting.co2": ["load_co2"],
+    "forecasting.forecaster": ["Forecaster"],
+    "forecasting.windows": ["fill_gaps", "windows"],
     "network": ["LSTM", "LSTMCell", "LSTMNetwork", "Model", "load", "load_model"],
-    "optimizers": ["SGD", "Adam"],
     "options": ["Options"],
     "parameters": ["parameter_layout"],
-    "persistence": ["ModelFileError"],
     "reference": [],
+    "scaling": ["SequenceScaler"],
     "threads": ["get_num_threads", "set_num_threads"],
-    "training": ["History", "train", "train_lstm"],
+    "training.loop": ["History", "train", "train_lstm"],
+    "training.losses": ["MSE", "CrossEntropy", "check_gradient"],
+    "training.optimizers": ["SGD", "Adam"],
     "verification": ["VerificationError", "from_reference", "to_reference", "verify"],
 }
 """The modules, and the public names that each of them has."""
 
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+_TOP_LEVEL = {module.split(".")[0] for module in _NAMES}
 
 
 if not TYPE_CHECKING:  # type checkers would otherwise accept any attribute
@@ -96,7 +101,7 @@ if not TYPE_CHECKING:  # type checkers would otherwise accept any attribute
     def __getattr__(name):
         if name in _MODULE_OF:
             value = getattr(import_module(f"lstm_ext.{_MODULE_OF[name]}"), name)
-        elif name in _NAMES:
+        elif name in _TOP_LEVEL:
             value = import_module(f"lstm_ext.{name}")
         else:
             raise AttributeError(f"module 'lstm_ext' has no attribute {name!r}")
@@ -104,4 +109,4 @@ if not TYPE_CHECKING:  # type checkers would otherwise accept any attribute
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_NAMES})
+    return sorted({*__all__, *_TOP_LEVEL})

@@ -9,11 +9,11 @@ def main() -> None:
     try:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _stop)  # an import may take a KeyboardInterrupt for an ImportError
-        from lstm_ext import cli
+        from lstm_ext.cli import commands
 
         if signal.getsignal(signal.SIGINT) is _stop:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        cli.main()
+        commands.main()
     except KeyboardInterrupt:
         _stop()
 

@@ -2,7 +2,7 @@ from array import array
 from typing import Any
 
 from lstm_ext.checks import Array
-from lstm_ext.plan import Plan
+from lstm_ext.training.plan import Plan
 
 __test__: dict[str, Any]  # Cython's
 FORWARD: int

@@ -35,15 +35,15 @@ from lstm_ext.checks import (
     short_repr,
     without_conversion,
 )
-from lstm_ext.data import SequenceScaler
+from lstm_ext.files import read_model, write_model
 from lstm_ext.layers import INFERENCE_ROWS, Carried, Tape, top_states
-from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
 from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
-from lstm_ext.persistence import read_model, write_model
-from lstm_ext.plan import TARGETS, Plan, as_memory
+from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
+from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.training.plan import TARGETS, Plan, as_memory
 
 State = _inference.Streams
 """Where `LSTMNetwork.step` is in a batch of streams; `h` and `C` are copies of the states."""
@@ -747,7 +747,7 @@ class LSTMNetwork(_Layers):
             How many steps of each sequence of a padded X are live.
         mask : array_like of bool (N, T), optional
             Which steps of X are live; the others are skipped: the network does not see their inputs. If targets alone
-            are missing, see docs/layers.md, "Missing targets".
+            are missing, see docs/guide/sequences.md, "Missing targets".
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 

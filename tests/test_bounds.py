@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import LSTM, LSTMNetwork, _heads, _kernels, _stack, plan, train
+from lstm_ext import LSTM, LSTMNetwork, _heads, _kernels, _stack, train
+from lstm_ext.training import plan
 from lstm_ext.workspace import aligned_empty
 
 DEEP_CALLS = """
@@ -142,7 +143,7 @@ def test_training_writes_no_further_than_its_arrays(target, memory, poisoned):
 GUARDED = """
 import ctypes, mmap, sys, numpy as np
 from lstm_ext import MSE, LSTMNetwork, _kernels
-from lstm_ext.plan import Plan
+from lstm_ext.training.plan import Plan
 from lstm_ext.sequences import Sequences
 PAGE, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
 def guarded(array, at_end):

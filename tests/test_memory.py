@@ -7,7 +7,7 @@ import pytest
 
 import lstm_ext
 from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, train, workspace
-from lstm_ext.plan import Plan, as_memory
+from lstm_ext.training.plan import Plan, as_memory
 
 LENGTHS = np.array([9, 1, 4, 9, 2, 5, 3])
 FORWARDS = {

@@ -18,20 +18,29 @@ from lstm_ext import _kernels
 
 PACKAGE = Path(lstm_ext.__file__).parent
 CITATION = Path(__file__).parent.parent / "CITATION.cff"
-MODULES = {path.stem: [path] for path in PACKAGE.glob("*.py")}
-MODULES["reference"] = sorted((PACKAGE / "reference").glob("*.py"))
 COMPILED = {"_memoryviews", "_kernels", "_threads", "_products", "_passes", "_stack", "_heads", "_inference", "_epoch"}
+
+
+def name_of(path):
+    """Return a module's name within the package, dotted; a package's own is `__init__` or, below, the package's."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+ORACLE = {name for name in MODULES if name.split(".")[0] == "reference"}
 # Imports go down this list. `reference`, the oracle, stands beside it (a test of its own).
 LAYERS = [
     {"__main__"},
-    {"cli"},
-    {"__init__", "plots", "reports"},
-    {"forecasting", "verification", "config"},
-    {"training"},
+    {"cli", "cli.commands"},
+    {"__init__", "cli.reports"},
+    {"forecasting.plots"},
+    {"forecasting", "forecasting.forecaster", "verification", "config"},
+    {"training", "training.loop"},
     {"network"},
-    {"layers", "plan", "persistence"},
-    {"losses", "optimizers", "workspace", "parameters", "sequences", "activations", "data", "tables"},
-    {"threads", "options"},
+    {"layers", "training.plan", "files"},
+    {"training.losses", "training.optimizers", "workspace", "parameters", "sequences", "activations", "scaling"},
+    {"forecasting.co2", "forecasting.tables", "forecasting.windows", "threads", "options"},
     {"checks", "_version"},
     COMPILED,
 ]
@@ -41,8 +50,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 def imports(module):
     """Return what a module imports, wherever it does: full names, of modules or of things in them."""
     found = set()
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in MODULES[module]]
-    for node in (node for tree in trees for node in ast.walk(tree)):
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -53,10 +61,13 @@ def imports(module):
 
 def siblings(module):
     """Return which modules of the package a module imports; the package itself is `__init__`."""
-    names = [name.split(".") for name in imports(module)]
-    own = {name[1] if len(name) > 1 else "" for name in names if name[0] == "lstm_ext"}
-    known = MODULES.keys() | COMPILED
-    return {name if name in known else "__init__" for name in own}
+    known = (MODULES.keys() | COMPILED) - {"__init__"}
+    found = set()
+    for name in imports(module):
+        if name.split(".")[0] == "lstm_ext":
+            own = name.removeprefix("lstm_ext").removeprefix(".")
+            found.add(next((place for place in (own, own.rpartition(".")[0]) if place in known), "__init__"))
+    return found
 
 
 def python(*arguments, cwd=None, **environment):
@@ -77,30 +88,35 @@ def python(*arguments, cwd=None, **environment):
 
 
 def test_every_module_has_its_place():
-    assert MODULES.keys() - {"reference"} <= RANK.keys()
-    assert {"network", "plan", "reference", "training"} <= MODULES.keys()
+    assert MODULES.keys() - ORACLE == RANK.keys() - COMPILED
 
 
-@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"reference"}))
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - ORACLE))
 def test_imports_go_one_way(module):
-    for other in siblings(module) - {"reference"}:
+    for other in siblings(module) - ORACLE:
         assert RANK[module] < RANK[other], f"{module} imports {other}"
 
 
 def test_the_oracle_imports_numpy_alone():
-    foreign = {name.split(".")[0] for name in imports("reference")} - sys.stdlib_module_names
-    assert foreign == {"numpy", "lstm_ext"}
-    assert siblings("reference") == {"reference"}
+    for module in ORACLE:
+        foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names
+        assert foreign <= {"numpy", "lstm_ext"}
+        assert siblings(module) <= ORACLE
 
 
 def test_the_oracle_is_imported_for_verification_alone():
-    users = {module for module in MODULES.keys() - {"reference"} if "reference" in siblings(module)}
-    assert users <= {"verification"}
+    users = {module for module in MODULES.keys() - ORACLE if siblings(module) & ORACLE}
+    assert users == {"verification"}
 
 
 def test_the_package_needs_numpy_alone():
-    optional = {"cli": {"click"}, "plots": {"matplotlib"}, "tables": {"pyarrow"}, "training": {"tqdm"}}
-    optional |= {"persistence": {"safetensors"}}
+    optional = {
+        "cli.commands": {"click"},
+        "files": {"safetensors"},
+        "forecasting.plots": {"matplotlib"},
+        "forecasting.tables": {"pyarrow"},
+        "training.loop": {"tqdm"},
+    }
     for module in MODULES:
         foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names
         assert foreign - {"lstm_ext", "numpy"} <= optional.get(module, set()), module
@@ -131,7 +147,7 @@ def test_an_import_is_quick():
 
 def test_networks_and_training_are_quick_to_load():
     loaded = modules_after("import lstm_ext; lstm_ext.LSTMNetwork; lstm_ext.train; lstm_ext.load")
-    assert {"lstm_ext.network", "lstm_ext.training"} <= loaded
+    assert {"lstm_ext.network", "lstm_ext.training.loop"} <= loaded
     foreign = {
         "csv",
         "fcntl",
@@ -142,7 +158,7 @@ def test_networks_and_training_are_quick_to_load():
         "platform",
         "safetensors",
     }
-    own = {f"lstm_ext.{name}" for name in ("cli", "config", "forecasting", "reference", "tables", "verification")}
+    own = {f"lstm_ext.{name}" for name in ("cli", "config", "forecasting", "reference", "verification")}
     assert not loaded & (foreign | own)
 
 
@@ -166,9 +182,8 @@ def test_public_names_are_the_same_to_type_checkers():
 
 NAMES = """
 import pickle, lstm_ext
-assert {*lstm_ext.__all__, "forecasting", "checks", "reference"} <= set(dir(lstm_ext))
+assert {*lstm_ext.__all__, "checks", "reference", "training"} <= set(dir(lstm_ext))
 assert lstm_ext.reference.LSTMNetwork(1, 2, 1).predict([[[1.0]]]).shape == (1, 1)
-assert lstm_ext.forecasting.Forecaster is lstm_ext.Forecaster
 network = lstm_ext.LSTMNetwork(1, 2, 1)
 assert (pickle.loads(pickle.dumps(network)).parameters == network.parameters).all()
 assert not hasattr(lstm_ext, "nonsense")

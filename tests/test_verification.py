@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from lstm_ext import LSTM, LSTMNetwork, VerificationError, _inference, _kernels, layers, plan, sigmoid, train
+from lstm_ext import LSTM, LSTMNetwork, VerificationError, _inference, _kernels, layers, sigmoid, train
 from lstm_ext import verification as module
+from lstm_ext.training import plan
 
 ISAS = _kernels.available_isas()
 

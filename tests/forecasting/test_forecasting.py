@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import forecasting
-from lstm_ext.forecasting import Evaluation, Forecaster
-from lstm_ext.persistence import ModelFileError
+from lstm_ext.files import ModelFileError
+from lstm_ext.forecasting import forecaster as module
+from lstm_ext.forecasting.forecaster import Evaluation, Forecaster
 
 NAN = float("nan")
 TINY = {"target": "y", "window": 5, "horizon": 3, "hidden_dim": 3, "epochs": 2, "batch_size": 16}
@@ -159,7 +159,7 @@ def trainings(monkeypatch):
         seen.append((X, Y, options.get("validation_data")))
         return lstm_ext.train(network, X, Y, **options)
 
-    monkeypatch.setattr(forecasting, "train", train)
+    monkeypatch.setattr(module, "train", train)
     return seen
 
 
@@ -466,8 +466,8 @@ def test_the_settings_reach_the_training(monkeypatch):
         rates.append(learning_rate)
         return lstm_ext.Adam(learning_rate)
 
-    monkeypatch.setattr(forecasting, "train", train)
-    monkeypatch.setattr(forecasting, "Adam", adam)
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "Adam", adam)
     settings = {"batch_size": 7, "clip_norm": 0.25, "seed": 9, "epochs": 2}
     make(**settings, learning_rate=0.003).fit(make_table(), num_threads=1)
     assert rates == [0.003, 0.003]
@@ -745,7 +745,7 @@ def test_every_source_gives_the_same_forecasts(tmp_path, form):
         if form == "parquet":
             pytest.importorskip("pyarrow")
         source = tmp_path / f"table.{form}"
-        source.write_bytes(lstm_ext.tables.encode_table(table, source))
+        source.write_bytes(lstm_ext.forecasting.tables.encode_table(table, source))
     again = replace(forecaster)
     again.fit(source)
     found = again.predict(source)

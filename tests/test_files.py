@@ -28,10 +28,10 @@ from lstm_ext import (
     ModelFileError,
     Options,
     SequenceScaler,
+    files,
     load,
     load_model,
     parameter_layout,
-    persistence,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -174,14 +174,14 @@ def test_golden_files(golden, path, monkeypatch):
     assert model.details == expected["details"]
     outputs, oracle = model.network.predict(expected["X"], target="steps"), np.array(expected["outputs"])
     assert np.linalg.norm(outputs - oracle) <= TOLERANCE[dtype] * np.linalg.norm(oracle)
-    if f"-v{persistence.FORMAT_VERSION}-" in golden.stem:  # the writer has not changed, but for its own version
-        monkeypatch.setattr(persistence, "__version__", read_raw(golden)[0]["written_by"])
+    if f"-v{files.FORMAT_VERSION}-" in golden.stem:  # the writer has not changed, but for its own version
+        monkeypatch.setattr(files, "__version__", read_raw(golden)[0]["written_by"])
         model.network.save(path, scaler=model.scaler, details=model.details)
         assert path.read_bytes() == golden.read_bytes()
 
 
 def test_every_format_version_has_golden_files():
-    names = {f"model-v{n + 1}-{dtype}" for n in range(persistence.FORMAT_VERSION) for dtype in TOLERANCE}
+    names = {f"model-v{n + 1}-{dtype}" for n in range(files.FORMAT_VERSION) for dtype in TOLERANCE}
     assert {golden.stem for golden in GOLDEN.glob("*.safetensors")} == names
 
 
@@ -210,7 +210,7 @@ def test_every_changed_bit_is_found(small):
             changed = bytearray(content)
             changed[place] ^= 1 << bit
             try:
-                found = persistence._read(io.BytesIO(changed), len(changed))
+                found = files._read(io.BytesIO(changed), len(changed))
             except (KeyError, TypeError, ValueError):  # what `read_model` makes a ModelFileError of
                 continue
             network = LSTMNetwork(*found.architecture.sizes)
@@ -283,7 +283,7 @@ def write_signed(path, change):
             dtype = {"F32": np.float32, "F64": np.float64}[tensors[name]["dtype"]]
             first, last = tensors[name]["data_offsets"]
             arrays[name] = np.frombuffer(data[first:last], dtype).reshape(tensors[name]["shape"])
-    metadata["checksum"] = persistence._checksum(metadata, arrays)
+    metadata["checksum"] = files._checksum(metadata, arrays)
     write_raw(path, {"__metadata__": {"lstm_ext": json.dumps(metadata)}, **tensors}, data)
 
 
@@ -524,14 +524,14 @@ def test_a_model_of_another_library(path):
         ({"written_by": [5]}, "upgrade"),
     ],
 )
-@pytest.mark.parametrize("version", [persistence.FORMAT_VERSION + 1, 10**4000])
+@pytest.mark.parametrize("version", [files.FORMAT_VERSION + 1, 10**4000])
 def test_a_newer_format_is_refused_by_name(path, version, written_by, words):
     metadata = {"version": version, **written_by}
     write_raw(path, {"__metadata__": {"lstm_ext": json.dumps(metadata)}})
     message = refusal(path)
     assert words in message
     assert f"has format version {str(version)[:2]}"[:20] in message
-    assert f"reads format version {persistence.FORMAT_VERSION}: upgrade lstm_ext" in message
+    assert f"reads format version {files.FORMAT_VERSION}: upgrade lstm_ext" in message
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -544,7 +544,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(small, monkeyp
         network.save(small)
     assert small.read_bytes() == before
     assert os.listdir(small.parent) == [small.name]
-    monkeypatch.setattr(persistence, "check_weights", lambda vector, architecture: None)
+    monkeypatch.setattr(files, "check_weights", lambda vector, architecture: None)
     network.save(small)
     monkeypatch.undo()
     assert f"model cannot be used: {named}" in refusal(small)
@@ -585,12 +585,12 @@ def test_what_a_small_file_claims_takes_no_memory(small):
 
 CUT_WHILE_IT_IS_READ = """
 import os, sys, lstm_ext
-from lstm_ext import persistence
-check_version = persistence._check_version
+from lstm_ext import files
+check_version = files._check_version
 def cut(metadata):
     os.truncate(sys.argv[1], 4096)
     check_version(metadata)
-persistence._check_version = cut
+files._check_version = cut
 try:
     lstm_ext.load(sys.argv[1])
 except lstm_ext.ModelFileError as error:
@@ -770,7 +770,7 @@ def test_a_failure_leaves_the_old_file(path, network, monkeypatch, stage, failur
 def test_a_failing_write_leaves_the_old_file(path, failure):
     path.write_bytes(b"old")
     with pytest.raises((OSError, KeyboardInterrupt)):
-        persistence.write_whole(path, failure)
+        files.write_whole(path, failure)
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == ["model"]
 
@@ -798,8 +798,8 @@ def test_a_folder_that_refuses_is_no_failure(path, network, monkeypatch, operati
 def leave_a_part(path):
     """Have a process end while it writes a file."""
     code = (
-        "import os, pathlib, sys; from lstm_ext import persistence\n"
-        "persistence.write_whole(pathlib.Path(sys.argv[1]), lambda file: os._exit(7))"
+        "import os, pathlib, sys; from lstm_ext import files\n"
+        "files.write_whole(pathlib.Path(sys.argv[1]), lambda file: os._exit(7))"
     )
     assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == 7
 
@@ -813,7 +813,7 @@ def test_the_next_save_removes_what_a_killed_one_left(path, network):
     assert all(name.startswith(".lstm_ext-") for name in parts)
     network.save(path)
     assert len(os.listdir(path.parent)) == 2  # the other's stays
-    persistence.check_writable(other)
+    files.check_writable(other)
     assert os.listdir(path.parent) == ["model"]
 
 
@@ -823,7 +823,7 @@ def test_a_save_leaves_the_parts_of_others_that_go_on(path, network):
         assert len(os.listdir(path.parent)) == 2
         file.write(b"new")
 
-    persistence.write_whole(path, save_another)
+    files.write_whole(path, save_another)
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["model"]
 
@@ -831,7 +831,7 @@ def test_a_save_leaves_the_parts_of_others_that_go_on(path, network):
 @posix
 @pytest.mark.parametrize("error", [None, BlockingIOError, OSError])
 def test_a_part_that_is_swept_before_it_is_locked(path, network, monkeypatch, error):
-    calls, lock = [], persistence._lock
+    calls, lock = [], files._lock
 
     def sweep(file):
         calls.append(file)
@@ -843,7 +843,7 @@ def test_a_part_that_is_swept_before_it_is_locked(path, network, monkeypatch, er
         if error is not None:
             raise error
 
-    monkeypatch.setattr(persistence, "_lock", sweep)
+    monkeypatch.setattr(files, "_lock", sweep)
     network.save(path)
     assert len(calls) == (1 if error is OSError else 2)
     assert os.listdir(path.parent) == ["model"]
@@ -852,7 +852,7 @@ def test_a_part_that_is_swept_before_it_is_locked(path, network, monkeypatch, er
 
 @pytest.mark.parametrize("name", ["x" * 241, "x" * 255, "é" * 127])
 def test_names_as_long_as_the_system_allows(path, network, name):
-    persistence.check_writable(path.with_name(name))
+    files.check_writable(path.with_name(name))
     network.save(path.with_name(name))
     assert os.listdir(path.parent) == [name]
     assert load(path.with_name(name)).sizes == network.sizes
@@ -892,7 +892,7 @@ def test_an_interrupt_leaks_no_descriptor(path):
         before = sys.gettrace()
         try:
             sys.settrace(interrupt_after_call(number))
-            persistence.write_whole(path, lambda file: file.write(b"new"))
+            files.write_whole(path, lambda file: file.write(b"new"))
         except KeyboardInterrupt:
             interrupts += 1
         else:
@@ -980,7 +980,7 @@ def test_a_read_only_folder(path, network):
 def test_places_where_nothing_can_be_written(tmp_path, network, place, error):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    for put in (network.save, persistence.check_writable):
+    for put in (network.save, files.check_writable):
         with pytest.raises(error) as caught:
             put(tmp_path / place)
         assert str(tmp_path / place) in str(caught.value)
@@ -1007,15 +1007,15 @@ def test_a_private_file_is_never_readable_by_others(path):
     path.touch()
     path.chmod(0o600)
     modes = []
-    persistence.write_whole(path, lambda file: modes.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode)))
+    files.write_whole(path, lambda file: modes.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode)))
     assert modes == [0o600]
 
 
 def test_check_writable_changes_nothing(path):
-    persistence.check_writable(path)
+    files.check_writable(path)
     assert list(path.parent.iterdir()) == []
     path.write_bytes(b"old")
-    persistence.check_writable(path)
+    files.check_writable(path)
     assert path.read_bytes() == b"old"
 
 

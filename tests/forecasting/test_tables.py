@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lstm_ext.tables import (
+from lstm_ext.forecasting.tables import (
     Series,
     TimeAxis,
     bridge_gaps,

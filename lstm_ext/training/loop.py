@@ -28,14 +28,14 @@ from lstm_ext.checks import (
     make_generator,
     short_repr,
 )
-from lstm_ext.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.network import LSTMNetwork
-from lstm_ext.optimizers import SGD, Optimizer, as_optimizer
 from lstm_ext.options import hinting
 from lstm_ext.parameters import check_weights
-from lstm_ext.plan import Plan, as_memory, draws_masks
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
+from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.training.optimizers import SGD, Optimizer, as_optimizer
+from lstm_ext.training.plan import Plan, as_memory, draws_masks
 
 
 @dataclass
@@ -121,16 +121,16 @@ def train(
         What the head is applied to: the top layer's last h; its output at every live step, with `go_backwards` in the
         order of the run; or the mean or the maximum of each of its outputs over the live steps.
     loss : {"mse", "cross_entropy"}, or a callable
-        `lstm_ext.losses.Loss` describes the callable, and `lstm_ext.check_gradient` checks its gradient.
+        `lstm_ext.training.losses.Loss` describes the callable, and `lstm_ext.check_gradient` checks its gradient.
     optimizer : {"adam", "sgd"}, or an object
-        A name gives the optimizer its default settings. `lstm_ext.optimizers.Optimizer` describes the object.
+        A name gives the optimizer its default settings. `lstm_ext.training.optimizers.Optimizer` describes the object.
     batch_size, epochs : int
         The last batch of an epoch may be smaller.
     lengths : array_like of int (N,), optional
         Number of live steps of each sequence in a padded X.
     mask : array_like of bool (N, T), optional
         True for the live steps of X. The other steps are skipped, including their inputs. For missing targets, use a
-        loss that leaves them out instead, as in docs/layers.md, "Missing targets".
+        loss that leaves them out instead, as in docs/guide/sequences.md, "Missing targets".
     tbptt : int, optional
         Truncated backpropagation through time: run every batch in chunks of `tbptt` steps, with an update after each.
         States are carried from chunk to chunk; gradients are not. For ``target="last"``, a chunk in which no sequence

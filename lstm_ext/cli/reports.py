@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from lstm_ext._kernels import isa
-from lstm_ext.forecasting import Evaluation, Fit, Forecaster
+from lstm_ext.forecasting.forecaster import Evaluation, Fit, Forecaster
+from lstm_ext.forecasting.tables import Series, gap_lengths
 from lstm_ext.network import Model
 from lstm_ext.options import SIZES
-from lstm_ext.tables import Series, gap_lengths
 from lstm_ext.threads import get_num_threads
 
 _LONGEST_LIST = 8

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_ext import _epoch, _kernels, losses, optimizers
+from lstm_ext import _epoch, _kernels
 from lstm_ext._heads import Head
 from lstm_ext._stack import Stack
 from lstm_ext.checks import (
@@ -32,11 +32,12 @@ from lstm_ext.checks import (
     short_repr,
     without_conversion,
 )
-from lstm_ext.losses import MSE, CrossEntropy, Loss
-from lstm_ext.optimizers import Optimizer
 from lstm_ext.options import Architecture, Options
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
+from lstm_ext.training import losses, optimizers
+from lstm_ext.training.losses import MSE, CrossEntropy, Loss
+from lstm_ext.training.optimizers import Optimizer
 from lstm_ext.workspace import steps_at_once
 
 TARGETS = ("last", "steps", "mean", "max")

@@ -9,7 +9,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from lstm_ext.data import SequenceScaler, fill_gaps, load_co2, windows
+from lstm_ext import SequenceScaler, fill_gaps, load_co2, windows
 
 NAN, INF = float("nan"), float("inf")
 NOT_REAL = [
@@ -385,7 +385,7 @@ def test_co2_record():
 
 
 def test_co2_rows_are_well_formed():
-    with resources.files("lstm_ext").joinpath("records", "co2.csv").open(encoding="ascii") as file:
+    with resources.files("lstm_ext.forecasting.records").joinpath("co2.csv").open(encoding="ascii") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["date", "co2"]
     assert {len(row) for row in rows} == {2}

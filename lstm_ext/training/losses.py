@@ -92,7 +92,7 @@ def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float 
     Parameters
     ----------
     loss : callable
-        As `lstm_ext.losses.Loss` describes.
+        As `lstm_ext.training.losses.Loss` describes.
     outputs : array_like, or list of arrays
         Where to compare: an array (B, output_dim) or (B, T, output_dim), or a list of arrays (T_n, output_dim). Random
         numbers will do. Near a point where the loss has no derivative the comparison means nothing.

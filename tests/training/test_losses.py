@@ -6,7 +6,8 @@ from array import array
 import numpy as np
 import pytest
 
-from lstm_ext import MSE, SGD, Adam, CrossEntropy, LSTMNetwork, NonFiniteError, check_gradient, losses, train
+from lstm_ext import MSE, SGD, Adam, CrossEntropy, LSTMNetwork, NonFiniteError, check_gradient, train
+from lstm_ext.training import losses
 
 X = np.random.default_rng(0).standard_normal((5, 4, 3))
 STEPS = np.random.default_rng(1).standard_normal((5, 4, 2))

@@ -15,18 +15,18 @@ from typing import Any, cast
 import numpy as np
 
 import lstm_ext
-from lstm_ext import reports
-from lstm_ext.forecasting import Forecaster, When, row_of
+from lstm_ext.cli import reports
+from lstm_ext.files import check_writable, write_whole
+from lstm_ext.forecasting.forecaster import Forecaster, When, row_of
+from lstm_ext.forecasting.tables import Series, Table, column_names, encode_table, is_parquet, read_columns
 from lstm_ext.network import LSTMNetwork, load_model
-from lstm_ext.persistence import check_writable, write_whole
-from lstm_ext.tables import Series, Table, column_names, encode_table, is_parquet, read_columns
-from lstm_ext.training import History
+from lstm_ext.training.loop import History
 from lstm_ext.verification import VerificationError, to_reference
 
 try:
     import click
 
-    from lstm_ext import plots
+    from lstm_ext.forecasting import plots
 except ImportError:
     sys.exit(
         'lstm-ext: the command line needs more packages (extra "cli"): pip install click matplotlib safetensors tqdm'

@@ -26,9 +26,9 @@ import numpy as np
 
 from lstm_ext._version import __version__
 from lstm_ext.checks import Array, as_path, short_list, short_repr
-from lstm_ext.data import SequenceScaler
 from lstm_ext.options import SIZES, Architecture, Options, as_architecture
 from lstm_ext.parameters import LAYOUT_VERSION, check_weights, layout, parameter_count, parameter_views
+from lstm_ext.scaling import SequenceScaler
 
 METADATA_KEY = "lstm_ext"
 FORMAT_VERSION = 2  # 1 had no options

@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from lstm_ext._version import __version__
 from lstm_ext.checks import Array, as_flag, as_number, as_positive, as_size, make_generator, short_list, short_repr
-from lstm_ext.data import SequenceScaler
+from lstm_ext.files import ModelFileError
+from lstm_ext.forecasting.tables import Floats, Series, Source, TimeAxis, bridge_gaps, find_series
 from lstm_ext.network import LSTMNetwork, load_model
-from lstm_ext.optimizers import Adam
 from lstm_ext.options import Architecture, hinting
-from lstm_ext.persistence import ModelFileError
-from lstm_ext.tables import Floats, Series, Source, TimeAxis, bridge_gaps, find_series
-from lstm_ext.training import Callback, History, as_callbacks, train
+from lstm_ext.scaling import SequenceScaler
+from lstm_ext.training.loop import Callback, History, as_callbacks, train
+from lstm_ext.training.optimizers import Adam
 
 Indices: TypeAlias = NDArray[np.intp]
 When: TypeAlias = float | str | np.datetime64 | Mapping[str, str]

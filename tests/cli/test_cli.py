@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import cli, forecasting, persistence, reports
-from lstm_ext.cli import main
-from lstm_ext.forecasting import Forecaster
+from lstm_ext import files
+from lstm_ext.cli import commands, reports
+from lstm_ext.cli.commands import main
+from lstm_ext.forecasting import forecaster as module
+from lstm_ext.forecasting.forecaster import Forecaster
 
 TINY = ("--window", "5", "--horizon", "2", "--hidden", "3", "--epochs", "2")
 FEW = ("--hidden", "5", "--epochs", "2")
@@ -349,7 +351,7 @@ def test_info_of_a_network_alone(folder, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_option(capsys, command, flag):
     output = printed(capsys, command, flag).out
-    for option in cli.commands.commands[command].params:
+    for option in commands.commands.commands[command].params:
         assert any(name in output for name in (*option.opts, option.name.upper()))
         assert option.param_type_name == "argument" or option.help
 
@@ -382,11 +384,11 @@ def test_python_m():
 def test_after_the_imports_an_interrupt_is_pythons_again():
     """So what is under way is cleaned up; the message is the same."""
     code = (
-        "import signal; from lstm_ext import __main__, cli\n"
+        "import signal; from lstm_ext import __main__\nfrom lstm_ext.cli import commands\n"
         "def command():\n"
         "    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, flush=True)\n"
         "    signal.raise_signal(signal.SIGINT)\n"
-        "cli.main = command\n"
+        "commands.main = command\n"
         "__main__.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
@@ -420,7 +422,7 @@ def test_the_script_is_what_python_m_runs():
 @pytest.mark.parametrize("missing", ["click", "matplotlib"])
 def test_without_the_extra_it_says_what_to_install(tmp_path, missing):
     (tmp_path / f"{missing}.py").write_text("raise ImportError")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lstm_ext.cli"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lstm_ext.cli.commands"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.returncode != 0
     assert 'needs more packages (extra "cli"): pip install click matplotlib' in done.stderr
@@ -554,7 +556,7 @@ def newer(path):
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     metadata = json.loads(header["__metadata__"]["lstm_ext"])
-    header["__metadata__"]["lstm_ext"] = json.dumps(metadata | {"version": persistence.FORMAT_VERSION + 1})
+    header["__metadata__"]["lstm_ext"] = json.dumps(metadata | {"version": files.FORMAT_VERSION + 1})
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
@@ -568,7 +570,7 @@ BAD_MODELS = {
         lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
         "is damaged: its checksum",
     ),
-    "newer": (newer, f"has format version {persistence.FORMAT_VERSION + 1}"),
+    "newer": (newer, f"has format version {files.FORMAT_VERSION + 1}"),
     "a picture": (lambda path: shutil.copy("river.png", path), "is not a model file of lstm_ext"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "is a directory"),
     "missing": (lambda path: path.unlink(), "does not exist"),
@@ -792,7 +794,7 @@ def test_a_full_disk_behind_stdout(river):
 
 @pytest.mark.parametrize("arguments", [RIVER, ("train", *FEW)])
 def test_an_interrupt_writes_nothing(river, monkeypatch, capsys, arguments):
-    monkeypatch.setattr(forecasting, "train", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(module, "train", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     before = contents(river)
     with pytest.raises(SystemExit) as stopped:
         run(*arguments)

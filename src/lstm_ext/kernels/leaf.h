@@ -11,7 +11,7 @@
 #include "simd.h"
 #include "tile.h"
 #include "lanes.h"
-#include "options.h"
+#include "general_cell.h"
 
 static void NAME(sigmoid)(ptrdiff_t n, const real *x, real *y)
 {

@@ -7,8 +7,8 @@ from typing import Any, BinaryIO, cast
 import matplotlib
 import numpy as np
 
-from lstm_ext.forecasting import Evaluation, Forecaster
-from lstm_ext.tables import Series
+from lstm_ext.forecasting.forecaster import Evaluation, Forecaster
+from lstm_ext.forecasting.tables import Series
 
 FORMATS = ("png", "svg", "pdf")
 

@@ -1,0 +1,1 @@
+"""Forecasting: tables, windows of series, and the forecaster."""

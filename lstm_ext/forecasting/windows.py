@@ -1,0 +1,153 @@
+"""Windows of a series, and filled gaps.
+
+New arrays come out; nothing that comes in is modified or shared. float32 stays float32, all other real numbers become
+float64. A gap is NaN; only `fill_gaps` accepts gaps.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lstm_ext.checks import Array, as_array, as_real, as_size, float_dtype, short_repr
+
+
+def windows(
+    series: ArrayLike, n_in: int, n_out: int, *, step: int = 1, target: int | None = None
+) -> tuple[Array, Array]:
+    """Cut a series into input windows and the rows that follow each of them.
+
+    Window i starts at row ``i * step``: ``X[i] = series[i*step : i*step + n_in]``, and Y[i] holds the
+    next `n_out` rows. Rows at the end that fill no whole window are left out.
+
+    X always has a feature axis, because the networks want one. Y has one only if it holds several
+    features: a series (T,), or one column chosen by `target`, gives Y (N, n_out), which is what
+    ``train(network, X, Y)`` takes for a network with ``output_dim=n_out``.
+
+    Parameters
+    ----------
+    series : array_like (T,) or (T, F)
+        Real and finite; see `fill_gaps` for a series with gaps.
+    n_in, n_out : int
+        Rows of a window and rows to predict.
+    step : int
+        Rows from the start of one window to the start of the next. A step longer than the series gives one window.
+    target : int, optional
+        The column to predict of a series (T, F), negative from the end; without it all of them.
+
+    Returns
+    -------
+    X : ndarray (N, n_in, F)
+        ``N = (T - n_in - n_out) // step + 1``; F is 1 for a series (T,). X and Y are contiguous copies.
+    Y : ndarray (N, n_out) or (N, n_out, F)
+        The rows that follow each window.
+
+    Raises
+    ------
+    TypeError
+        If the series does not hold real numbers, or a size is no integer.
+    ValueError
+        If the series has another rank, is empty, holds NaN or Inf, or has fewer than
+        ``n_in + n_out`` rows; if a size is below 1, or `target` names no column.
+
+    Examples
+    --------
+    >>> X, Y = windows([0.0, 1.0, 2.0, 3.0, 4.0], n_in=2, n_out=2)
+    >>> X.shape, Y.tolist()
+    ((2, 2, 1), [[2.0, 3.0], [3.0, 4.0]])
+    """
+    values = _as_series(as_real("series", series, float_dtype(series)))
+    n_in, n_out, step = as_size("n_in", n_in), as_size("n_out", n_out), as_size("step", step)
+    if len(values) < n_in + n_out:
+        raise ValueError(f"series has {len(values)} rows; expected at least n_in + n_out = {n_in + n_out}")
+    predicted = values if target is None else values[:, _as_column(target, values.shape)]
+    starts = np.arange(0, len(values) - n_in - n_out + 1, min(step, len(values)))[:, None]
+    X = values.reshape(len(values), -1)[starts + np.arange(n_in)]
+    Y = predicted[starts + np.arange(n_in, n_in + n_out)]
+    return X, Y
+
+
+def fill_gaps(series: ArrayLike) -> Array:
+    """Fill each gap along the straight line between the two values beside it.
+
+    A filled value depends on the value *after* its gap: cut a series where the training years end before
+    filling it, not afterwards.
+
+    Parameters
+    ----------
+    series : array_like (T,) or (T, F)
+        Rows at equal distances in time, NaN where there is no value. Each column is filled by itself.
+
+    Returns
+    -------
+    ndarray, same shape
+        A copy, float32 if the series is, otherwise float64.
+
+    Raises
+    ------
+    TypeError
+        If the series does not hold real numbers.
+    ValueError
+        If the series has another rank, is empty or holds Inf, or if a column begins or ends with a gap:
+        nothing is extrapolated.
+
+    Examples
+    --------
+    >>> fill_gaps([1.0, float("nan"), 3.0]).tolist()
+    [1.0, 2.0, 3.0]
+    """
+    filled, gaps = _find_gaps(series)
+    steps = np.arange(len(filled))
+    for number, (column, gap) in enumerate(zip(_columns(filled), _columns(gaps), strict=True)):
+        name = "series" if filled.ndim == 1 else f"series[:, {number}]"
+        for end, place in ((0, "begins"), (-1, "ends")):
+            if gap[end]:
+                raise ValueError(f"{name} {place} with a gap; expected observed values at both ends")
+        column[gap] = np.interp(steps[gap], steps[~gap], column[~gap])
+    return filled
+
+
+def _find_gaps(series: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
+    """Return a checked copy of a series (T,) or (T, F), 0 in its gaps, and where they are.
+
+    Raises
+    ------
+    TypeError
+        If the series does not hold real numbers.
+    ValueError
+        If it has another rank, is empty or holds Inf.
+    """
+    source = as_array("series", series)
+    dtype = float_dtype(source)
+    gaps = np.isnan(source) if source.dtype.kind == "f" else np.zeros(source.shape, np.bool_)
+    values = np.where(gaps, 0, source) if gaps.any() else source.copy()
+    return _as_series(as_real("series", values, dtype)), gaps
+
+
+def _as_series(values: Array) -> Array:
+    if values.ndim not in (1, 2):
+        raise ValueError(f"series has shape {values.shape}; expected (T,) or (T, F)")
+    return values
+
+
+def _columns(values: Array) -> Array:
+    """Return views of the columns."""
+    return values.reshape(len(values), -1).T
+
+
+def _as_column(target: int, shape: tuple[int, ...]) -> int:
+    """Return `target` if it names a column of a series of that shape."""
+    if len(shape) == 1:
+        given = short_repr(target)
+        raise ValueError(f"target is {given} for a series of shape {shape}; expected None, or a series (T, F)")
+    try:
+        if isinstance(target, (bool, np.bool_)):
+            raise TypeError
+        column = operator.index(target)
+    except TypeError:
+        raise TypeError(f"target is {short_repr(target)}; expected an integer or None") from None
+    if not -shape[1] <= column < shape[1]:
+        raise ValueError(f"target is {column}; expected a column from {-shape[1]} to {shape[1] - 1}")
+    return column
