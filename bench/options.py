@@ -81,7 +81,7 @@ def duration(call: Call, count: int) -> float:
 
 def plan_of(rows: Rows, hidden_dim: int, **options: Any) -> Plan:
     """Return the plan of a network with these options."""
-    memory = {"checkpoint_every": options.pop("checkpoint_every", None)}
+    memory = {"recompute_every": options.pop("recompute_every", None)}
     seed = 0 if any("dropout" in name or name == "zoneout" for name in options) else None
     network = lstm_ext.LSTMNetwork(rows.X.shape[2], hidden_dim, 1, seed=0, **options)
     return Plan(
@@ -256,7 +256,7 @@ def against_torch(ours: Call, rows: Rows, hidden_dim: int, seconds: float) -> li
 def checkpoint_row(seconds: float) -> list[str]:
     """Return the row of a training step that keeps the activations of some steps only."""
     T, B, I, H = CHECKPOINTS
-    kept, whole = (plan_of(data(T, B, I), H, checkpoint_every=every) for every in (CHECKPOINT_EVERY, None))
+    kept, whole = (plan_of(data(T, B, I), H, recompute_every=every) for every in (CHECKPOINT_EVERY, None))
     forward = step(whole, _epoch.FORWARD)
     passes: list[float] = []
 
@@ -296,7 +296,7 @@ def main() -> None:
     head = ["", "(T,B,I,H)", "lstm_ext", "live steps", "ragged / full", "PyTorch", "PyTorch / lstm_ext"]
     rows = [row for size in SIZES for row in ragged_rows(size, seconds)]
     show("Lengths uniform in T/4..T, forward and backward", head, rows)
-    head = ["(T,B,I,H)", f"checkpoint_every={CHECKPOINT_EVERY}", "without", "forward pass", "ratio"]
+    head = ["(T,B,I,H)", f"recompute_every={CHECKPOINT_EVERY}", "without", "forward pass", "ratio"]
     head += ["extra, in forward passes", "its memory", "without"]
     show("Checkpoints, a training step", head, [checkpoint_row(seconds)])
     head = ["(T,B,I,H)", "memory_budget", "a training step", "peak of the process", "above what it had"]

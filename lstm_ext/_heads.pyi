@@ -8,7 +8,7 @@ from lstm_ext.options import Architecture
 
 __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
-TARGETS: dict[str, int]
+READOUTS: dict[str, int]
 
 @disjoint_base
 class Head:
@@ -22,7 +22,7 @@ class Head:
         dtype: np.dtype[Any],
         steps: int,
         batch: int,
-        target: str,
+        readout: str,
         parameter_count: int,
         *,
         keep: bool,

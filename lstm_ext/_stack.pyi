@@ -11,7 +11,7 @@ __test__: dict[str, Any]
 ACTIVATIONS: dict[str, int]
 
 @disjoint_base
-class Stack:
+class LayerStack:
     bytes: int
     by_lanes: tuple[int, ...]
     def __init__(
@@ -26,13 +26,13 @@ class Stack:
         want_dX: bool = False,
         want_outputs: bool = False,
         draws: bool = False,
-        window: int = 0,
+        segment: int = 0,
         measure: bool = False,
         gaps: list[tuple[int, int]] | None = None,
     ) -> None: ...
 
 def forward(
-    stack: Stack,
+    stack: LayerStack,
     threads: int,
     batch: Any,
     parameters: Array,
@@ -44,7 +44,7 @@ def forward(
     C_T: Array,
 ) -> None: ...
 def backward(
-    stack: Stack,
+    stack: LayerStack,
     threads: int,
     batch: Any,
     parameters: Array,

@@ -36,13 +36,13 @@ class Batch(NamedTuple):
         The row that each begins at; without it, they come one after the other.
     lengths : ndarray, optional
         The steps of each; None: all have as many.
-    live : ndarray, optional
+    batch_sizes : ndarray, optional
         How many have more than t steps, t < steps; with `lengths`.
-    at : ndarray, optional
+    members : ndarray, optional
         Which of all sequences each one is; None: its own number.
     dropout_seed : int, optional
         Of the masks; None: nothing is dropped.
-    since : int
+    first_step : int
         The time step at which this chunk starts.
     """
 
@@ -50,23 +50,24 @@ class Batch(NamedTuple):
     steps: int
     first: Index | None
     lengths: Index | None
-    live: Index | None
-    at: Index | None
+    batch_sizes: Index | None
+    members: Index | None
     dropout_seed: int | None
-    since: int = 0
+    first_step: int = 0
 
     def chunks(self, most: int) -> Iterator[Batch]:
         """Cut the batch after every `most` steps; a sequence that has ended is in none of the chunks that follow."""
         first = self.first
         if first is None:
             first = np.arange(0, self.size * self.steps, self.steps, dtype=np.intp)
-        for since in range(0, self.steps, most):
-            steps = min(most, self.steps - since)
-            chunk = self._replace(steps=steps, first=first + since, since=since)
-            if self.live is not None and self.lengths is not None:
-                size = int(self.live[since])
-                lengths, live = np.minimum(self.lengths[:size] - since, steps), self.live[since : since + steps]
-                chunk = chunk._replace(size=size, lengths=lengths, live=live)
+        for first_step in range(0, self.steps, most):
+            steps = min(most, self.steps - first_step)
+            chunk = self._replace(steps=steps, first=first + first_step, first_step=first_step)
+            if self.batch_sizes is not None and self.lengths is not None:
+                size = int(self.batch_sizes[first_step])
+                lengths = np.minimum(self.lengths[:size] - first_step, steps)
+                batch_sizes = self.batch_sizes[first_step : first_step + steps]
+                chunk = chunk._replace(size=size, lengths=lengths, batch_sizes=batch_sizes)
             yield chunk
 
 
@@ -79,14 +80,14 @@ def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterat
     lengths = sequences.lengths
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, N, most):
-        at = order[start : start + most]
-        first, steps = sequences.first[at], lengths[at]
+        members = order[start : start + most]
+        first, steps = sequences.first[members], lengths[members]
         if steps[0] == steps[-1]:
-            yield Batch(len(at), int(steps[0]), first, None, None, at, dropout_seed)
+            yield Batch(len(members), int(steps[0]), first, None, None, members, dropout_seed)
         else:
             ends = np.bincount(steps)  # how many have so many steps
-            live = (len(at) - np.cumsum(ends)[:-1]).astype(np.intp)
-            yield Batch(len(at), int(steps[0]), first, steps, live, at, dropout_seed)
+            batch_sizes = (len(members) - np.cumsum(ends)[:-1]).astype(np.intp)
+            yield Batch(len(members), int(steps[0]), first, steps, batch_sizes, members, dropout_seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Tape:
     architecture: Architecture
     _parameters: Array = field(repr=False)
     _sequences: Sequences = field(repr=False)
-    _stack: _stack.Stack = field(repr=False)
+    _stack: _stack.LayerStack = field(repr=False)
     _batch: Batch = field(repr=False)
     _h_given: bool = field(repr=False)
 
@@ -153,14 +154,14 @@ def forward(
         The index of the instruction set.
     """
     N, dtype, count = len(sequences), parameters.dtype, len(architecture.cells)
-    width = architecture.features if sequences.live is None else architecture.directions * architecture.state_dim
+    width = architecture.features if sequences.mask is None else architecture.directions * architecture.state_dim
     H = sequences.new_rows(width)
     h, C = np.empty((count, N, architecture.state_dim), dtype), np.empty((count, N, architecture.hidden_dim), dtype)
     most = N if keep else min(N, INFERENCE_ROWS)
     steps = sequences.longest
     if not keep and architecture.options.num_layers > 1:  # the outputs of the layers below the top one are kept
         steps = steps_at_once(architecture, most, architecture.features, steps)
-    stack = _stack.Stack(
+    stack = _stack.LayerStack(
         isa,
         architecture,
         dtype,
@@ -174,7 +175,7 @@ def forward(
         parameters = parameters.copy()  # the stack points into them
     for batch in batches(sequences, most, dropout_seed):
         for chunk in [batch] if steps >= batch.steps else batch.chunks(steps):
-            states = initial if chunk.since == 0 else (h, C)
+            states = initial if chunk.first_step == 0 else (h, C)
             _stack.forward(stack, threads, chunk, parameters, sequences.rows, *states, H, h, C)
     tape = None
     if keep:
@@ -220,9 +221,9 @@ class Carried:
     """
 
     def __init__(self, architecture: Architecture, sequences: Sequences) -> None:
-        assert sequences.live is not None
+        assert sequences.mask is not None
         self.sums = architecture.options.bidirectional == "sum"
-        live = sequences.live[:, ::-1] if architecture.options.go_backwards else sequences.live
+        live = sequences.mask[:, ::-1] if architecture.options.go_backwards else sequences.mask
         first, ends = sequences.first[:, None], (sequences.first + sequences.lengths)[:, None]
         self.rows = len(sequences.rows)
         passed = live.cumsum(axis=1)

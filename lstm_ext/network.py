@@ -463,7 +463,7 @@ class LSTM(_Layers):
             threads=thread_count(num_threads),
             isa=self._isa_in_use(),
         )
-        if sequences.live is None:
+        if sequences.mask is None:
             H = sequences.pad(outputs.H)
         else:
             first = self._initial_h(initial, len(sequences))
@@ -529,7 +529,7 @@ class LSTM(_Layers):
         if dH is None:
             return None, None
         shape = (len(sequences), sequences.steps, self._architecture.features)
-        if sequences.live is not None:
+        if sequences.mask is not None:
             return Carried(self._architecture, sequences).gather(as_shape("dH", dH, self.dtype, shape))
         if sequences.is_whole:
             return as_shape("dH", dH, self.dtype, shape).reshape(-1, shape[2]), None
@@ -539,7 +539,7 @@ class LSTM(_Layers):
         if array is not None:
             check_live("dH", array, sequences.lengths)
             return array.reshape(-1, shape[2]), None
-        rows = as_real("dH", source[sequences.places], self.dtype)
+        rows = as_real("dH", source[sequences.live_mask], self.dtype)
         return (sequences.pad(rows).reshape(-1, shape[2]) if sequences.in_place else rows), None
 
     def _initial_h(self, initial: layers.States, N: int) -> Array | None:
@@ -777,7 +777,7 @@ class LSTMNetwork(_Layers):
             outputs = self._infer(rows, num_threads, every_step=every_step)
             if outputs is not None:
                 return outputs
-        if every_step and sequences.live is not None:
+        if every_step and sequences.mask is not None:
             return self._masked_outputs(X, mask, thread_count(num_threads))
         plan = Plan(
             self._parameters,
@@ -825,7 +825,7 @@ class LSTMNetwork(_Layers):
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         dropout_seed: int | None = None,
-        checkpoint_every: int | None = None,
+        recompute_every: int | None = None,
         memory_budget: int | str | None = None,
         num_threads: int | None = None,
     ) -> tuple[float, Array]:
@@ -840,7 +840,7 @@ class LSTMNetwork(_Layers):
         dropout_seed : int, optional
             Of what is dropped, below 2**64; None: nothing is, as in `predict`. The masks are those of the first update
             of a `train` with this seed.
-        checkpoint_every, memory_budget, num_threads : optional
+        recompute_every, memory_budget, num_threads : optional
             As for `train`.
 
         Returns
@@ -869,7 +869,7 @@ class LSTMNetwork(_Layers):
             lengths=lengths,
             mask=mask,
             dropout_seed=as_seed("dropout_seed", dropout_seed),
-            **as_memory(checkpoint_every, memory_budget),
+            **as_memory(recompute_every, memory_budget),
             num_threads=num_threads,
             isa=self._isa_in_use(),
         )

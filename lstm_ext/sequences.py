@@ -58,7 +58,7 @@ class Sequences:
         Whether all sequences have the same number of live steps.
     steps : int
         The number T of steps of X, with its padding; for a list, `longest`.
-    live : ndarray of bool (N, T), or None
+    mask : ndarray of bool (N, T), or None
         The mask, where one is given that is not True everywhere.
     is_list : bool
         Whether X is a list.
@@ -85,7 +85,7 @@ class Sequences:
         given = [name for name, value in (("lengths", lengths), ("mask", mask)) if value is not None]
         if len(given) == 2:
             raise ValueError("lengths and mask are both given; expected one of them")
-        self.live: NDArray[np.bool_] | None = None
+        self.mask: NDArray[np.bool_] | None = None
         self.rows: Array
         self.first: Index
         self.lengths: Index
@@ -109,8 +109,8 @@ class Sequences:
         source = as_numbers("X", X, shape) if array is None else array
         check_shape("X", source.shape, shape)
         self._count_live(lengths, mask, *source.shape[:2])
-        if self.live is not None or (array is None and not self.is_whole):
-            self.rows = _live_rows(source, self.places, dtype)
+        if self.mask is not None or (array is None and not self.is_whole):
+            self.rows = _live_rows(source, self.live_mask, dtype)
             return
         self.unchecked = defer and array is not None and is_mapped(X)
         if array is None:
@@ -127,7 +127,7 @@ class Sequences:
         if lengths is not None:
             self._count(_as_lengths(lengths, N, T))
         elif live is not None and not live.all():
-            self.live = live
+            self.mask = live
             self._count(live.sum(axis=1))
         else:
             self.lengths = np.empty(N, np.intp)  # np.full takes twice as long, which small calls feel
@@ -187,13 +187,13 @@ class Sequences:
         if len(rows) == len(self) * self.steps:  # not `in_place`: these may be the live rows alone
             return rows.reshape(shape)
         padded = np.zeros(shape, rows.dtype)
-        padded[self.places] = rows
+        padded[self.live_mask] = rows
         return padded
 
     @cached_property
-    def places(self) -> NDArray[np.bool_]:
+    def live_mask(self) -> NDArray[np.bool_]:
         """Which of the N x T steps are live."""
-        return np.arange(self.steps) < self.lengths[:, None] if self.live is None else self.live
+        return np.arange(self.steps) < self.lengths[:, None] if self.mask is None else self.mask
 
 
 def _live_rows(source: Array, live: NDArray[np.bool_], dtype: np.dtype[Any]) -> Array:

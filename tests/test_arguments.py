@@ -221,7 +221,7 @@ STATE = NETWORK.initial_state(2)
 DEFAULTS = {name: getattr(lstm_ext.Options(), name) for name in lstm_ext.options.OptionArguments.__annotations__}
 MODEL = {"input_dim": 2, "hidden_dim": 3, "dtype": "f4", "init": "glorot", "seed": 0}
 OF_X = {"X": X, "target": "steps", "lengths": [5, 2], "mask": None, "num_threads": 1}
-MEMORY = {"dropout_seed": None, "checkpoint_every": None, "memory_budget": None}
+MEMORY = {"dropout_seed": None, "recompute_every": None, "memory_budget": None}
 CALLS = {
     "LSTMCell": (LSTMCell, MODEL),
     "LSTM": (LSTM, MODEL | DEFAULTS),

@@ -72,7 +72,7 @@ SHAPES = [(20, 19, 3, 5), (16, 6, 1, 21), (7, 60, 2, 13), (1, 257, 2, 13), (5, 6
 @pytest.fixture
 def poisoned(monkeypatch):
     """Fill every work array with NaN at first; return a check that nothing was written behind one."""
-    arenas, arrays, stack = [], [], _stack.Stack
+    arenas, arrays, stack = [], [], _stack.LayerStack
 
     def poison(shape, dtype):
         array = aligned_empty(shape, dtype)
@@ -100,7 +100,7 @@ def poisoned(monkeypatch):
     for module in (_stack, _heads):
         monkeypatch.setattr(module, "aligned_empty", poison)
     for module in (_stack, plan):
-        monkeypatch.setattr(module, "Stack", recorded)
+        monkeypatch.setattr(module, "LayerStack", recorded)
     return check
 
 
@@ -125,7 +125,7 @@ def test_layers_write_no_further_than_their_arrays(name, shape, ragged, isa, poi
     assert poisoned() == (4, 0)
 
 
-@pytest.mark.parametrize("memory", [{}, {"checkpoint_every": 4}, {"tbptt": 7}], ids=str)
+@pytest.mark.parametrize("memory", [{}, {"recompute_every": 4}, {"tbptt": 7}], ids=str)
 @pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
 def test_training_writes_no_further_than_its_arrays(target, memory, poisoned):
     for name, shape in zip(OPTIONS, SHAPES, strict=True):
@@ -196,4 +196,4 @@ def test_arrays_that_cannot_be_addressed_are_refused(sizes):
     architecture = LSTM(3, 5).architecture
     for measure in (False, True):
         with pytest.raises(ValueError, match="a work array would have"):
-            _stack.Stack(_kernels.current(), architecture, np.dtype("f4"), *sizes, keep=True, measure=measure)
+            _stack.LayerStack(_kernels.current(), architecture, np.dtype("f4"), *sizes, keep=True, measure=measure)

@@ -271,16 +271,16 @@ def test_one_state_alone_may_be_given(given, options):
     assert_agrees(case, "float64")
 
 
-@pytest.mark.parametrize("window", [1, 3, 7, 100])
+@pytest.mark.parametrize("segment", [1, 3, 7, 100])
 @pytest.mark.parametrize("names", ALONE + SEVERAL, ids=names_of)
-def test_windows_change_no_bit(monkeypatch, names, window):
+def test_segments_change_no_bit(monkeypatch, names, segment):
     """Activations that are computed again are the same; so are sums that are cut."""
     for number in (0, 1, 2, 7):
         case = Case(names, number, "float32")
         whole = case.results()
-        make = _stack.Stack
+        make = _stack.LayerStack
         with monkeypatch.context() as patch:
-            patch.setattr(layers._stack, "Stack", lambda *a, make=make, **k: make(*a, **k, window=window))
+            patch.setattr(layers._stack, "LayerStack", lambda *a, make=make, **k: make(*a, **k, segment=segment))
             for ours, theirs in zip(case.results(), whole, strict=True):
                 assert ours.tobytes() == theirs.tobytes()
 
@@ -295,12 +295,12 @@ def test_a_tape_keeps_what_it_saw():
             assert ours.tobytes() == theirs.tobytes(), names
 
 
-@pytest.mark.parametrize("window", [1, 4])
-def test_a_tape_with_windows_can_be_used_again(monkeypatch, window):
+@pytest.mark.parametrize("segment", [1, 4])
+def test_a_tape_with_segments_can_be_used_again(monkeypatch, segment):
     case = Case((), 7, "float32")
     expected = case.run(case.layer)
-    make = _stack.Stack
-    monkeypatch.setattr(layers._stack, "Stack", lambda *a, **k: make(*a, **k, window=window))
+    make = _stack.LayerStack
+    monkeypatch.setattr(layers._stack, "LayerStack", lambda *a, **k: make(*a, **k, segment=segment))
     *_, tape = case.layer.forward(case.X, *case.states, **case.arguments, return_tape=True)
     for _ in range(2):
         for name, ours in case.layer.backward(tape, case.dH, *case.dlast)._asdict().items():

@@ -47,8 +47,8 @@ def passes_bytes(steps=101, **how):
     return plan.stack.bytes + plan.head.bytes
 
 
-def test_a_budget_takes_the_largest_window_that_fits():
-    sizes = {k: passes_bytes(checkpoint_every=k) for k in range(1, 102)}
+def test_a_budget_takes_the_largest_segment_that_fits():
+    sizes = {k: passes_bytes(recompute_every=k) for k in range(1, 102)}
     assert sizes[101] == passes_bytes()
     assert sizes[10] < sizes[17] < sizes[50] < sizes[101] / 1.5
     for budget in [*sizes.values(), sizes[17] + 1, sizes[50] - 1, sizes[101] - 1]:
@@ -59,7 +59,7 @@ def test_a_budget_takes_the_largest_window_that_fits():
 
 
 def test_the_smallest_budget_may_be_that_of_all_steps():
-    """States that begin windows take more than the activations of a few steps."""
+    """States that begin segments take more than the activations of a few steps."""
     model = LSTMNetwork(3, 3, 2, seed=0)
     plan = {"target": "max", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
     data = model.parameters, model.architecture, np.ones((1, 5, 3)), np.ones((1, 2))

@@ -47,7 +47,7 @@ def test_lengths(dtype, fill):
     sequences = Sequences(X, 2, np.dtype(dtype), lengths=LENGTHS)
     assert_rows(sequences, expected)
     assert sequences.rows.dtype == dtype
-    assert (sequences.steps, sequences.live, sequences.is_list) == (6, None, False)
+    assert (sequences.steps, sequences.mask, sequences.is_list) == (6, None, False)
     assert_rows(Sequences(expected, 2, np.dtype(dtype)), expected)
 
 
@@ -64,7 +64,7 @@ def test_a_mask(fill):
     sequences = Sequences(X, 2, F64, mask=mask)
     assert_rows(sequences, parts(X, MASK))
     mask[...] = False  # it is the caller's
-    assert np.array_equal(sequences.live, MASK)
+    assert np.array_equal(sequences.mask, MASK)
     assert (sequences.steps, sequences.longest) == (5, 5)
     assert_rows(Sequences(X, 2, F64, mask=MASK.tolist()), parts(X, MASK))
 
@@ -73,7 +73,7 @@ def test_a_list():
     X = parts(padded(0), MASK)
     sequences = Sequences(X, 2, F64)
     assert_rows(sequences, X)
-    assert (sequences.steps, sequences.live, sequences.is_list) == (5, None, True)
+    assert (sequences.steps, sequences.mask, sequences.is_list) == (5, None, True)
     assert_rows(Sequences(tuple(X), 2, F64), X)
 
 
@@ -83,8 +83,8 @@ def test_nothing_is_copied_where_all_is_live(given):
     sequences = Sequences(X, 2, F64, **given)
     assert_rows(sequences, list(X))
     assert np.shares_memory(sequences.rows, X)
-    assert sequences.live is None
-    assert sequences.places.all()
+    assert sequences.mask is None
+    assert sequences.live_mask.all()
     Y = np.arange(60.0).reshape(20, 3)
     assert np.shares_memory(sequences.scatter(Y), Y)
     assert sequences.scatter(Y).shape == (4, 5, 3)
@@ -98,7 +98,7 @@ def test_nothing_is_copied_with_lengths(lengths):
     assert sequences.first.tolist() == [0, 5, 10, 15]
     rows = sequences.new_rows(3)
     assert rows.shape == (20, 3)
-    assert not rows[~sequences.places.reshape(-1)].any()
+    assert not rows[~sequences.live_mask.reshape(-1)].any()
     assert np.shares_memory(sequences.scatter(rows), rows)
     converted = Sequences(X, 2, np.dtype(np.float32), lengths=lengths)
     assert_rows(converted, [x[:length] for x, length in zip(X, lengths, strict=True)])
@@ -122,7 +122,7 @@ def test_rows_go_back_to_their_places(given):
     scattered = sequences.scatter(Y)
     assert scattered.shape == (4, 5, 3)
     assert scattered.dtype == np.float32
-    live = sequences.places
+    live = sequences.live_mask
     assert live.sum(axis=1).tolist() == sequences.lengths.tolist()
     assert np.array_equal(scattered[live], Y)
     assert (scattered[~live] == 0).all()

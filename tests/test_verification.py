@@ -91,8 +91,8 @@ def test_every_set_is_run(monkeypatch, capsys):
         monkeypatch.setattr(place, function.__name__, recorded)
 
     record(_inference, "infer", _inference.infer)
-    record(layers._stack, "layers", layers._stack.Stack)
-    record(plan, "loop", plan.Stack)
+    record(layers._stack, "layers", layers._stack.LayerStack)
+    record(plan, "loop", plan.LayerStack)
     rows = module.verify()
     assert [(row.isa, row.dtype) for row in rows] == [(isa, dtype) for isa in ISAS for dtype in ("float32", "float64")]
     assert set(map(frozenset, used.values())) == {frozenset(map(_kernels.isa_index, ISAS))}

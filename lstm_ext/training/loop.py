@@ -95,7 +95,7 @@ def train(
     seed: int | None = None,
     verbose: bool = True,
     callbacks: Iterable[Callback] = (),
-    checkpoint_every: int | None = None,
+    recompute_every: int | None = None,
     memory_budget: int | str | None = None,
     num_threads: int | None = None,
 ) -> History:
@@ -151,12 +151,12 @@ def train(
     callbacks : iterable of callable
         Each is called as ``callback(network, history)`` after every epoch. True stops training; None or False goes on.
         If a callback changes the optimizer's settings, the next epoch uses them.
-    checkpoint_every : int, optional
+    recompute_every : int, optional
         For long sequences: keep the activations of only this number of steps at a time and compute the others again
         during the backward pass. The results are the same to the bit.
     memory_budget : int or str, optional
         Maximum size of the passes' arrays, in bytes or with a unit, such as "256MB" or "1.5GiB". The largest
-        `checkpoint_every` that fits is chosen.
+        `recompute_every` that fits is chosen.
     num_threads : int, optional
         Maximum number of threads (default: see `set_num_threads`). It does not change the bits of the results.
 
@@ -204,7 +204,7 @@ def train(
         mask=mask,
         dropout_seed=dropout_seed,
         tbptt=None if tbptt is None else as_size("tbptt", tbptt),
-        **as_memory(checkpoint_every, memory_budget),
+        **as_memory(recompute_every, memory_budget),
         optimizer=optimizer,
         clip_norm=math.inf if clip_norm is None else as_positive("clip_norm", clip_norm),
         **common,

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lstm_ext import _epoch, _kernels
 from lstm_ext._heads import Head
-from lstm_ext._stack import Stack
+from lstm_ext._stack import LayerStack
 from lstm_ext.checks import (
     Array,
     Data,
@@ -76,10 +76,10 @@ class Plan:
         Of the masks of dropout; None: nothing is dropped.
     tbptt : int, optional
         The most steps of a pass; by default all, or where nothing is kept of them those that `steps_at_once` says.
-    checkpoint_every : int, optional
+    recompute_every : int, optional
         How many steps' activations are kept at a time; all by default.
     memory_budget : int, optional
-        How many bytes the arrays of the stack and the head may take; not together with `checkpoint_every`.
+        How many bytes the arrays of the stack and the head may take; not together with `recompute_every`.
     num_threads : int, optional
         The most threads to use.
     isa : int, optional
@@ -105,7 +105,7 @@ class Plan:
         forward_only: bool = False,
         dropout_seed: int | None = None,
         tbptt: int | None = None,
-        checkpoint_every: int | None = None,
+        recompute_every: int | None = None,
         memory_budget: int | None = None,
         num_threads: int | None = None,
         isa: int | None = None,
@@ -147,20 +147,22 @@ class Plan:
         sizes = (self.isa, architecture, dtype, steps, self.batch_size)
         self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
 
-        def new_stack(window: int, *, measure: bool = False) -> Stack:
-            return Stack(
+        def new_stack(segment: int, *, measure: bool = False) -> LayerStack:
+            return LayerStack(
                 *sizes,
                 keep=not forward_only,
                 want_outputs=target != "last",
                 draws=self.dropout_seed is not None,
-                window=window,
+                segment=segment,
                 measure=measure,
             )
 
-        window = min(checkpoint_every or 0, steps)
+        segment = min(recompute_every or 0, steps)
         if memory_budget is not None:
-            window = _window(memory_budget, steps, lambda k: self.head.bytes + new_stack(k, measure=True).bytes)
-        self.stack = new_stack(window)
+            segment = _largest_segment(
+                memory_budget, steps, lambda k: self.head.bytes + new_stack(k, measure=True).bytes
+            )
+        self.stack = new_stack(segment)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.backup = optimizers.new_backup(optimizer, parameters)
         self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
@@ -169,7 +171,7 @@ class Plan:
         self.carried_h = np.empty((cells, carried, architecture.state_dim), dtype)
         self.carried_C = np.empty((cells, carried, architecture.hidden_dim), dtype)
         self.first, self.lengths = np.empty(self.batch_size, np.intp), np.empty(self.batch_size, np.intp)
-        self.live = np.empty(steps, np.intp)
+        self.batch_sizes = np.empty(steps, np.intp)
         self.updates = np.zeros(1, np.uint64)  # made so far
         self.batches = -(-N // self.batch_size)  # the last may be smaller
         self.order = np.arange(N, dtype=np.intp)
@@ -183,17 +185,21 @@ class Plan:
     def order(self, order: Index) -> None:
         N, size, k = len(order), self.batch_size, self.chunk_steps
         self._order = self.members = order
-        self.places = np.empty(0, np.intp)  # of members in their batches, as drawn; none if they are where they were
-        starts, self.since = np.arange(0, N, size, dtype=np.intp), np.zeros(self.batches, np.intp)
+        self.draw_order = np.empty(
+            0, np.intp
+        )  # of members in their batches, as drawn; none if they are where they were
+        starts, self.first_steps = np.arange(0, N, size, dtype=np.intp), np.zeros(self.batches, np.intp)
         lengths = self.sequences.lengths
         if not self.sequences.same_length and size > 1:
             sort = np.lexsort((-lengths[order], np.arange(N) // size))
-            self.members, self.places = order[sort], sort % size
+            self.members, self.draw_order = order[sort], sort % size
         if k is not None:
             chunks = -(-lengths[self.members[starts]] // k)
-            self.since = k * (np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)).astype(np.intp)
+            self.first_steps = k * (np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)).astype(
+                np.intp
+            )
             starts = np.repeat(starts, chunks)
-        self.starts = starts  # of each pass, where its batch begins in the order; `since`: and which step it begins at
+        self.starts = starts  # where the batch of each pass begins in the order; first_steps: the step it begins at
         self.passes = len(starts)
         self.losses, self.counts, self.norms = np.zeros((3, self.passes))
 
@@ -203,7 +209,7 @@ class Plan:
 
     def name_of(self, step: int) -> str:
         """Return what an error calls a pass."""
-        chunk = "" if self.chunk_steps is None else f", from step {self.since[step]} on"
+        chunk = "" if self.chunk_steps is None else f", from step {self.first_steps[step]} on"
         return f"batch {self.batch_of(step) + 1} of {self.batches}{chunk}"
 
     def _read_targets(self, Y: Any, *, backwards: bool) -> _Targets:
@@ -222,7 +228,7 @@ class Plan:
             check_length("Y", Y, N)
             Y = as_array("Y", Y) if hasattr(Y, "__array__") or isinstance(Y, (memoryview, array)) else Y
             if places is not None and isinstance(Y, np.ndarray) and Y.shape[:2] == places.shape:
-                if self.sequences.live is None:
+                if self.sequences.mask is None:
                     Y = [y[:length] for y, length in zip(Y, self.sequences.lengths, strict=True)]
                 else:
                     Y = [y[live] for y, live in zip(Y, places, strict=True)]
@@ -256,8 +262,8 @@ class Plan:
         sequences = self.sequences
         if sequences.is_list or sequences.is_whole:
             return None
-        places = sequences.places
-        return places[:, ::-1] if backwards and sequences.live is not None else places
+        places = sequences.live_mask
+        return places[:, ::-1] if backwards and sequences.mask is not None else places
 
     def _targets_in_place(self, Y: Any) -> Array | None:
         """Return the rows of a Y that needs no conversion, padding among them; None if it has to be read otherwise."""
@@ -266,7 +272,7 @@ class Plan:
         lengths = np.ones(len(sequences), np.intp)
         if self.every_step:
             shape, lengths = (len(sequences), sequences.steps, self.output_dim), sequences.lengths
-            if sequences.live is not None or (sequences.is_list and not sequences.same_length):
+            if sequences.mask is not None or (sequences.is_list and not sequences.same_length):
                 return None
         if given is None or given.shape != shape:
             return None
@@ -359,7 +365,7 @@ class Plan:
             chunk = self._chunk(step)
             rows = chunk.members
             if self.every_step:
-                rows = chunk.rows_of(self.sequences.first[chunk.members] + self.since[step])
+                rows = chunk.rows_of(self.sequences.first[chunk.members] + self.first_steps[step])
             result[rows] = self.head.outputs[chunk.outputs]
         return result
 
@@ -397,7 +403,7 @@ class Plan:
     def _run_python_loss(self, step: int, loss: Loss) -> None:
         chunk = self._chunk(step)
         outputs = chunk.split(self.head.outputs[chunk.outputs])
-        value, gradient = losses.read_result(loss(outputs, self._chunk_targets(chunk, int(self.since[step]))))
+        value, gradient = losses.read_result(loss(outputs, self._chunk_targets(chunk, int(self.first_steps[step]))))
         self.losses[step] = value
         if not np.isfinite(value):
             raise NonFiniteError(f"the loss is {value}", step)
@@ -421,7 +427,7 @@ class Plan:
 
     def _chunk(self, step: int) -> _Chunk:
         """Return the sequences and the output rows of a pass, in the order in which they were drawn."""
-        start, since = self.starts[step], self.since[step]
+        start, since = self.starts[step], self.first_steps[step]
         members = self.members[start : start + self.batch_size]
         lengths = self.sequences.lengths[members] - since
         alive = lengths > 0
@@ -430,8 +436,8 @@ class Plan:
                 alive &= lengths <= self.chunk_steps
             lengths = np.minimum(lengths, self.chunk_steps)
         drawn = np.flatnonzero(alive)
-        if len(self.places) > 0:
-            drawn = drawn[np.argsort(self.places[start + drawn])]
+        if len(self.draw_order) > 0:
+            drawn = drawn[np.argsort(self.draw_order[start + drawn])]
         members, lengths = members[drawn], lengths[drawn]
         if not self.every_step:
             return _Chunk(members, None, drawn - np.flatnonzero(alive)[0], is_list=False)
@@ -520,16 +526,16 @@ class _Chunk(NamedTuple):
 class Memory(TypedDict, total=False):
     """What bounds the memory of a plan's passes."""
 
-    checkpoint_every: int
+    recompute_every: int
     memory_budget: int
 
 
-def as_memory(checkpoint_every: Any, memory_budget: Any) -> Memory:
+def as_memory(recompute_every: Any, memory_budget: Any) -> Memory:
     """Return the arguments of `Plan` that bound the memory of its passes; a budget may be given as "256MB"."""
-    if checkpoint_every is not None and memory_budget is not None:
-        raise ValueError("checkpoint_every and memory_budget are both given; expected one of them")
-    if checkpoint_every is not None:
-        return {"checkpoint_every": as_size("checkpoint_every", checkpoint_every)}
+    if recompute_every is not None and memory_budget is not None:
+        raise ValueError("recompute_every and memory_budget are both given; expected one of them")
+    if recompute_every is not None:
+        return {"recompute_every": as_size("recompute_every", recompute_every)}
     if memory_budget is None:
         return {}
     if not isinstance(memory_budget, str):
@@ -561,19 +567,19 @@ def _check_tbptt(tbptt: int | None, target: str, architecture: Architecture) -> 
         raise ValueError(f"tbptt is {tbptt} and target is {target!r}; expected 'last' or 'steps'")
 
 
-def _window(budget: int, steps: int, size: Callable[[int], int]) -> int:
+def _largest_segment(budget: int, steps: int, size: Callable[[int], int]) -> int:
     """Return the most steps whose activations can be kept at a time within a budget of bytes; 0: all."""
     if size(0) <= budget:
         return 0
     low = root = math.isqrt(steps - 1) + 1
-    if size(root) > budget:  # fewer steps may still take less: states begin every window, but they are small
+    if size(root) > budget:  # fewer steps may still take less: states begin every segment, but they are small
         least = min(range(1, root + 1), key=size)
         if size(least) > budget:
             raise ValueError(
                 f"memory_budget is {budget} bytes; batches of this size and sequences of this length need at least "
                 f"{min(size(0), size(least))}"
             )
-        return max(window for window in range(least, root) if size(window) <= budget)
+        return max(steps for steps in range(least, root) if size(steps) <= budget)
     high = steps
     while high - low > 1:
         middle = (low + high) // 2

@@ -8,17 +8,17 @@ from libc.math cimport isfinite, sqrt
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from lstm_ext._heads cimport TARGET_STEPS, Head, Readout, head_backward, head_forward
+from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_backward, head_forward
 from lstm_ext._kernels cimport (
     SUM_BLOCK, adam, are_finite, cross_entropy, kernels, philox_key, real, sgd, squared_error, sum_of_squares, table_at,
 )
 from lstm_ext._passes cimport Rows
-from lstm_ext._products cimport live_rows, tiles
+from lstm_ext._products cimport batch_size_at, ceil_div
 from lstm_ext._stack cimport (
-    Batch, Layers, Stack, States, layers_backward, layers_forward, pack_layers, stack_work,
+    Batch, StackData, LayerStack, States, layers_backward, layers_forward, pack_layers, stack_work,
 )
 from lstm_ext._threads cimport (
-    Call, Timer, begin, check_signals, elapsed, end, recruit, share, start_timer, team_task,
+    Region, Timer, begin_region, check_signals, elapsed, end_region, recruit, parallel_for, start_timer, team_task,
 )
 
 cdef enum:
@@ -43,8 +43,8 @@ cdef struct Chunk:
     # What one pass runs: steps of some sequences, the longest first.
     Batch batch
     Py_ssize_t *first  # (size): the row that each begins at
-    Py_ssize_t *lengths  # (size) and (steps): what batch.lengths and batch.live are where they are not NULL
-    Py_ssize_t *live
+    Py_ssize_t *lengths  # (size) and (steps): what batch.lengths and batch.batch_sizes are where they are not NULL
+    Py_ssize_t *batch_sizes
     Py_ssize_t rows, ended  # in all; the first sequence that ends within the chunk
 
 
@@ -56,9 +56,9 @@ cdef struct Data:
 
 
 cdef void take_chunk(
-    Chunk *chunk, const Data *data, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t since, Py_ssize_t most,
+    Chunk *chunk, const Data *data, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t first_step, Py_ssize_t most,
 ) noexcept nogil:
-    """The steps from `since` on, at most so many, of the members of a batch that have them.
+    """The steps from `first_step` on, at most so many, of the members of a batch that have them.
 
     members  sequences, the longest first
     """
@@ -67,28 +67,28 @@ cdef void take_chunk(
     chunk.rows = chunk.ended = 0
     while b < count:
         n = members[b]
-        length = data.lengths[n] - since
+        length = data.lengths[n] - first_step
         if length <= 0:
             break
         if length > most:
             length = most
             chunk.ended = b + 1
-        chunk.first[b], chunk.lengths[b] = data.first[n] + since, length
+        chunk.first[b], chunk.lengths[b] = data.first[n] + first_step, length
         chunk.rows += length
         b += 1
-    batch.size, batch.steps, batch.lengths, batch.live = b, chunk.lengths[0], NULL, NULL
+    batch.size, batch.steps, batch.lengths, batch.batch_sizes = b, chunk.lengths[0], NULL, NULL
     if chunk.lengths[b - 1] == batch.steps:
         return
-    batch.lengths, batch.live = chunk.lengths, chunk.live
+    batch.lengths, batch.batch_sizes = chunk.lengths, chunk.batch_sizes
     for t in range(batch.steps):
         while chunk.lengths[b - 1] <= t:
             b -= 1
-        chunk.live[t] = b
+        chunk.batch_sizes[t] = b
 
 
 cdef bint chunk_is_finite(
     const kernels *table, const Chunk *chunk, const real *rows, Py_ssize_t width, const real *targets,
-    Py_ssize_t output_dim, const Py_ssize_t *target_first, const Py_ssize_t *members, Py_ssize_t since,
+    Py_ssize_t output_dim, const Py_ssize_t *target_first, const Py_ssize_t *members, Py_ssize_t first_step,
     bint every_step,
 ) noexcept nogil:
     """Whether a chunk's inputs and targets are finite; rows, targets NULL: not looked at."""
@@ -100,7 +100,7 @@ cdef bint chunk_is_finite(
         if targets == NULL:
             continue
         if every_step:
-            if not are_finite(table, n * output_dim, targets + (target_first[members[b]] + since) * output_dim):
+            if not are_finite(table, n * output_dim, targets + (target_first[members[b]] + first_step) * output_dim):
                 return False
         elif not are_finite(table, output_dim, targets + target_first[members[b]] * output_dim):
             return False
@@ -108,8 +108,8 @@ cdef bint chunk_is_finite(
 
 
 cdef double batch_loss(
-    Call *call, const Readout *head, const Chunk *chunk, const Py_ssize_t *target_first, const Py_ssize_t *members,
-    Py_ssize_t since, const real *targets, const Py_ssize_t *labels,
+    Region *region, const HeadData *head, const Chunk *chunk, const Py_ssize_t *target_first, const Py_ssize_t *members,
+    Py_ssize_t first_step, const real *targets, const Py_ssize_t *labels,
 ) except? -1 nogil:
     """The mean loss of the outputs, and its gradient by them: squared error, or cross-entropy if there are `labels`.
 
@@ -124,11 +124,11 @@ cdef double batch_loss(
         count *= output_dim
     while t > 0:
         t -= 1
-        check_signals(call, 16. * head.x.batch * output_dim)  # an exponential is worth some multiply-adds
-        for b in range(head.begin, head.begin + live_rows(head.x.live, head.x.batch, t)):
+        check_signals(region, 16. * head.x.batch * output_dim)  # an exponential is worth some multiply-adds
+        for b in range(head.begin, head.begin + batch_size_at(head.x.batch_sizes, head.x.batch, t)):
             row = target_first[members[b]]
-            if head.target == TARGET_STEPS:
-                row += since + t
+            if head.readout == READOUT_STEPS:
+                row += first_step + t
             if labels != NULL:
                 block += cross_entropy(head.table, output_dim, y, labels[row], 1 / count, dy)
             else:
@@ -154,13 +154,13 @@ cdef void squares_part(Squares *p, Py_ssize_t index, const real *tag) noexcept n
     p.sums[index] = sum_of_squares(p.table, min(SUM_BLOCK, p.n - start), <const real *> p.x + start)
 
 
-cdef double norm(Call *call, const kernels *table, const real[::1] x, double[::1] sums) except? -1 nogil:
+cdef double norm(Region *region, const kernels *table, const real[::1] x, double[::1] sums) except? -1 nogil:
     """The Euclidean norm. Blocks of SUM_BLOCK are summed by themselves, to `sums`, and these in their order."""
     cdef Squares p
-    cdef Py_ssize_t n = x.shape[0], count = tiles(n, SUM_BLOCK), j
+    cdef Py_ssize_t n = x.shape[0], count = ceil_div(n, SUM_BLOCK), j
     cdef double total = 0
     p.table, p.n, p.x, p.sums = table, n, &x[0], &sums[0]
-    share(call, <team_task> squares_part[real], &p, count, 2. * n)
+    parallel_for(region, <team_task> squares_part[real], &p, count, 2. * n)
     for j in range(count):
         total += sums[j]
     return sqrt(total)
@@ -229,15 +229,15 @@ cdef Update new_update(
 
 
 cdef bint update(
-    Call *call, const kernels *table, real[::1] parameters, const real[::1] gradient, double scale,
+    Region *region, const kernels *table, real[::1] parameters, const real[::1] gradient, double scale,
     const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[:, ::1] backup,
 ) except -1 nogil:
     """Change parameters, moments and powers in place and return True; change nothing and return False on NaN or Inf."""
     cdef Update p = new_update(table, parameters, gradient, scale, settings, powers, moments, backup)
-    cdef bint watches = call.watches
-    call.watches = False  # an update that is begun is ended
-    share(call, <team_task> update_part[real], &p, tiles(p.n, SUM_BLOCK), 4. * p.n)
-    call.watches = watches
+    cdef bint watches = region.watches
+    region.watches = False  # an update that is begun is ended
+    parallel_for(region, <team_task> update_part[real], &p, ceil_div(p.n, SUM_BLOCK), 4. * p.n)
+    region.watches = watches
     if p.not_finite:
         parameters[:] = backup[0]
         moments[:] = backup[1:p.vectors]
@@ -267,16 +267,16 @@ def update_parameters(
     const real[::1] gradient, real[:, ::1] backup,
 ) -> bool:
     """Make one update outside of the loop. As for `update`, return whether it was made."""
-    cdef Call call
+    cdef Region region
     cdef bint made
     check_state(parameters.shape[0], settings, powers, moments, backup)
     threads = recruit(threads, 4. * parameters.shape[0])
     with nogil:
-        begin(&call, threads)
+        begin_region(&region, threads)
         try:
-            made = update(&call, table_at(isa), parameters, gradient, 1, settings, powers, moments, backup)
+            made = update(&region, table_at(isa), parameters, gradient, 1, settings, powers, moments, backup)
         finally:
-            end(&call)
+            end_region(&region)
     return made
 
 
@@ -294,8 +294,8 @@ def _run(
     cdef const Py_ssize_t[::1] labels = plan.labels, members = plan.members
     cdef const Py_ssize_t[::1] sequence_first = plan.sequences.first, sequence_lengths = plan.sequences.lengths
     cdef const Py_ssize_t[::1] target_first = plan.target_first
-    cdef const Py_ssize_t[::1] places = plan.places, starts = plan.starts, since = plan.since
-    cdef Py_ssize_t[::1] first = plan.first, lengths = plan.lengths, live = plan.live
+    cdef const Py_ssize_t[::1] draw_order = plan.draw_order, starts = plan.starts, first_steps = plan.first_steps
+    cdef Py_ssize_t[::1] first = plan.first, lengths = plan.lengths, batch_sizes = plan.batch_sizes
     cdef double[::1] losses = plan.losses, counts = plan.counts, norms = plan.norms
     cdef uint64_t[::1] updates = plan.updates
     cdef real[:, :, ::1] carried_h = plan.carried_h, carried_C = plan.carried_C
@@ -313,17 +313,17 @@ def _run(
     if learns:
         check_state(parameters.shape[0], settings, powers, moments, backup)
 
-    cdef Stack stack = plan.stack
+    cdef LayerStack stack = plan.stack
     cdef Head top = plan.head
-    cdef Layers *s = &stack.at
-    cdef Readout *head = &top.at
+    cdef StackData *s = &stack.data
+    cdef HeadData *head = &top.data
     cdef const real *weights = &parameters[0]
     cdef const real *all_targets = &targets[0, 0] if targets.shape[0] > 0 else NULL
     cdef const Py_ssize_t *all_labels = &labels[0] if labels.shape[0] > 0 else NULL
     cdef const real *unchecked_rows = &rows[0, 0] if plan.unchecked_X and phases & _FORWARD else NULL
     cdef const real *unchecked_targets = all_targets if plan.unchecked_Y and phases & _FORWARD else NULL
     cdef const real *dfinal
-    cdef Py_ssize_t N = members.shape[0], batch_size = first.shape[0], start
+    cdef Py_ssize_t N = members.shape[0], batch_size = first.shape[0], start, first_output
     cdef uint64_t seed = plan.dropout_seed if draws else 0
     cdef States none = no_states(), initial, carried = none
     cdef Rows x, dH, nowhere
@@ -331,68 +331,68 @@ def _run(
     cdef Chunk chunk
     cdef Batch *batch = &chunk.batch
     cdef double head_work = <double> head.output_dim * head.features
-    cdef Call call
+    cdef Region region
     cdef Timer timer
     cdef int outcome = _DONE
 
-    nowhere.data, nowhere.first, nowhere.width, nowhere.step, nowhere.apart = NULL, NULL, 0, 0, 0
-    x.data, x.first, x.width, x.step, x.apart = <void *> &rows[0, 0], &first[0], rows.shape[1], 1, 0
+    nowhere.data, nowhere.first, nowhere.width, nowhere.step_stride, nowhere.sequence_stride = NULL, NULL, 0, 0, 0
+    x.data, x.first, x.width, x.step_stride, x.sequence_stride = <void *> &rows[0, 0], &first[0], rows.shape[1], 1, 0
     data.first, data.lengths, data.target_first = &sequence_first[0], &sequence_lengths[0], &target_first[0]
-    chunk.first, chunk.lengths, chunk.live = &first[0], &lengths[0], &live[0]
-    batch.at, batch.masks.place = NULL, NULL
+    chunk.first, chunk.lengths, chunk.batch_sizes = &first[0], &lengths[0], &batch_sizes[0]
+    batch.state_rows, batch.masks.mask_rows = NULL, NULL
     if carried_h.shape[0] > 0:
         carried.h, carried.C, carried.rows = &carried_h[0, 0, 0], &carried_C[0, 0, 0], batch_size
     batch.size, batch.steps = batch_size, s.steps
     cdef int threads = recruit(plan.threads, stack_work(s, batch, phases & _BACKWARD))
 
     with nogil:
-        begin(&call, threads)
+        begin_region(&region, threads)
         start_timer(&timer, seconds)
         try:
             while step < last_step:
                 start = starts[step]
-                take_chunk(&chunk, &data, &members[start], min(batch_size, N - start), since[step], s.steps)
+                take_chunk(&chunk, &data, &members[start], min(batch_size, N - start), first_steps[step], s.steps)
                 if unchecked_rows != NULL or unchecked_targets != NULL:
                     if not chunk_is_finite(
                         head.table, &chunk, unchecked_rows, x.width, unchecked_targets, head.output_dim,
-                        data.target_first, &members[start], since[step], head.target == TARGET_STEPS,
+                        data.target_first, &members[start], first_steps[step], head.readout == READOUT_STEPS,
                     ):
                         outcome = _NOT_FINITE
                         break
                 if draws:
                     philox_key(seed, updates[0], batch.masks.key)
-                    batch.masks.since = since[step]
-                    if places.shape[0] > 0:
-                        batch.masks.place = &places[start]
-                initial = carried if since[step] > 0 else none
+                    batch.masks.first_step = first_steps[step]
+                    if draw_order.shape[0] > 0:
+                        batch.masks.mask_rows = &draw_order[start]
+                initial = carried if first_steps[step] > 0 else none
                 if phases & _FORWARD:
-                    pack_layers(&call, s, weights, batch, False, False)
-                    layers_forward(&call, s, weights, batch, &x, &initial, &nowhere, &carried)
-                    head_forward(
-                        &call, head, s, batch, since[step], 0 if head.target == TARGET_STEPS else chunk.ended, weights,
-                    )
+                    pack_layers(&region, s, weights, batch, False, False)
+                    layers_forward(&region, s, weights, batch, &x, &initial, &nowhere, &carried)
+                    first_output = 0 if head.readout == READOUT_STEPS else chunk.ended
+                    head_forward(&region, head, s, batch, first_steps[step], first_output, weights)
                     losses[step], counts[step], norms[step] = 0, head.rows, 0
                 if phases & _LOSS and counts[step] > 0:
                     losses[step] = batch_loss(
-                        &call, head, &chunk, data.target_first, &members[start], since[step], all_targets, all_labels,
+                        &region, head, &chunk, data.target_first, &members[start], first_steps[step], all_targets,
+                        all_labels,
                     )
                     if not isfinite(losses[step]):
                         outcome = _NOT_FINITE
                         break
                 if phases & _BACKWARD and counts[step] > 0:
-                    head_backward(&call, head, s, batch, weights, &dH, &dfinal, &gradient[0])
-                    pack_layers(&call, s, weights, batch, True, False)
+                    head_backward(&region, head, s, batch, weights, &dH, &dfinal, &gradient[0])
+                    pack_layers(&region, s, weights, batch, True, False)
                     layers_backward(
-                        &call, s, weights, batch, &dH, dfinal, &none, &none, &nowhere, &gradient[0],
+                        &region, s, weights, batch, &dH, dfinal, &none, &none, &nowhere, &gradient[0],
                     )
-                    norms[step] = norm(&call, head.table, gradient, sums)
+                    norms[step] = norm(&region, head.table, gradient, sums)
                     if not isfinite(norms[step]):
                         outcome = _NOT_FINITE
                         break
                 if phases & _UPDATE and counts[step] > 0:
                     scale = clip_norm / norms[step] if norms[step] > clip_norm else 1
                     if not update(
-                        &call, head.table, parameters, gradient, scale, settings, powers, moments, backup,
+                        &region, head.table, parameters, gradient, scale, settings, powers, moments, backup,
                     ):
                         outcome = _UPDATE_NOT_FINITE
                         break
@@ -401,7 +401,7 @@ def _run(
                 if elapsed(&timer, 5000 + 3 * (chunk.rows * <double> s.parameter_count + counts[step - 1] * head_work)):
                     break
         finally:
-            end(&call)
+            end_region(&region)
     return step, outcome
 
 

@@ -1,26 +1,26 @@
 from lstm_ext._kernels cimport kernels, real
 from lstm_ext._passes cimport Rows
-from lstm_ext._products cimport Slots
-from lstm_ext._stack cimport Batch, Layers
-from lstm_ext._threads cimport Call
+from lstm_ext._products cimport StepRows
+from lstm_ext._stack cimport Batch, StackData
+from lstm_ext._threads cimport Region
 
 
-cdef enum Target:
-    TARGET_LAST
-    TARGET_STEPS
-    TARGET_MEAN
-    TARGET_MAX
+cdef enum Readout:
+    READOUT_LAST
+    READOUT_STEPS
+    READOUT_MEAN
+    READOUT_MAX
 
 
-cdef struct Readout:
+cdef struct HeadData:
     # See `Head`.
     const kernels *table
-    Target target
+    Readout readout
     Py_ssize_t features, output_dim
     bint is_linear  # whether there are W_y and b_y
-    Py_ssize_t at_W, at_b  # in the flat parameter vector
+    Py_ssize_t W_offset, b_offset  # in the flat parameter vector
     # Set by head_forward:
-    Slots x  # the features: of every step, or one slot
+    StepRows x  # the features: of every step, or one slot
     Py_ssize_t slots, begin, rows  # how many slots; the first sequence that has an output; the outputs in all
     #
     void *pooled  # (B, F): features that are no rows of the stack
@@ -35,7 +35,7 @@ cdef struct Readout:
 
 
 cdef class Head:
-    cdef Readout at
+    cdef HeadData data
     cdef list arrays
     cdef readonly object outputs, doutputs
     cdef readonly Py_ssize_t bytes
@@ -43,11 +43,11 @@ cdef class Head:
 
 
 cdef int head_forward(
-    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t since, Py_ssize_t begin,
+    Region *region, HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step, Py_ssize_t begin,
     const real *parameters,
 ) except -1 nogil
 
 cdef int head_backward(
-    Call *call, const Readout *head, const Layers *s, const Batch *batch, const real *parameters, Rows *dH,
+    Region *region, const HeadData *head, const StackData *s, const Batch *batch, const real *parameters, Rows *dH,
     const real **dfinal, real *gradient,
 ) except -1 nogil

@@ -3,7 +3,7 @@
 Design
 ------
 - Features are rows: of every step, where the top layer left its outputs; the last states; or what is pooled over the
-  steps of a sequence. They stand in slots (`Slots`), of which all but "steps" have one.
+  steps of a sequence. They stand in slots (`StepRows`), of which all but "steps" have one.
 - Outputs are packed in the order in which weight gradients are summed: steps from the last to the first, the sequences
   that have the step ascending.
 - Without a linear layer the outputs are the features themselves.
@@ -19,14 +19,14 @@ import numpy as np
 from lstm_ext._kernels cimport TILE_VECTORS, kernels, lanes, real, table_at
 from lstm_ext._passes cimport Rows
 from lstm_ext._products cimport (
-    OUTER_ROWS, cut, live_rows, multiply, pack_panels, panels_size, parts, weight_gradient,
+    OUTER_ROWS, part_begin, batch_size_at, multiply, pack_panels, panels_size, num_tasks, weight_gradient,
 )
-from lstm_ext._stack cimport Batch, Layers, layer_outputs, length_of
-from lstm_ext._threads cimport Call, begin as begin_call, end as end_call, recruit, share, team_task
+from lstm_ext._stack cimport Batch, StackData, layer_outputs, length_of
+from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
 from lstm_ext.workspace import aligned_empty
 
-TARGETS = {"last": TARGET_LAST, "steps": TARGET_STEPS, "mean": TARGET_MEAN, "max": TARGET_MAX}
+READOUTS = {"last": READOUT_LAST, "steps": READOUT_STEPS, "mean": READOUT_MEAN, "max": READOUT_MAX}
 
 
 @cython.auto_pickle(False)
@@ -41,7 +41,7 @@ cdef class Head:
     dtype : numpy.dtype
     steps, batch : int
         The most of a batch.
-    target : {"last", "steps", "mean", "max"}
+    readout : {"last", "steps", "mean", "max"}
     parameter_count : int
         The length of the flat vector, of which the head's weights are the end.
     keep : bool
@@ -51,31 +51,31 @@ cdef class Head:
     """
 
     def __init__(
-        self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, target, Py_ssize_t parameter_count, *,
+        self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, readout, Py_ssize_t parameter_count, *,
         bint keep,
     ):
-        cdef Readout *head = &self.at
+        cdef HeadData *head = &self.data
         self.arrays, self.bytes = [], 0
-        head.table, head.target = table_at(isa), TARGETS[target]
+        head.table, head.readout = table_at(isa), READOUTS[readout]
         head.features, head.is_linear = architecture.features, architecture.output_dim is not None
         head.output_dim = architecture.output_dim if head.is_linear else head.features
-        head.at_b = parameter_count - head.output_dim
-        head.at_W = head.at_b - head.output_dim * head.features
+        head.b_offset = parameter_count - head.output_dim
+        head.W_offset = head.b_offset - head.output_dim * head.features
         cdef Py_ssize_t F = head.features, output_dim = head.output_dim, itemsize = dtype.itemsize
         cdef Py_ssize_t V = head.table.f32.lanes if itemsize == sizeof(float) else head.table.f64.lanes
-        cdef Py_ssize_t rows = batch * steps if head.target == TARGET_STEPS else batch
+        cdef Py_ssize_t rows = batch * steps if head.readout == READOUT_STEPS else batch
         self.outputs = self.array(rows * output_dim, dtype)[:rows * output_dim].reshape(rows, output_dim)
         self.doutputs = self.array(rows * output_dim, dtype)[:rows * output_dim].reshape(rows, output_dim)
         head.outputs, head.doutputs = address(self.outputs), address(self.doutputs)
         if head.is_linear:
             head.packed = address(self.array(panels_size(F, output_dim, V), dtype))
-        if head.target != TARGET_STEPS:
+        if head.readout != READOUT_STEPS:
             head.pooled = address(self.array(batch * F, dtype))
             if keep:
                 head.dpooled = address(self.array(batch * F, dtype))
-        if head.target == TARGET_MEAN:
+        if head.readout == READOUT_MEAN:
             head.sums = <double *> address(self.array(batch * F, np.dtype(np.float64)))
-        elif head.target == TARGET_MAX:
+        elif head.readout == READOUT_MAX:
             head.winners = <Py_ssize_t *> address(self.array(batch * F, np.dtype(np.intp)))
         if keep and head.is_linear:
             head.packed_backward = address(self.array(panels_size(output_dim, F, V), dtype))
@@ -98,79 +98,80 @@ cdef void *address(array) except NULL:
 
 cdef struct Pooling:
     # Sequences, and rows of the top layer, in parts.
-    const Readout *head
-    const Layers *s
+    const HeadData *head
+    const StackData *s
     const Batch *batch
-    Py_ssize_t since, parts  # the steps that were pooled before
+    Py_ssize_t first_step, num_tasks  # the steps that were pooled before
     Rows rows
 
 
 cdef inline real *top_row(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
-    return <real *> rows.data + (t * rows.step + b) * rows.width
+    return <real *> rows.data + (t * rows.step_stride + b) * rows.width
 
 
 cdef void pool_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcept nogil:
     """The mean, summed in double, or the maximum of some sequences' steps up to now."""
-    cdef const Readout *head = p.head
+    cdef const HeadData *head = p.head
     cdef Py_ssize_t F = head.features, size = p.batch.size, b, t, u
     cdef const real *h
     cdef real *to
     cdef double *sums
     cdef Py_ssize_t *winners
-    for b in range(cut(size, p.parts, index), cut(size, p.parts, index + 1)):
+    for b in range(part_begin(size, p.num_tasks, index), part_begin(size, p.num_tasks, index + 1)):
         to = <real *> head.pooled + b * F
-        if head.target == TARGET_MEAN:
+        if head.readout == READOUT_MEAN:
             sums = head.sums + b * F
-            if p.since == 0:
+            if p.first_step == 0:
                 memset(sums, 0, F * sizeof(double))
             for t in range(length_of(p.batch, b)):
                 h = top_row(&p.rows, b, t, tag)
                 for u in range(F):
                     sums[u] += h[u]
             for u in range(F):
-                to[u] = <real> (sums[u] / (p.since + length_of(p.batch, b)))
+                to[u] = <real> (sums[u] / (p.first_step + length_of(p.batch, b)))
             continue
         winners = head.winners + b * F
-        if p.since == 0:
+        if p.first_step == 0:
             memset(winners, 0, F * sizeof(Py_ssize_t))
             memcpy(to, top_row(&p.rows, b, 0, tag), F * sizeof(real))
         for t in range(length_of(p.batch, b)):
             h = top_row(&p.rows, b, t, tag)
             for u in range(F):
                 if h[u] > to[u]:
-                    to[u], winners[u] = h[u], p.since + t
+                    to[u], winners[u] = h[u], p.first_step + t
 
 
 cdef void spread_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcept nogil:
     """The gradients of some sequences' steps, of that of what was pooled."""
-    cdef const Readout *head = p.head
+    cdef const HeadData *head = p.head
     cdef Py_ssize_t F = head.features, size = p.batch.size, b, t, u
     cdef const real *dfeatures
     cdef real *dh
     cdef real length
-    for b in range(cut(size, p.parts, index), cut(size, p.parts, index + 1)):
+    for b in range(part_begin(size, p.num_tasks, index), part_begin(size, p.num_tasks, index + 1)):
         dfeatures, length = <const real *> head.dpooled + b * F, <real> length_of(p.batch, b)
         for t in range(length_of(p.batch, b)):
             dh = top_row(&p.rows, b, t, tag)
             for u in range(F):
-                if head.target == TARGET_MEAN:
+                if head.readout == READOUT_MEAN:
                     dh[u] = dfeatures[u] / length
                 else:
                     dh[u] = dfeatures[u] if head.winners[b * F + u] == t else 0
 
 
-cdef int share_pooling(
-    Call *call, team_task task, const Readout *head, const Layers *s, const Batch *batch, Py_ssize_t since,
+cdef int run_pooling(
+    Region *region, team_task task, const HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step,
     const Rows *rows,
 ) except -1 nogil:
     cdef Pooling p
     cdef double work = <double> batch.size * batch.steps * head.features
-    p.head, p.s, p.batch, p.since, p.rows, p.parts = head, s, batch, since, rows[0], parts(call, batch.size, 1, 1, work)
-    return share(call, task, &p, p.parts, work)
+    p.head, p.s, p.batch, p.first_step, p.rows = head, s, batch, first_step, rows[0]
+    p.num_tasks = num_tasks(region, batch.size, 1, 1, work)
+    return parallel_for(region, task, &p, p.num_tasks, work)
 
 
 cdef void gather_last(
-    const Readout *head, const Layers *s, Py_ssize_t begin, Py_ssize_t end, const real *tag,
+    const HeadData *head, const StackData *s, Py_ssize_t begin, Py_ssize_t end, const real *tag,
 ) noexcept nogil:
     """The last states of the top layer's cells, merged."""
     cdef Py_ssize_t R = s.state_dim, F = head.features, b, u
@@ -188,28 +189,29 @@ cdef void gather_last(
 
 
 cdef int find_features(
-    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t since, Py_ssize_t begin, const real *tag,
+    Region *region, HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step, Py_ssize_t begin,
+    const real *tag,
 ) except -1 nogil:
     """Set where the features are, having gathered or pooled them where they are no rows of the stack."""
     cdef Rows rows
-    cdef Slots *x = &head.x
+    cdef StepRows *x = &head.x
     cdef Py_ssize_t t
     head.begin, head.slots, head.rows = begin, 1, batch.size - begin
-    x.origin, x.live, x.batch, x.ld, x.slot = 0, NULL, batch.size - begin, head.features, 0
+    x.origin, x.batch_sizes, x.batch, x.ld, x.slot = 0, NULL, batch.size - begin, head.features, 0
     x.data = <real *> head.pooled + begin * head.features
-    if head.target == TARGET_LAST:
+    if head.readout == READOUT_LAST:
         if s.directions == 2:
             gather_last(head, s, begin, batch.size, tag)
         else:
             x.data = <const real *> s.cells[s.count - 1].h_T + begin * head.features
         return 0
     rows = layer_outputs(s, s.layers - 1, tag)
-    if head.target != TARGET_STEPS:
-        return share_pooling(call, <team_task> pool_part[real], head, s, batch, since, &rows)
-    head.slots, x.data, x.ld, x.slot, x.live = batch.steps, rows.data, rows.width, rows.step * rows.width, batch.live
-    head.rows = 0
+    if head.readout != READOUT_STEPS:
+        return run_pooling(region, <team_task> pool_part[real], head, s, batch, first_step, &rows)
+    x.data, x.ld, x.slot, x.batch_sizes = rows.data, rows.width, rows.step_stride * rows.width, batch.batch_sizes
+    head.slots, head.rows = batch.steps, 0
     for t in range(batch.steps):
-        head.rows += live_rows(x.live, x.batch, t)
+        head.rows += batch_size_at(x.batch_sizes, x.batch, t)
     return 0
 
 
@@ -222,30 +224,30 @@ cdef void copy_rows(
 
 
 cdef int head_forward(
-    Call *call, Readout *head, const Layers *s, const Batch *batch, Py_ssize_t since, Py_ssize_t begin,
+    Region *region, HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step, Py_ssize_t begin,
     const real *parameters,
 ) except -1 nogil:
     """outputs = b_y + W_y x of the features of a batch that layers_forward has run, from its sequence `begin` on.
 
-    since  the step of its sequences that the batch begins at: what is pooled goes on from there
+    first_step  the step of its sequences that the batch begins at: what is pooled goes on from there
     begin  0 for every step's outputs
     """
     cdef Py_ssize_t F = head.features, output_dim = head.output_dim, t = 0, rows
     cdef real *y = <real *> head.outputs
     cdef const real *x
-    find_features(call, head, s, batch, since, begin, parameters)
+    find_features(region, head, s, batch, first_step, begin, parameters)
     if head.rows == 0:
         return 0
     if head.is_linear:
-        pack_panels(call, head.table, F, output_dim, parameters + head.at_W, 1, F, <real *> head.packed)
+        pack_panels(region, head.table, F, output_dim, parameters + head.W_offset, 1, F, <real *> head.packed)
     t = head.slots
     while t > 0:
         t -= 1
-        x, rows = <const real *> head.x.data + t * head.x.slot, live_rows(head.x.live, head.x.batch, t)
+        x, rows = <const real *> head.x.data + t * head.x.slot, batch_size_at(head.x.batch_sizes, head.x.batch, t)
         if head.is_linear:
             multiply(
-                call, head.table, rows, output_dim, F, x, head.x.ld, <const real *> head.packed,
-                parameters + head.at_b, 0, y, output_dim,
+                region, head.table, rows, output_dim, F, x, head.x.ld, <const real *> head.packed,
+                parameters + head.b_offset, 0, y, output_dim,
             )
         else:
             copy_rows(rows, output_dim, x, head.x.ld, y, output_dim)
@@ -254,7 +256,7 @@ cdef int head_forward(
 
 
 cdef int head_backward(
-    Call *call, const Readout *head, const Layers *s, const Batch *batch, const real *parameters, Rows *dH,
+    Region *region, const HeadData *head, const StackData *s, const Batch *batch, const real *parameters, Rows *dH,
     const real **dfinal, real *gradient,
 ) except -1 nogil:
     """dL/dW_y, dL/db_y, and the gradient of the features, after head_forward and with dL/d outputs in `doutputs`.
@@ -266,53 +268,53 @@ cdef int head_backward(
     cdef Py_ssize_t F = head.features, output_dim = head.output_dim, t = head.slots, slot = s.batch * F, rows
     cdef const real *dy = <const real *> head.doutputs
     cdef real *to = <real *> head.dpooled + head.begin * F
-    dH.first, dH.data, dH.width, dH.step, dH.apart = NULL, NULL, F, s.batch, 1
-    if head.target != TARGET_LAST:
+    dH.first, dH.data, dH.width, dH.step_stride, dH.sequence_stride = NULL, NULL, F, s.batch, 1
+    if head.readout != READOUT_LAST:
         dH.data = s.dmerged[s.layers - 1]
-    if head.target == TARGET_STEPS:
+    if head.readout == READOUT_STEPS:
         to = <real *> dH.data
     if head.is_linear:
         weight_gradient(
-            call, head.table, head.rows, output_dim, dy, output_dim, F, &head.x, head.slots - 1, False,
-            gradient + head.at_W, F, gradient + head.at_b, <real *> head.panels,
+            region, head.table, head.rows, output_dim, dy, output_dim, F, &head.x, head.slots - 1, False,
+            gradient + head.W_offset, F, gradient + head.b_offset, <real *> head.panels,
         )
-        pack_panels(call, head.table, output_dim, F, parameters + head.at_W, F, 1, <real *> head.packed_backward)
+        pack_panels(region, head.table, output_dim, F, parameters + head.W_offset, F, 1, <real *> head.packed_backward)
     while t > 0:
         t -= 1
-        rows = live_rows(head.x.live, head.x.batch, t)
+        rows = batch_size_at(head.x.batch_sizes, head.x.batch, t)
         if head.is_linear:
             multiply(
-                call, head.table, rows, F, output_dim, dy, output_dim, <const real *> head.packed_backward,
+                region, head.table, rows, F, output_dim, dy, output_dim, <const real *> head.packed_backward,
                 <const real *> NULL, 0, to + t * slot, F,
             )
         else:
             copy_rows(rows, F, dy, F, to + t * slot, F)
         dy += rows * output_dim
     dfinal[0] = NULL
-    if head.target == TARGET_LAST:
+    if head.readout == READOUT_LAST:
         memset(head.dpooled, 0, head.begin * F * sizeof(real))
         dfinal[0] = <const real *> head.dpooled
-    elif head.target != TARGET_STEPS:
-        share_pooling(call, <team_task> spread_part[real], head, s, batch, 0, dH)
+    elif head.readout != READOUT_STEPS:
+        run_pooling(region, <team_task> spread_part[real], head, s, batch, 0, dH)
     return 0
 
 
 def apply(int isa, int threads, const real[:, ::1] features, const real[::1] parameters, real[:, ::1] outputs):
     """outputs (n, O) = b_y + W_y x of rows of features (n, F), W_y and b_y being the end of the flat vector."""
     cdef Py_ssize_t n = features.shape[0], F = features.shape[1], output_dim = outputs.shape[1]
-    cdef Py_ssize_t at_b = parameters.shape[0] - output_dim, at_W = at_b - output_dim * F
+    cdef Py_ssize_t b_offset = parameters.shape[0] - output_dim, W_offset = b_offset - output_dim * F
     cdef const kernels *table = table_at(isa)
     packed = aligned_empty((panels_size(F, output_dim, lanes(table, &parameters[0])),), np.asarray(outputs).dtype)
     cdef real[::1] panels = packed
-    cdef Call call
+    cdef Region region
     threads = recruit(threads, <double> n * F * output_dim)
     with nogil:
-        begin_call(&call, threads)
+        begin_region(&region, threads)
         try:
-            pack_panels(&call, table, F, output_dim, &parameters[at_W], 1, F, &panels[0])
+            pack_panels(&region, table, F, output_dim, &parameters[W_offset], 1, F, &panels[0])
             multiply(
-                &call, table, n, output_dim, F, &features[0, 0], F, <const real *> &panels[0], &parameters[at_b], 0,
-                &outputs[0, 0], output_dim,
+                &region, table, n, output_dim, F, &features[0, 0], F, <const real *> &panels[0], &parameters[b_offset],
+                0, &outputs[0, 0], output_dim,
             )
         finally:
-            end_call(&call)
+            end_region(&region)

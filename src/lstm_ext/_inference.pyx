@@ -17,41 +17,41 @@ from numpy import empty, ndarray, zeros
 
 from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, real, table_at
 from lstm_ext._passes cimport (
-    Cell, Forward, Rows, emit_outputs, lanes_rows, lanes_scratch_size, run_forward, shared_work,
+    Cell, Forward, Rows, apply_head, lanes_rows, lanes_scratch_size, run_forward, shared_work,
 )
-from lstm_ext._products cimport multiply, pack_cell, pack_panels, panels_size, tiles
-from lstm_ext._stack cimport Batch, Layers, Stack, States, layers_forward, pack_layers
-from lstm_ext._threads cimport Call, begin, end, recruit
+from lstm_ext._products cimport multiply, pack_cell, pack_panels, panels_size, ceil_div
+from lstm_ext._stack cimport Batch, StackData, LayerStack, States, layers_forward, pack_layers
+from lstm_ext._threads cimport Region, begin_region, end_region, recruit
 
 from lstm_ext.workspace import aligned_empty
 
 
-cdef struct Inference:
+cdef struct NetworkLayout:
     # A network's sizes, how many sequences run side by side, and where the parts of one scratch array begin: the packed
     # cell, the packed head, the head's bias, two slots of rows [h | x] that are `ld` apart, C, and the passes' scratch.
     Py_ssize_t input_dim, hidden_dim, output_dim, batch, head, b_y, hx, ld, C, scratch, size
 
 
 cdef int lay_out(
-    int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, bint by_lanes, Inference *at,
+    int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, bint by_lanes, NetworkLayout *layout,
 ) except -1:
     """Every part begins on a cache line if the first does; a row has an odd number of them, so that no stack of rows
     falls into one set of the cache.
     """
     cdef const kernels *table = table_at(isa)
     cdef Py_ssize_t V = table.f32.lanes if itemsize == sizeof(float) else table.f64.lanes, line = 64 // itemsize, K
-    at.input_dim, at.hidden_dim, at.output_dim = sizes
-    at.batch = batch
-    K = at.input_dim + at.hidden_dim
-    at.head = tiles(at.hidden_dim, V) * (1 + K) * TILE_VECTORS * V
-    at.b_y = at.head + tiles(panels_size(at.hidden_dim, at.output_dim, V), line) * line
-    at.hx = at.b_y + tiles(at.output_dim, line) * line
-    at.ld = (tiles(K, line) | 1) * line
-    at.C = at.hx + 2 * batch * at.ld
-    at.scratch = at.C + tiles(batch * at.hidden_dim, line) * line
-    at.size = at.scratch + line  # one line more, to begin on one
+    layout.input_dim, layout.hidden_dim, layout.output_dim = sizes
+    layout.batch = batch
+    K = layout.input_dim + layout.hidden_dim
+    layout.head = ceil_div(layout.hidden_dim, V) * (1 + K) * TILE_VECTORS * V
+    layout.b_y = layout.head + ceil_div(panels_size(layout.hidden_dim, layout.output_dim, V), line) * line
+    layout.hx = layout.b_y + ceil_div(layout.output_dim, line) * line
+    layout.ld = (ceil_div(K, line) | 1) * line
+    layout.C = layout.hx + 2 * batch * layout.ld
+    layout.scratch = layout.C + ceil_div(batch * layout.hidden_dim, line) * line
+    layout.size = layout.scratch + line  # one line more, to begin on one
     if by_lanes:
-        at.size += lanes_scratch_size(table, itemsize, batch, at.input_dim, at.hidden_dim, False)
+        layout.size += lanes_scratch_size(table, itemsize, batch, layout.input_dim, layout.hidden_dim, False)
     return 0
 
 
@@ -61,81 +61,82 @@ cdef inline void *first_line(void *scratch) noexcept nogil:
 
 
 cdef int pack_network(
-    Call *call, const kernels *table, const Inference *at, const real *parameters, real *packed,
+    Region *region, const kernels *table, const NetworkLayout *layout, const real *parameters, real *packed,
 ) except -1 nogil:
     """Pack the network's flat vector: cell, head, and the head's bias as it is."""
-    cdef const real *b = parameters + 4 * at.hidden_dim * (at.hidden_dim + at.input_dim)
-    cdef const real *W_y = b + 4 * at.hidden_dim
-    pack_cell(call, table, at.input_dim, at.hidden_dim, parameters, b, packed)
-    pack_panels(call, table, at.hidden_dim, at.output_dim, W_y, 1, at.hidden_dim, packed + at.head)
-    memcpy(packed + at.b_y, W_y + at.output_dim * at.hidden_dim, at.output_dim * sizeof(real))
+    cdef const real *b = parameters + 4 * layout.hidden_dim * (layout.hidden_dim + layout.input_dim)
+    cdef const real *W_y = b + 4 * layout.hidden_dim
+    pack_cell(region, table, layout.input_dim, layout.hidden_dim, parameters, b, packed)
+    pack_panels(region, table, layout.hidden_dim, layout.output_dim, W_y, 1, layout.hidden_dim, packed + layout.head)
+    memcpy(packed + layout.b_y, W_y + layout.output_dim * layout.hidden_dim, layout.output_dim * sizeof(real))
     return 0
 
 
 cdef Forward forward_of(
-    const kernels *table, const Inference *at, const real *packed, real *hx, real *C,
+    const kernels *table, const NetworkLayout *layout, const real *packed, real *hx, real *C,
 ) noexcept nogil:
     """What is the same for every batch that a network runs; packed from `pack_network`."""
     cdef Forward f
     cdef Cell *cell = &f.cell
     memset(&f, 0, sizeof(f))
-    cell.table, cell.input_dim, cell.gates = table, at.input_dim, 4
-    cell.hidden_dim = cell.state_dim = at.hidden_dim
+    cell.table, cell.input_dim, cell.gates = table, layout.input_dim, 4
+    cell.hidden_dim = cell.state_dim = layout.hidden_dim
     cell.hx = cell.h = hx
-    cell.slots, cell.slot, cell.ld, cell.h_slot, cell.ld_h = 2, at.batch * at.ld, at.ld, at.batch * at.ld, at.ld
+    cell.slots, cell.ld, cell.ld_h = 2, layout.ld, layout.ld
+    cell.slot = cell.h_slot = layout.batch * layout.ld
     cell.C, cell.C_slots = C, 1
-    cell.x.width, cell.x.step = at.input_dim, 1
-    f.packed, f.packed_y, f.b_y, f.output_dim = packed, packed + at.head, packed + at.b_y, at.output_dim
+    cell.x.width, cell.x.step_stride = layout.input_dim, 1
+    f.packed, f.packed_y, f.b_y, f.output_dim = packed, packed + layout.head, packed + layout.b_y, layout.output_dim
     return f
 
 
 cdef int run_sequences(
-    Call *call, const kernels *table, const Inference *at, const real *packed, real *hx, Py_ssize_t N,
+    Region *region, const kernels *table, const NetworkLayout *layout, const real *packed, real *hx, Py_ssize_t N,
     Py_ssize_t steps, const real *X, bint every_step, real *Y,
 ) except -1 nogil:
     """Run N sequences (steps, I) from zero states; return 0 at the first batch that is not finite, or 1.
 
     packed  from `pack_network`
-    hx      scratch, from at.hx to at.size
+    hx      scratch, from layout.hx to layout.size
     Y       (N, steps, O) if every_step, else (N, O); out
     """
-    cdef Forward f = forward_of(table, at, packed, hx, hx + at.C - at.hx)
+    cdef Forward f = forward_of(table, layout, packed, hx, hx + layout.C - layout.hx)
     cdef Cell *cell = &f.cell
-    cdef Py_ssize_t n = 0, b, apart = steps * at.output_dim if every_step else at.output_dim
+    cdef Py_ssize_t n = 0, b, apart = steps * layout.output_dim if every_step else layout.output_dim
     cdef real *y
-    cell.steps = cell.stop = cell.x.apart = steps
-    cell.scratch = hx + at.scratch - at.hx
+    cell.steps = cell.stop = cell.x.sequence_stride = steps
+    cell.scratch = hx + layout.scratch - layout.hx
     while n < N:
-        cell.batch = min(at.batch, N - n)
-        cell.x.data = <void *> (X + n * steps * at.input_dim)
-        if not are_finite(table, cell.batch * steps * at.input_dim, X + n * steps * at.input_dim):
+        cell.batch = min(layout.batch, N - n)
+        cell.x.data = <void *> (X + n * steps * layout.input_dim)
+        if not are_finite(table, cell.batch * steps * layout.input_dim, X + n * steps * layout.input_dim):
             return 0
-        cell.by_lanes = lanes_rows(table, cell.batch, at.input_dim, at.hidden_dim, False, packed)
+        cell.by_lanes = lanes_rows(table, cell.batch, layout.input_dim, layout.hidden_dim, False, packed)
         f.Y = Y + n * apart if every_step else NULL
-        memset(cell.C, 0, cell.batch * at.hidden_dim * sizeof(real))
+        memset(cell.C, 0, cell.batch * layout.hidden_dim * sizeof(real))
         for b in range(cell.batch):
-            memset(hx + b * at.ld, 0, at.hidden_dim * sizeof(real))
-        run_forward(call, &f, packed)
-        y = Y + n * apart + (apart - at.output_dim)
-        emit_outputs(call, &f, steps - 1, 0, cell.batch, y, apart)
+            memset(hx + b * layout.ld, 0, layout.hidden_dim * sizeof(real))
+        run_forward(region, &f, packed)
+        y = Y + n * apart + (apart - layout.output_dim)
+        apply_head(region, &f, steps - 1, 0, cell.batch, y, apart)
         n += cell.batch
     return 1
 
 
 cdef int run_network(
-    int threads, const kernels *table, const Inference *at, const real *parameters, real *scratch, Py_ssize_t N,
+    int threads, const kernels *table, const NetworkLayout *layout, const real *parameters, real *scratch, Py_ssize_t N,
     Py_ssize_t steps, const real *X, bint every_step, real *Y,
 ) except -1 nogil:
     """Pack the weights and run N sequences; arguments as for `run_sequences`."""
-    cdef Call call
-    begin(&call, threads)
+    cdef Region region
+    begin_region(&region, threads)
     try:
-        pack_network(&call, table, at, parameters, scratch)
+        pack_network(&region, table, layout, parameters, scratch)
         return run_sequences(
-            &call, table, at, <const real *> scratch, scratch + at.hx, N, steps, X, every_step, Y,
+            &region, table, layout, <const real *> scratch, scratch + layout.hx, N, steps, X, every_step, Y,
         )
     finally:
-        end(&call)
+        end_region(&region)
 
 
 def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, X, bint every_step):
@@ -151,53 +152,53 @@ def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, 
     cdef Py_buffer weights, view
     cdef Py_ssize_t shape[3]
     cdef int finite
-    cdef Inference at
+    cdef NetworkLayout layout
     get_buffer(parameters, &weights)
     if not get_array(X, &view, weights.itemsize, 3, shape):
         return None
     cdef Py_ssize_t N = shape[0], steps = shape[1]
-    lay_out(isa, sizes, min(N, batch_size), weights.itemsize, True, &at)
-    if shape[2] != at.input_dim or view.len == 0:
+    lay_out(isa, sizes, min(N, batch_size), weights.itemsize, True, &layout)
+    if shape[2] != layout.input_dim or view.len == 0:
         return None
-    Y = empty((*X.shape[:2 if every_step else 1], at.output_dim), parameters.dtype)
-    scratch = empty(at.size, parameters.dtype)
+    Y = empty((*X.shape[:2 if every_step else 1], layout.output_dim), parameters.dtype)
+    scratch = empty(layout.size, parameters.dtype)
     cdef const kernels *table = table_at(isa)
     cdef void *y = first_byte(Y)
     cdef void *work = first_line(first_byte(scratch))
-    threads = recruit(threads, shared_work(steps, N, at.input_dim, at.hidden_dim, False))
+    threads = recruit(threads, shared_work(steps, N, layout.input_dim, layout.hidden_dim, False))
     with nogil:
         if weights.itemsize == sizeof(float):
             finite = run_network[float](
-                threads, table, &at, <const float *> weights.buf, <float *> work, N, steps, <const float *> view.buf,
-                every_step, <float *> y,
+                threads, table, &layout, <const float *> weights.buf, <float *> work, N, steps,
+                <const float *> view.buf, every_step, <float *> y,
             )
         else:
             finite = run_network[double](
-                threads, table, &at, <const double *> weights.buf, <double *> work, N, steps,
+                threads, table, &layout, <const double *> weights.buf, <double *> work, N, steps,
                 <const double *> view.buf, every_step, <double *> y,
             )
     return Y if finite else None
 
 
 cdef int advance_streams(
-    int threads, const kernels *table, const Inference *at, bint odd, real *packed, const real *x, real *y,
+    int threads, const kernels *table, const NetworkLayout *layout, bint odd, real *packed, const real *x, real *y,
 ) except -1 nogil:
     """A step of B streams, an even or an odd one; x (B, I), y (B, O) out."""
-    cdef Forward f = forward_of(table, at, <const real *> packed, packed + at.hx, packed + at.C)
-    cdef Call call
+    cdef Forward f = forward_of(table, layout, <const real *> packed, packed + layout.hx, packed + layout.C)
+    cdef Region region
     cdef Cell *cell = &f.cell
-    cell.x.data, cell.x.apart, cell.batch = <void *> x, 1, at.batch
+    cell.x.data, cell.x.sequence_stride, cell.batch = <void *> x, 1, layout.batch
     cell.steps = cell.stop = 1
     if odd:
         cell.hx = cell.h = <real *> cell.hx + cell.slot
         cell.slot = cell.h_slot = -cell.slot
-    begin(&call, threads)
-    call.watches = False  # a step that is begun is ended
+    begin_region(&region, threads)
+    region.watches = False  # a step that is begun is ended
     try:
-        run_forward(&call, &f, x)
-        emit_outputs(&call, &f, 0, 0, at.batch, y, at.output_dim)
+        run_forward(&region, &f, x)
+        apply_head(&region, &f, 0, 0, layout.batch, y, layout.output_dim)
     finally:
-        end(&call)
+        end_region(&region)
     return 0
 
 
@@ -290,40 +291,40 @@ cdef class PlainStreams(Streams):
 
     cdef object scratch
     cdef const kernels *table
-    cdef Inference at
+    cdef NetworkLayout layout
     cdef void *packed
 
     def __init__(self, int isa, int threads, architecture, Py_ssize_t batch, parameters):
         cdef Py_buffer weights
         super().__init__(threads, architecture, batch, parameters)
         get_buffer(parameters, &weights)
-        lay_out(isa, architecture.sizes, batch, weights.itemsize, False, &self.at)
-        self.table, self.scratch = table_at(isa), zeros(self.at.size, self.dtype)
+        lay_out(isa, architecture.sizes, batch, weights.itemsize, False, &self.layout)
+        self.table, self.scratch = table_at(isa), zeros(self.layout.size, self.dtype)
         self.packed = first_line(first_byte(self.scratch))
         if self.itemsize == sizeof(float):
-            pack_network[float](NULL, self.table, &self.at, <const float *> weights.buf, <float *> self.packed)
+            pack_network[float](NULL, self.table, &self.layout, <const float *> weights.buf, <float *> self.packed)
         else:
-            pack_network[double](NULL, self.table, &self.at, <const double *> weights.buf, <double *> self.packed)
+            pack_network[double](NULL, self.table, &self.layout, <const double *> weights.buf, <double *> self.packed)
 
     cdef int run(self, int threads, const void *x, void *y) except -1:
         cdef bint odd = self.steps % 2
         with nogil:
             if self.itemsize == sizeof(float):
                 advance_streams[float](
-                    threads, self.table, &self.at, odd, <float *> self.packed, <const float *> x, <float *> y,
+                    threads, self.table, &self.layout, odd, <float *> self.packed, <const float *> x, <float *> y,
                 )
             else:
                 advance_streams[double](
-                    threads, self.table, &self.at, odd, <double *> self.packed, <const double *> x, <double *> y,
+                    threads, self.table, &self.layout, odd, <double *> self.packed, <const double *> x, <double *> y,
                 )
         return 0
 
     cdef object copy_h(self):
-        rows = self.rows(self.at.hx + self.steps % 2 * self.batch * self.at.ld, self.at.ld)
-        return rows[:, :self.at.hidden_dim].copy()
+        rows = self.rows(self.layout.hx + self.steps % 2 * self.batch * self.layout.ld, self.layout.ld)
+        return rows[:, :self.layout.hidden_dim].copy()
 
     cdef object copy_C(self):
-        return self.rows(self.at.C, self.at.hidden_dim).copy()
+        return self.rows(self.layout.C, self.layout.hidden_dim).copy()
 
     cdef object rows(self, Py_ssize_t start, Py_ssize_t width):
         """B rows of the scratch array, as a view."""
@@ -332,29 +333,29 @@ cdef class PlainStreams(Streams):
 
 
 cdef int advance_layers(
-    int threads, Layers *s, const real *parameters, const real *packed, const real *b_y, Py_ssize_t output_dim,
+    int threads, StackData *s, const real *parameters, const real *packed, const real *b_y, Py_ssize_t output_dim,
     Py_ssize_t batch, const real *x, States *states, real *y,
 ) except -1 nogil:
     """A step of B streams through all layers; packed NULL: without a head."""
-    cdef Call call
-    cdef Batch at
+    cdef Region region
+    cdef Batch one_step
     cdef Rows rows, no_rows
     cdef const real *h = <const real *> s.cells[s.count - 1].h_T
-    memset(&at, 0, sizeof(at))
+    memset(&one_step, 0, sizeof(one_step))
     memset(&no_rows, 0, sizeof(no_rows))
     rows = no_rows
-    at.size, at.steps = batch, 1
-    rows.data, rows.width, rows.step, rows.apart = <void *> x, s.input_dim, 1, 1
-    begin(&call, threads)
-    call.watches = False
+    one_step.size, one_step.steps = batch, 1
+    rows.data, rows.width, rows.step_stride, rows.sequence_stride = <void *> x, s.input_dim, 1, 1
+    begin_region(&region, threads)
+    region.watches = False
     try:
-        layers_forward(&call, s, parameters, &at, &rows, states, &no_rows, states)
+        layers_forward(&region, s, parameters, &one_step, &rows, states, &no_rows, states)
         if packed == NULL:
             memcpy(y, h, batch * s.features * sizeof(real))
         else:
-            multiply(&call, s.table, batch, output_dim, s.features, h, s.features, packed, b_y, 0, y, output_dim)
+            multiply(&region, s.table, batch, output_dim, s.features, h, s.features, packed, b_y, 0, y, output_dim)
     finally:
-        end(&call)
+        end_region(&region)
     return 0
 
 
@@ -362,18 +363,18 @@ cdef int advance_layers(
 cdef class LayerStreams(Streams):
     """Streams of any network that runs forwards."""
 
-    cdef Stack stack
+    cdef LayerStack stack
     cdef object parameters, packed, h_of_cells, C_of_cells
     cdef States states
     cdef void *weights
     cdef void *head
-    cdef Py_ssize_t at_b
+    cdef Py_ssize_t b_offset
 
     def __init__(self, int isa, int threads, architecture, Py_ssize_t batch, parameters):
         super().__init__(threads, architecture, batch, parameters)
         options = architecture.options
-        self.stack = Stack(isa, architecture, self.dtype, 1, batch, keep=False)
-        cdef Layers *s = &self.stack.at
+        self.stack = LayerStack(isa, architecture, self.dtype, 1, batch, keep=False)
+        cdef StackData *s = &self.stack.data
         cdef Py_ssize_t V = s.table.f32.lanes if self.itemsize == sizeof(float) else s.table.f64.lanes
         self.work = options.num_layers * self.work
         self.parameters = parameters.copy()  # biases and gains are read where they are
@@ -384,37 +385,41 @@ cdef class LayerStreams(Streams):
         self.states.rows = batch
         self.weights = first_byte(self.parameters)
         self.head = NULL if architecture.output_dim is None else first_byte(self.packed)
-        self.at_b = len(parameters) - self.output_dim
+        self.b_offset = len(parameters) - self.output_dim
         if options.learn_initial_state:
             self.take_learned_states()
         if self.itemsize == sizeof(float):
-            pack_for_streams[float](s, <const float *> self.weights, <float *> self.head, self.at_b, self.output_dim)
+            pack_for_streams[float](
+                s, <const float *> self.weights, <float *> self.head, self.b_offset, self.output_dim,
+            )
         else:
-            pack_for_streams[double](s, <const double *> self.weights, <double *> self.head, self.at_b, self.output_dim)
+            pack_for_streams[double](
+                s, <const double *> self.weights, <double *> self.head, self.b_offset, self.output_dim,
+            )
 
     cdef int take_learned_states(self) except -1:
         """Begin at the learned states."""
-        cdef Layers *s = &self.stack.at
+        cdef StackData *s = &self.stack.data
         cdef Py_ssize_t n, R = s.state_dim
         for n in range(s.count):
-            at = s.cells[n].at_states
-            self.h_of_cells[n] = self.parameters[at:at + R]
-            self.C_of_cells[n] = self.parameters[at + R:at + R + s.hidden_dim]
+            offset = s.cells[n].states_offset
+            self.h_of_cells[n] = self.parameters[offset:offset + R]
+            self.C_of_cells[n] = self.parameters[offset + R:offset + R + s.hidden_dim]
         return 0
 
     cdef int run(self, int threads, const void *x, void *y) except -1:
-        cdef Layers *s = &self.stack.at
+        cdef StackData *s = &self.stack.data
         with nogil:
             if self.itemsize == sizeof(float):
                 advance_layers[float](
                     threads, s, <const float *> self.weights, <const float *> self.head,
-                    <const float *> self.weights + self.at_b, self.output_dim, self.batch, <const float *> x,
+                    <const float *> self.weights + self.b_offset, self.output_dim, self.batch, <const float *> x,
                     &self.states, <float *> y,
                 )
             else:
                 advance_layers[double](
                     threads, s, <const double *> self.weights, <const double *> self.head,
-                    <const double *> self.weights + self.at_b, self.output_dim, self.batch, <const double *> x,
+                    <const double *> self.weights + self.b_offset, self.output_dim, self.batch, <const double *> x,
                     &self.states, <double *> y,
                 )
         return 0
@@ -427,7 +432,7 @@ cdef class LayerStreams(Streams):
 
 
 cdef int pack_for_streams(
-    Layers *s, const real *parameters, real *head, Py_ssize_t at_b, Py_ssize_t output_dim,
+    StackData *s, const real *parameters, real *head, Py_ssize_t b_offset, Py_ssize_t output_dim,
 ) except -1 nogil:
     """Pack the layers, and the head unless it is NULL."""
     cdef Batch batch
@@ -435,7 +440,7 @@ cdef int pack_for_streams(
     pack_layers(NULL, s, parameters, &batch, False, False)
     if head != NULL:
         pack_panels(
-            NULL, s.table, s.features, output_dim, parameters + at_b - output_dim * s.features, 1, s.features, head,
+            NULL, s.table, s.features, output_dim, parameters + b_offset - output_dim * s.features, 1, s.features, head,
         )
     return 0
 

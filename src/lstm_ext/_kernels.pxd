@@ -2,6 +2,8 @@
 # picks float or double.
 from libc.stdint cimport uint32_t, uint64_t
 
+# Cython chooses the float or the double version of a function by its arguments. Functions whose other arguments are
+# void pointers take a `tag`: a typed pointer that is never read.
 ctypedef fused real:
     float
     double

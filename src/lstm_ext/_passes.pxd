@@ -1,22 +1,23 @@
 from libc.stdint cimport uint32_t
 
 from lstm_ext._kernels cimport cell_options, kernels, real
-from lstm_ext._products cimport Slots
-from lstm_ext._threads cimport Call
+from lstm_ext._products cimport StepRows
+from lstm_ext._threads cimport Region
 
 
 cdef struct Rows:
-    # A row for every sequence b and step t: at data + (first[b] + t * step) * width, or b * apart without `first`.
+    # The row of sequence b and step t is at data + (first[b] + t * step_stride) * width, where first[b] is
+    # b * sequence_stride if `first` is NULL.
     void *data
-    Py_ssize_t width, step, apart
+    Py_ssize_t width, step_stride, sequence_stride
     const Py_ssize_t *first
 
 
 cdef struct Masks:
     # What the masks of dropout are drawn from (Philox): word j of row (n, t) has the counter (j / 4, n, t, stream).
     uint32_t key[2]
-    const Py_ssize_t *place  # n of each sequence; NULL: its own number
-    Py_ssize_t since  # t of the first step
+    const Py_ssize_t *mask_rows  # n of each sequence; NULL: its own number
+    Py_ssize_t first_step  # t of the first step
 
 
 cdef struct Drop:
@@ -33,7 +34,7 @@ cdef struct Cell:
     Py_ssize_t state_dim  # of h_t: hidden_dim, or the projection's
     Py_ssize_t gates  # 4, or 3
     const Py_ssize_t *lengths  # of each sequence; NULL: all have `steps`
-    const Py_ssize_t *live  # how many have more than t steps; NULL: all
+    const Py_ssize_t *batch_sizes  # how many have more than t steps; NULL: all
     Py_ssize_t origin, stop  # the steps whose activations the arrays hold: the first one's are in slot 0
     Py_ssize_t by_lanes  # the first so many sequences run with the batch in the lanes: `lanes_rows`, or 0
     void *scratch  # of `lanes_scratch_size`, if by_lanes is not 0
@@ -64,7 +65,7 @@ cdef struct Cell:
 cdef struct Forward:
     # A cell on its way through the steps: see `cell_forward_pass`.
     Cell cell
-    Py_ssize_t begin, end, row_parts, unit_parts  # the loop under way
+    Py_ssize_t begin, end, row_tasks, unit_tasks  # the loop under way
     const void *packed  # by pack_cell
     const void *panels_x  # *: panels of W_x (I, G H) and of W_h (R, G H), both as pack_panels makes them of W
     const void *panels_h
@@ -84,7 +85,7 @@ cdef struct Forward:
 cdef struct Backward:
     # A cell on its way back through the steps: see `cell_backward_pass`.
     Cell cell
-    Py_ssize_t begin, end, row_parts  # the loop under way: its steps, from the last
+    Py_ssize_t begin, end, row_tasks  # the loop under way: its steps, from the last
     Py_ssize_t row  # of dz, where its last step begins
     const void *panels_h  # of W_h (G H, R), W_x (G H, I; NULL if dX is not wanted), W_r (R, H)
     const void *panels_x
@@ -132,19 +133,19 @@ cdef double shared_work(
     Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint backward,
 ) noexcept nogil
 
-cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil
+cdef int run_forward(Region *region, Forward *f, const real *tag) except -1 nogil
 
 cdef void draw(
     const Cell *cell, const Drop *drop, Py_ssize_t b, Py_ssize_t t, uint32_t *counter,
 ) noexcept nogil
 
-cdef void emit(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil
+cdef void store_outputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil
 
-cdef int emit_outputs(
-    Call *call, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, real *Y, Py_ssize_t ld,
+cdef int apply_head(
+    Region *region, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, real *Y, Py_ssize_t ld,
 ) except -1 nogil
 
-cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil
+cdef int run_backward(Region *region, Backward *w, const real *tag) except -1 nogil
 
 cdef void copy_states(
     const Cell *cell, Py_ssize_t t, Py_ssize_t b, real *state, bint load, const real *tag,

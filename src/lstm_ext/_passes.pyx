@@ -5,13 +5,14 @@ Design
 - Time runs outside, blocks of units and tiles of rows inside; a tile is one call of a leaf kernel (kernels.h).
 - ``hx`` (slots, B, ld) holds the rows [h_{t-1} (R) | x_t (I)] of step t: the very operand of W. Step t writes h_t to
   the next slot, so t = 0 is no special case. T + 1 slots keep everything for the backward pass; two slots alternate.
-- Sequences of different lengths are sorted, the longest first: step t runs the first ``live[t]`` of them. A direction
-  that runs backwards takes every sequence's rows from its own end on: only what fetches and emits rows knows of it.
+- Sequences of different lengths are sorted, the longest first: step t runs the first ``batch_sizes[t]`` of them. A
+  direction that runs backwards reads each sequence's rows from its end; only the functions that load and store rows
+  know.
 - The plain cell is fused in one kernel. A cell with options takes products and rows apart: z = b + W_x x + W_h h as two
   products, one kernel for each row, and the projection as a third.
 - Where few units would leave lanes empty, groups of V sequences run with one sequence in each lane (``lanes_rows``).
 - Sums keep the contract's order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is
-  cut goes on from its stored partial result, so no block size changes a bit, nor does running the steps in windows
+  cut goes on from its stored partial result, so no block size changes a bit, nor does running the steps in segments
   whose activations are computed anew (``origin``, ``stop``).
 - Nothing is allocated here and no Python object is touched; the caller owns every array (_stack.pyx).
 
@@ -25,9 +26,10 @@ from lstm_ext._kernels cimport (
     lanes, lanes_backward, lanes_forward, lanes_scratch, mask, normalize, normalize_backward, real, tile_rows,
 )
 from lstm_ext._products cimport (
-    LONGEST_TASK, Slots, column_sums, cut, live_rows, multiply, parts, share_ahead, tiles, weight_gradient,
+    LONGEST_TASK, StepRows, batch_size_at, ceil_div, column_sums, multiply, num_tasks, part_begin, prefetch_share,
+    weight_gradient,
 )
-from lstm_ext._threads cimport Call, share, team_task
+from lstm_ext._threads cimport Region, parallel_for, team_task
 
 cdef enum:
     MOST_LANES = 16
@@ -43,8 +45,8 @@ cdef double LEAST_STEP = 1e5
 cdef double CACHED_WEIGHTS = 512 * 1024
 
 
-cdef inline Py_ssize_t live(const Cell *cell, Py_ssize_t t) noexcept nogil:
-    return live_rows(cell.live, cell.batch, t)
+cdef inline Py_ssize_t live_rows(const Cell *cell, Py_ssize_t t) noexcept nogil:
+    return batch_size_at(cell.batch_sizes, cell.batch, t)
 
 
 cdef inline Py_ssize_t time_of(const Cell *cell, Py_ssize_t b, Py_ssize_t t, bint backwards) noexcept nogil:
@@ -55,7 +57,8 @@ cdef inline Py_ssize_t time_of(const Cell *cell, Py_ssize_t b, Py_ssize_t t, bin
 
 
 cdef inline real *row_at(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
-    return <real *> rows.data + ((rows.first[b] if rows.first != NULL else b * rows.apart) + t * rows.step) * rows.width
+    cdef Py_ssize_t first = rows.first[b] if rows.first != NULL else b * rows.sequence_stride
+    return <real *> rows.data + (first + t * rows.step_stride) * rows.width
 
 
 cdef inline bint is_uniform(const Cell *cell, const Rows *rows, bint backwards) noexcept nogil:
@@ -98,8 +101,8 @@ cdef void draw(
     const Cell *cell, const Drop *drop, Py_ssize_t b, Py_ssize_t t, uint32_t *counter,
 ) noexcept nogil:
     """The counter of a row's masks: n, t, stream."""
-    counter[0] = <uint32_t> (cell.masks.place[b] if cell.masks.place != NULL else b)
-    counter[1], counter[2] = <uint32_t> (cell.masks.since + t), drop.stream
+    counter[0] = <uint32_t> (cell.masks.mask_rows[b] if cell.masks.mask_rows != NULL else b)
+    counter[1], counter[2] = <uint32_t> (cell.masks.first_step + t), drop.stream
 
 
 cdef inline Py_ssize_t block_count(Py_ssize_t rows) noexcept nogil:
@@ -109,7 +112,7 @@ cdef inline Py_ssize_t block_count(Py_ssize_t rows) noexcept nogil:
 
 cdef inline Py_ssize_t lanes_tasks(Py_ssize_t batch) noexcept nogil:
     """The maximum number of tasks of a loop that runs with the batch in the lanes."""
-    return min(tiles(batch, MOST_LANES), <Py_ssize_t> MOST_LANES_TASKS)
+    return min(ceil_div(batch, MOST_LANES), <Py_ssize_t> MOST_LANES_TASKS)
 
 
 cdef inline Py_ssize_t task_scratch(
@@ -117,7 +120,7 @@ cdef inline Py_ssize_t task_scratch(
 ) noexcept nogil:
     """The elements of one task's scratch: whole cache lines, so that no task writes to another's."""
     cdef Py_ssize_t line = 64 // sizeof(real)
-    return tiles(lanes_scratch(input_dim, hidden_dim) * lanes(table, tag), line) * line
+    return ceil_div(lanes_scratch(input_dim, hidden_dim) * lanes(table, tag), line) * line
 
 
 cdef inline real *scratch_of(const Cell *cell, Py_ssize_t task, const real *tag) noexcept nogil:
@@ -142,7 +145,7 @@ cdef Py_ssize_t lanes_scratch_size(
 
 
 cdef inline Py_ssize_t rows_apart(
-    const Call *call, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim,
+    const Region *region, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim,
     double step_work, Py_ssize_t steps, const real *tag,
 ) noexcept nogil:
     """Into how many parts to cut the batch so that each goes through at least so many steps by itself; 0 if the units
@@ -151,7 +154,7 @@ cdef inline Py_ssize_t rows_apart(
     Threads then need not meet at every step, but each reads all weights (4H, columns). Those that run with the batch
     in the lanes always do so, and so does a batch whose steps are too small to be shared.
     """
-    cdef Py_ssize_t least = 1 + <Py_ssize_t> (steps * step_work / LONGEST_TASK), threads = call.threads
+    cdef Py_ssize_t least = 1 + <Py_ssize_t> (steps * step_work / LONGEST_TASK), threads = region.threads
     if by_lanes > 0:
         return min(max(threads, least), lanes_tasks(batch))
     if threads > 1 and batch < 4 * threads and step_work < LEAST_STEP:
@@ -166,7 +169,7 @@ cdef void cell_tiles(
 ) noexcept nogil:
     """Step t of `rows` sequences from b on, blocks of units from j on."""
     cdef const Cell *cell = &f.cell
-    cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, count = tiles(rows, tile_rows(cell.table, tag))
+    cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, count = ceil_div(rows, tile_rows(cell.table, tag))
     cdef Py_ssize_t blocks = block_count(rows), units = blocks * V, i, r, u
     cdef Py_ssize_t size = blocks * (1 + cell.input_dim + H) * TILE_VECTORS * V
     cdef const real *hx = hx_at(cell, t, b, tag)
@@ -179,21 +182,21 @@ cdef void cell_tiles(
         u = j * units
         packed = <const real *> f.packed + j * size
         for i in range(count):
-            r = cut(rows, count, i)
+            r = part_begin(rows, count, i)
             cell_forward(
-                cell.table, cut(rows, count, i + 1) - r, min(units, H - u), cell.input_dim, H, hx + r * cell.ld,
+                cell.table, part_begin(rows, count, i + 1) - r, min(units, H - u), cell.input_dim, H, hx + r * cell.ld,
                 cell.ld, packed, C_prev + r * H + u, C + r * H + u, h + r * cell.ld + u,
-                gates + 4 * r * H + u if gates != NULL else NULL, share_ahead(packed, size, i, cell.input_dim + H),
+                gates + 4 * r * H + u if gates != NULL else NULL, prefetch_share(packed, size, i, cell.input_dim + H),
             )
 
 
-cdef void fetch(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
+cdef void load_inputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
     """Put x_t of some sequences beside h_{t-1}."""
     cdef const Cell *cell = &f.cell
     cdef real *x = hx_at(cell, t, 0, tag) + cell.state_dim
     cdef Py_ssize_t time
     cdef uint32_t[3] counter
-    for b in range(b, min(b_end, live(cell, t))):
+    for b in range(b, min(b_end, live_rows(cell, t))):
         time = time_of(cell, b, t, cell.x_backwards)
         if cell.drop_x.threshold == 0:
             memcpy(x + b * cell.ld, row_at(&cell.x, b, time, tag), cell.input_dim * sizeof(real))
@@ -205,24 +208,24 @@ cdef void fetch(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, 
             )
 
 
-cdef int emit_outputs(
-    Call *call, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, real *Y, Py_ssize_t ld,
+cdef int apply_head(
+    Region *region, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, real *Y, Py_ssize_t ld,
 ) except -1 nogil:
     """The outputs of step t for some sequences; Y (B, O) rows ld apart."""
     return multiply(
-        call, f.cell.table, b_end - b, f.output_dim, f.cell.state_dim, hx_at(&f.cell, t + 1, b, Y), f.cell.ld,
+        region, f.cell.table, b_end - b, f.output_dim, f.cell.state_dim, hx_at(&f.cell, t + 1, b, Y), f.cell.ld,
         <const real *> f.packed_y, <const real *> f.b_y, 0, Y + b * ld, ld,
     )
 
 
-cdef void emit(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
+cdef void store_outputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
     """Write what is wanted of step t for some sequences."""
     cdef const Cell *cell = &f.cell
-    cdef Py_ssize_t R = cell.state_dim, end = min(b_end, live(cell, t)), u
+    cdef Py_ssize_t R = cell.state_dim, end = min(b_end, live_rows(cell, t)), u
     cdef const real *h
     cdef real *to
     if f.Y != NULL:
-        emit_outputs(NULL, f, t, b, b_end, <real *> f.Y + t * f.output_dim, cell.steps * f.output_dim)
+        apply_head(NULL, f, t, b, b_end, <real *> f.Y + t * f.output_dim, cell.steps * f.output_dim)
     if f.H.data == NULL:
         return
     for b in range(b, end):
@@ -244,7 +247,7 @@ cdef Py_ssize_t lanes_rows(
     turns dz into rows; with the units in the lanes it costs n ceil(H / V). It reads all weights again at each step, so
     they must fit into a part of the second-level cache.
     """
-    cdef Py_ssize_t V = lanes(table, tag), blocks = tiles(hidden_dim, V), rest = batch % V
+    cdef Py_ssize_t V = lanes(table, tag), blocks = ceil_div(hidden_dim, V), rest = batch % V
     cdef Py_ssize_t bytes = blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V * <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t cost = hidden_dim + hidden_dim // 8 if keep else hidden_dim
     if bytes > LANES_BYTES or cost > V * blocks:
@@ -256,8 +259,8 @@ cdef inline Py_ssize_t row_cut(
     Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t V, Py_ssize_t count, Py_ssize_t part,
 ) noexcept nogil:
     """Where a part of the rows begins if no group of lanes is cut."""
-    cdef Py_ssize_t b = cut(batch, count, part)
-    return min(by_lanes, tiles(b, V) * V) if b < by_lanes else b
+    cdef Py_ssize_t b = part_begin(batch, count, part)
+    return min(by_lanes, ceil_div(b, V) * V) if b < by_lanes else b
 
 
 cdef void forward_lanes(
@@ -271,7 +274,7 @@ cdef void forward_lanes(
     """
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), t, n, count, s
-    cdef Py_ssize_t x_step = cell.x.step * cell.x.width
+    cdef Py_ssize_t x_step = cell.x.step_stride * cell.x.width
     cdef bint all_slots = cell.slots > cell.stop - cell.origin
     cdef Py_ssize_t most = 1 if not all_slots and (f.H.data != NULL or f.Y != NULL) else f.end - f.begin
     cdef Py_ssize_t[MOST_LANES] first
@@ -293,7 +296,7 @@ cdef void forward_lanes(
                 cell.C_slot if cell.C_slots > 1 else 0, gates_at(cell, t, b, tag), scratch_of(cell, task, tag),
             )
             for s in range(t, min(t + count, cell.stop - 1)):
-                emit(f, s, b, b + n, tag)
+                store_outputs(f, s, b, b + n, tag)
             t += count
         b += n
 
@@ -345,19 +348,19 @@ cdef void finish_row(const Forward *f, Py_ssize_t t, Py_ssize_t b, const real *t
 
 
 cdef void option_rows_part(const Forward *f, Py_ssize_t index, const real *tag) noexcept nogil:
-    cdef Py_ssize_t n = live(&f.cell, f.begin), b
-    for b in range(cut(n, f.row_parts, index), cut(n, f.row_parts, index + 1)):
+    cdef Py_ssize_t n = live_rows(&f.cell, f.begin), b
+    for b in range(part_begin(n, f.row_tasks, index), part_begin(n, f.row_tasks, index + 1)):
         option_row(f, f.begin, b, tag)
 
 
 cdef void finish_rows_part(const Forward *f, Py_ssize_t index, const real *tag) noexcept nogil:
-    cdef Py_ssize_t n = live(&f.cell, f.begin), b
-    for b in range(cut(n, f.row_parts, index), cut(n, f.row_parts, index + 1)):
+    cdef Py_ssize_t n = live_rows(&f.cell, f.begin), b
+    for b in range(part_begin(n, f.row_tasks, index), part_begin(n, f.row_tasks, index + 1)):
         finish_row(f, f.begin, b, tag)
 
 
 cdef int option_products(
-    Call *call, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, const real *tag,
+    Region *region, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, const real *tag,
 ) except -1 nogil:
     """z = b + W_x x + W_h h of some sequences; with layer norm each product by itself."""
     cdef const Cell *cell = &f.cell
@@ -369,24 +372,24 @@ cdef int option_products(
     if cell.norm_x != NULL:
         z_x, z_h, start = <real *> cell.norm_x + row * GH, <real *> cell.norm_h + row * GH, NULL
     multiply(
-        call, cell.table, rows, GH, cell.input_dim, hx + cell.state_dim, cell.ld, <const real *> f.panels_x, start, 0,
+        region, cell.table, rows, GH, cell.input_dim, hx + cell.state_dim, cell.ld, <const real *> f.panels_x, start, 0,
         z_x, GH,
     )
     return multiply(
-        call, cell.table, rows, GH, cell.state_dim, hx, cell.ld, <const real *> f.panels_h,
+        region, cell.table, rows, GH, cell.state_dim, hx, cell.ld, <const real *> f.panels_h,
         <const real *> z_h if cell.norm_x == NULL else NULL, GH, z_h, GH,
     )
 
 
 cdef int project(
-    Call *call, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, const real *tag,
+    Region *region, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, const real *tag,
 ) except -1 nogil:
     """h_t = W_r m of some sequences, if there is a projection."""
     cdef const Cell *cell = &f.cell
     if cell.m == NULL:
         return 0
     return multiply(
-        call, cell.table, rows, cell.state_dim, cell.hidden_dim,
+        region, cell.table, rows, cell.state_dim, cell.hidden_dim,
         <const real *> cell.m + kept_row(cell, t, b) * cell.hidden_dim, cell.hidden_dim, <const real *> f.panels_r,
         <const real *> NULL, 0, h_at(cell, t + 1, b, tag), cell.ld_h,
     )
@@ -399,13 +402,13 @@ cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noex
     cut, there is but one step: h_t is there when all parts are done.
     """
     cdef const Cell *cell = &f.cell
-    cdef Py_ssize_t V = lanes(cell.table, tag), part = index % f.row_parts, unit_part = index // f.row_parts, t, row
-    cdef Py_ssize_t b = row_cut(cell.batch, cell.by_lanes, V, f.row_parts, part)
-    cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, f.row_parts, part + 1)
+    cdef Py_ssize_t V = lanes(cell.table, tag), part = index % f.row_tasks, unit_part = index // f.row_tasks, t, row
+    cdef Py_ssize_t b = row_cut(cell.batch, cell.by_lanes, V, f.row_tasks, part)
+    cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, f.row_tasks, part + 1)
     cdef Py_ssize_t own = b, own_end = b_end, blocks, rows
-    if f.unit_parts > 1:
-        own = cut(cell.batch, f.row_parts * f.unit_parts, index)
-        own_end = cut(cell.batch, f.row_parts * f.unit_parts, index + 1)
+    if f.unit_tasks > 1:
+        own = part_begin(cell.batch, f.row_tasks * f.unit_tasks, index)
+        own_end = part_begin(cell.batch, f.row_tasks * f.unit_tasks, index + 1)
     elif b < cell.by_lanes:
         forward_lanes(f, index, b, min(b_end, cell.by_lanes), tag)
         b = own = min(b_end, cell.by_lanes)
@@ -413,16 +416,17 @@ cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noex
         return
     for t in range(f.begin, f.end):
         if t > cell.origin:
-            emit(f, t - 1, own, own_end, tag)
+            store_outputs(f, t - 1, own, own_end, tag)
         if t + 1 < cell.stop:
-            fetch(f, t + 1, own, own_end, tag)
-        rows = min(b_end, live(cell, t)) - b
+            load_inputs(f, t + 1, own, own_end, tag)
+        rows = min(b_end, live_rows(cell, t)) - b
         if rows <= 0:
             continue
         if cell.options == NULL:
-            blocks = tiles(cell.hidden_dim, block_count(rows) * V)
+            blocks = ceil_div(cell.hidden_dim, block_count(rows) * V)
             cell_tiles(
-                f, t, b, rows, cut(blocks, f.unit_parts, unit_part), cut(blocks, f.unit_parts, unit_part + 1), tag,
+                f, t, b, rows, part_begin(blocks, f.unit_tasks, unit_part),
+                part_begin(blocks, f.unit_tasks, unit_part + 1), tag,
             )
             continue
         option_products(NULL, f, t, b, rows, tag)
@@ -451,7 +455,7 @@ cdef double shared_work(
     return gradient if batch < 8 and work < steps * LEAST_STEP else gradient + work
 
 
-cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
+cdef int run_forward(Region *region, Forward *f, const real *tag) except -1 nogil:
     """Run the steps from the cell's origin to its stop; the last one is not emitted.
 
     In: h_{origin-1} and C_{origin-1} in the first slots, h there already masked where a mask is.
@@ -459,40 +463,40 @@ cdef int run_forward(Call *call, Forward *f, const real *tag) except -1 nogil:
     cdef Cell *cell = &f.cell
     cdef Py_ssize_t chunk = 1, K = cell.input_dim + cell.state_dim, blocks
     cdef double step_work = forward_work(1, cell.batch, cell.input_dim, cell.hidden_dim)
-    f.unit_parts, f.row_parts = 1, rows_apart(call, cell.batch, cell.by_lanes, K, cell.hidden_dim, step_work, 1, tag)
-    fetch(f, cell.origin, cell.by_lanes, cell.batch, tag)
-    if f.row_parts == 0 and cell.options != NULL:
-        return run_option_steps(call, f, step_work, tag)
-    if f.row_parts > 0:
-        chunk = max(1, <Py_ssize_t> (f.row_parts * LONGEST_TASK / step_work))
+    f.unit_tasks, f.row_tasks = 1, rows_apart(region, cell.batch, cell.by_lanes, K, cell.hidden_dim, step_work, 1, tag)
+    load_inputs(f, cell.origin, cell.by_lanes, cell.batch, tag)
+    if f.row_tasks == 0 and cell.options != NULL:
+        return run_option_steps(region, f, step_work, tag)
+    if f.row_tasks > 0:
+        chunk = max(1, <Py_ssize_t> (f.row_tasks * LONGEST_TASK / step_work))
     else:
-        blocks = tiles(cell.hidden_dim, block_count(cell.batch) * lanes(cell.table, tag))
-        f.unit_parts, f.row_parts = blocks, parts(call, cell.batch, tile_rows(cell.table, tag), blocks, step_work)
+        blocks = ceil_div(cell.hidden_dim, block_count(cell.batch) * lanes(cell.table, tag))
+        f.unit_tasks, f.row_tasks = blocks, num_tasks(region, cell.batch, tile_rows(cell.table, tag), blocks, step_work)
     f.end = cell.origin
     while f.end < cell.stop:
         f.begin, f.end = f.end, min(f.end + chunk, cell.stop)
-        share(
-            call, <team_task> forward_part[real], f, f.row_parts * f.unit_parts, (f.end - f.begin) * step_work,
+        parallel_for(
+            region, <team_task> forward_part[real], f, f.row_tasks * f.unit_tasks, (f.end - f.begin) * step_work,
         )
     return 0
 
 
-cdef int run_option_steps(Call *call, Forward *f, double step_work, const real *tag) except -1 nogil:
+cdef int run_option_steps(Region *region, Forward *f, double step_work, const real *tag) except -1 nogil:
     """Run a cell with options step by step, each product and the rows shared."""
     cdef Cell *cell = &f.cell
     cdef Py_ssize_t t, rows
     cdef double row_work = cell.batch * cell.hidden_dim * CELL_WORK
     for t in range(cell.origin, cell.stop):
-        rows, f.begin = live(cell, t), t
-        f.row_parts = parts(call, rows, 1, 1, row_work)
+        rows, f.begin = live_rows(cell, t), t
+        f.row_tasks = num_tasks(region, rows, 1, 1, row_work)
         if t > cell.origin:
-            emit(f, t - 1, 0, cell.batch, tag)
+            store_outputs(f, t - 1, 0, cell.batch, tag)
         if t + 1 < cell.stop:
-            fetch(f, t + 1, 0, cell.batch, tag)
-        option_products(call, f, t, 0, rows, tag)
-        share(call, <team_task> option_rows_part[real], f, f.row_parts, row_work)
-        project(call, f, t, 0, rows, tag)
-        share(call, <team_task> finish_rows_part[real], f, f.row_parts, rows * cell.state_dim)
+            load_inputs(f, t + 1, 0, cell.batch, tag)
+        option_products(region, f, t, 0, rows, tag)
+        parallel_for(region, <team_task> option_rows_part[real], f, f.row_tasks, row_work)
+        project(region, f, t, 0, rows, tag)
+        parallel_for(region, <team_task> finish_rows_part[real], f, f.row_tasks, rows * cell.state_dim)
     return 0
 
 
@@ -500,7 +504,7 @@ cdef void gates_backward(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, cons
     """dz of some sequences in the loop's last step."""
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t H = cell.hidden_dim, t = w.end - 1
-    for b in range(b, min(b_end, live(cell, t))):
+    for b in range(b, min(b_end, live_rows(cell, t))):
         if cell.options == NULL:
             cell_backward(
                 cell.table, H, gates_at(cell, t, b, tag), C_at(cell, t, b, tag), C_at(cell, t + 1, b, tag),
@@ -558,11 +562,11 @@ cdef void option_row_backward(const Backward *w, Py_ssize_t t, Py_ssize_t b, con
 
 
 cdef int output_backward(
-    Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
+    Region *region, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
     """dL/dm of the loop's last step, for some sequences, of dL/dh_t: zoneout and projection."""
     cdef const Cell *cell = &w.cell
-    cdef Py_ssize_t R = cell.state_dim, H = cell.hidden_dim, t = w.end - 1, end = min(b_end, live(cell, t)), row, j
+    cdef Py_ssize_t R = cell.state_dim, H = cell.hidden_dim, t = w.end - 1, end = min(b_end, live_rows(cell, t)), row, j
     cdef const real *zone = NULL
     cdef real *dh
     cdef real *direct
@@ -581,21 +585,22 @@ cdef int output_backward(
     for row in range(b, end):
         memcpy(<real *> w.dr + (w.row + row) * w.ld_dr, <real *> w.dh + row * R, R * sizeof(real))
     return multiply(
-        call, cell.table, end - b, H, R, <const real *> w.dh + b * R, R, <const real *> w.panels_r,
+        region, cell.table, end - b, H, R, <const real *> w.dh + b * R, R, <const real *> w.panels_r,
         <const real *> NULL, 0, <real *> w.dm + b * H, H,
     )
 
 
 cdef void gates_backward_part(const Backward *w, Py_ssize_t index, const real *tag) noexcept nogil:
-    gates_backward(w, cut(w.cell.batch, w.row_parts, index), cut(w.cell.batch, w.row_parts, index + 1), tag)
+    cdef Py_ssize_t batch = w.cell.batch
+    gates_backward(w, part_begin(batch, w.row_tasks, index), part_begin(batch, w.row_tasks, index + 1), tag)
 
 
 cdef int state_backward(
-    Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
+    Region *region, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
     """dh of the step before the loop's last, for some sequences, of dz."""
     cdef const Cell *cell = &w.cell
-    cdef Py_ssize_t R = cell.state_dim, t = w.end - 1, row, j, ld_start = R, rows = min(b_end, live(cell, t)) - b
+    cdef Py_ssize_t R = cell.state_dim, t = w.end - 1, row, j, ld_start = R, rows = min(b_end, live_rows(cell, t)) - b
     cdef real *dh = <real *> w.dh + b * R
     cdef real *to = dh
     cdef const real *start = NULL
@@ -605,7 +610,7 @@ cdef int state_backward(
         return 0
     if outside and w.direct == NULL and cell.h_mask == NULL and is_uniform(cell, &w.dH, w.dH_backwards):
         start = row_at(&w.dH, b, time_of(cell, b, t - 1, w.dH_backwards), tag)
-        ld_start = w.dH.apart * w.dH.width
+        ld_start = w.dH.sequence_stride * w.dH.width
     elif outside or w.direct != NULL:
         start = dh
         for row in range(rows):
@@ -619,7 +624,7 @@ cdef int state_backward(
     if cell.h_mask != NULL:
         to = <real *> w.product + b * max(R, cell.input_dim)
     multiply(
-        call, cell.table, rows, R, cell.gates * cell.hidden_dim,
+        region, cell.table, rows, R, cell.gates * cell.hidden_dim,
         <const real *> (w.dz_h if w.dz_h != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,
         <const real *> w.panels_h, start if cell.h_mask == NULL else NULL, ld_start, to, R,
     )
@@ -631,11 +636,11 @@ cdef int state_backward(
 
 
 cdef int input_backward(
-    Call *call, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
+    Region *region, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
     """dX of the loop's last step, if it is wanted, for some sequences, of dz."""
     cdef const Cell *cell = &w.cell
-    cdef Py_ssize_t input_dim = cell.input_dim, t = w.end - 1, rows = min(b_end, live(cell, t)) - b
+    cdef Py_ssize_t input_dim = cell.input_dim, t = w.end - 1, rows = min(b_end, live_rows(cell, t)) - b
     cdef Py_ssize_t ld = input_dim, row, j
     cdef real *to
     cdef real *dx
@@ -643,11 +648,11 @@ cdef int input_backward(
         return 0
     cdef bint uniform = is_uniform(cell, &w.dX, cell.x_backwards)
     if uniform:
-        to, ld = row_at(&w.dX, b, time_of(cell, b, t, cell.x_backwards), tag), w.dX.apart * w.dX.width
+        to, ld = row_at(&w.dX, b, time_of(cell, b, t, cell.x_backwards), tag), w.dX.sequence_stride * w.dX.width
     else:
         to = <real *> w.product + b * max(cell.state_dim, input_dim)
     multiply(
-        call, cell.table, rows, input_dim, cell.gates * cell.hidden_dim,
+        region, cell.table, rows, input_dim, cell.gates * cell.hidden_dim,
         <const real *> (w.dz_x if w.dz_x != NULL else w.dz) + (w.row + b) * w.ld_dz, w.ld_dz,
         <const real *> w.panels_x, <const real *> to if uniform and w.dX_adds else NULL, ld, to, ld,
     )
@@ -668,7 +673,7 @@ cdef void backward_lanes(
     Between two loops dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n).
     """
     cdef const Cell *cell = &w.cell
-    cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, n, dH_step = w.dH.step * w.dH.width
+    cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, n, dH_step = w.dH.step_stride * w.dH.width
     cdef const real *dH = NULL
     while b < b_end:
         n = min(V, b_end - b)
@@ -676,7 +681,7 @@ cdef void backward_lanes(
             dH = row_at(&w.dH, b, time_of(cell, b, w.begin, w.dH_backwards), tag)
         lanes_backward(
             cell.table, w.end - w.begin, n, H, gates_at(cell, w.begin, b, tag), C_at(cell, w.begin, b, tag),
-            cell.C_slot, <const real *> w.panels_h, dH, w.dH.apart * w.dH.width,
+            cell.C_slot, <const real *> w.panels_h, dH, w.dH.sequence_stride * w.dH.width,
             -dH_step if w.dH_backwards else dH_step, w.begin == 0, w.end == cell.steps, <real *> w.dh + b * H,
             <real *> w.dC + b * H, <real *> w.dz + b * w.ld_dz, w.ld_dz, cell.batch * w.ld_dz,
             scratch_of(cell, task, tag),
@@ -688,8 +693,8 @@ cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) no
     """A part of the rows, for all of the loop's steps."""
     cdef Backward step = w[0]
     cdef const Cell *cell = &w.cell
-    cdef Py_ssize_t V = lanes(cell.table, tag), first = row_cut(cell.batch, cell.by_lanes, V, w.row_parts, index)
-    cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, w.row_parts, index + 1), b = first
+    cdef Py_ssize_t V = lanes(cell.table, tag), first = row_cut(cell.batch, cell.by_lanes, V, w.row_tasks, index)
+    cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, w.row_tasks, index + 1), b = first
     cdef bint has_outputs = w.direct != NULL or cell.m != NULL, want_dX = w.dX.data != NULL
     if b < cell.by_lanes:
         b = min(b_end, cell.by_lanes)
@@ -703,76 +708,76 @@ cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) no
         if want_dX:
             input_backward(NULL, &step, first, b_end, tag)
         step.end -= 1
-        step.row += live(cell, step.end)
+        step.row += live_rows(cell, step.end)
 
 
-cdef int run_steps_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
+cdef int run_steps_backward(Region *region, Backward *w, const real *tag) except -1 nogil:
     """dz, dh, dC and dX of the steps [begin, end), dz from row 0 on."""
     cdef const Cell *cell = &w.cell
     cdef double gates_work = cell.batch * cell.hidden_dim * CELL_WORK
     cdef double step_work = 4. * cell.batch * cell.hidden_dim * cell.state_dim + gates_work
     cdef Py_ssize_t steps = w.end - w.begin
     w.row = 0
-    w.row_parts = rows_apart(
-        call, cell.batch, cell.by_lanes, cell.state_dim, cell.hidden_dim, step_work, steps, tag,
+    w.row_tasks = rows_apart(
+        region, cell.batch, cell.by_lanes, cell.state_dim, cell.hidden_dim, step_work, steps, tag,
     )
-    if w.row_parts > 0:
-        return share(call, <team_task> backward_part[real], w, w.row_parts, steps * step_work)
+    if w.row_tasks > 0:
+        return parallel_for(region, <team_task> backward_part[real], w, w.row_tasks, steps * step_work)
     while w.end > w.begin:
-        w.row_parts = parts(call, cell.batch, 1, 1, gates_work)
-        output_backward(call, w, 0, cell.batch, tag)
-        share(call, <team_task> gates_backward_part[real], w, w.row_parts, gates_work)
-        state_backward(call, w, 0, cell.batch, tag)
-        input_backward(call, w, 0, cell.batch, tag)
+        w.row_tasks = num_tasks(region, cell.batch, 1, 1, gates_work)
+        output_backward(region, w, 0, cell.batch, tag)
+        parallel_for(region, <team_task> gates_backward_part[real], w, w.row_tasks, gates_work)
+        state_backward(region, w, 0, cell.batch, tag)
+        input_backward(region, w, 0, cell.batch, tag)
         w.end -= 1
-        w.row += live(cell, w.end)
+        w.row += live_rows(cell, w.end)
     return 0
 
 
 cdef int weight_gradients(
-    Call *call, const Backward *w, Py_ssize_t n, Py_ssize_t t, bint accumulate, const real *tag,
+    Region *region, const Backward *w, Py_ssize_t n, Py_ssize_t t, bint accumulate, const real *tag,
 ) except -1 nogil:
     """The gradients of all weights, of n rows from step t on."""
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t GH = cell.gates * cell.hidden_dim, R = cell.state_dim, K = R + cell.input_dim
     cdef real *sums = <real *> w.sums
-    cdef Slots x
+    cdef StepRows x
     x.data, x.ld, x.slot = cell.hx, cell.ld, cell.slot
-    x.origin, x.batch, x.live = cell.origin, cell.batch, cell.live
+    x.origin, x.batch, x.batch_sizes = cell.origin, cell.batch, cell.batch_sizes
     if w.dz_h == NULL:
         weight_gradient(
-            call, cell.table, n, GH, <const real *> w.dz, w.ld_dz, K, &x, t, accumulate, <real *> w.dW, K,
+            region, cell.table, n, GH, <const real *> w.dz, w.ld_dz, K, &x, t, accumulate, <real *> w.dW, K,
             <real *> w.db, sums,
         )
     else:
         weight_gradient(
-            call, cell.table, n, GH, <const real *> w.dz_h, w.ld_dz, R, &x, t, accumulate, <real *> w.dW, K,
+            region, cell.table, n, GH, <const real *> w.dz_h, w.ld_dz, R, &x, t, accumulate, <real *> w.dW, K,
             <real *> NULL, sums,
         )
         x.data = <const real *> cell.hx + R
         weight_gradient(
-            call, cell.table, n, GH, <const real *> w.dz_x, w.ld_dz, cell.input_dim, &x, t, accumulate,
+            region, cell.table, n, GH, <const real *> w.dz_x, w.ld_dz, cell.input_dim, &x, t, accumulate,
             <real *> w.dW + R, K, <real *> NULL, sums,
         )
         if w.db != NULL:
-            column_sums(call, cell.table, n, GH, <const real *> w.dz, w.ld_dz, accumulate, <real *> w.db)
+            column_sums(region, cell.table, n, GH, <const real *> w.dz, w.ld_dz, accumulate, <real *> w.db)
     if w.dW_r != NULL:
         x.data, x.ld, x.slot = cell.m, cell.hidden_dim, cell.kept * cell.hidden_dim
         weight_gradient(
-            call, cell.table, n, R, <const real *> w.dr, w.ld_dr, cell.hidden_dim, &x, t, accumulate,
+            region, cell.table, n, R, <const real *> w.dr, w.ld_dr, cell.hidden_dim, &x, t, accumulate,
             <real *> w.dW_r, cell.hidden_dim, <real *> NULL, sums,
         )
     if w.terms != NULL:
         column_sums(
-            call, cell.table, n, w.term_count, <const real *> w.terms, w.ld_terms, accumulate, <real *> w.dterms,
+            region, cell.table, n, w.term_count, <const real *> w.terms, w.ld_terms, accumulate, <real *> w.dterms,
         )
     return 0
 
 
-cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
+cdef int run_backward(Region *region, Backward *w, const real *tag) except -1 nogil:
     """Backpropagate through the steps from the cell's stop to its origin, as run_forward left their activations.
 
-    The last window, which comes first, begins the sums of the gradients: the others go on with them.
+    The last segment, which comes first, begins the sums of the gradients: the others go on with them.
     """
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t last = cell.stop, R = cell.state_dim, n, b, j
@@ -787,13 +792,13 @@ cdef int run_backward(Call *call, Backward *w, const real *tag) except -1 nogil:
     while last > cell.origin:
         w.begin = w.end = last
         n = 0
-        while w.begin > cell.origin and (n == 0 or n + live(cell, w.begin - 1) <= w.dz_rows):
+        while w.begin > cell.origin and (n == 0 or n + live_rows(cell, w.begin - 1) <= w.dz_rows):
             w.begin -= 1
-            n += live(cell, w.begin)
+            n += live_rows(cell, w.begin)
         last = w.begin
         b = w.end
-        run_steps_backward(call, w, tag)
-        weight_gradients(call, w, n, b - 1, b < cell.steps, tag)
+        run_steps_backward(region, w, tag)
+        weight_gradients(region, w, n, b - 1, b < cell.steps, tag)
     return 0
 
 

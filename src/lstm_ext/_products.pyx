@@ -13,14 +13,14 @@ from libc.string cimport memcpy, memset
 from lstm_ext._kernels cimport (
     TILE_VECTORS, kernels, lanes, matmul, outer, real, tile_rows, transpose, zeros_f32, zeros_f64,
 )
-from lstm_ext._threads cimport Call, share, team_task
+from lstm_ext._threads cimport Region, parallel_for, team_task
 
 cdef enum:
     OUTER_COLUMNS = 192  # of dy, which one pass over the panels of x works on
 
 cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
     """The elements that `pack_panels` writes."""
-    return depth * tiles(columns, V) * V
+    return depth * ceil_div(columns, V) * V
 
 
 cdef struct CellPacking:
@@ -50,7 +50,7 @@ cdef void pack_block(const CellPacking *p, Py_ssize_t block, const real *tag) no
 
 
 cdef int pack_cell(
-    Call *call, const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b,
+    Region *region, const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b,
     real *packed,
 ) except -1 nogil:
     """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them; b may be
@@ -58,8 +58,8 @@ cdef int pack_cell(
     """
     cdef CellPacking p
     p.table, p.input_dim, p.hidden_dim, p.W, p.b, p.packed = table, input_dim, hidden_dim, W, b, packed
-    return share(
-        call, <team_task> pack_block[real], &p, tiles(hidden_dim, lanes(table, W)),
+    return parallel_for(
+        region, <team_task> pack_block[real], &p, ceil_div(hidden_dim, lanes(table, W)),
         4. * PACK_WORK * hidden_dim * (1 + input_dim + hidden_dim),
     )
 
@@ -91,7 +91,7 @@ cdef void pack_panel(const PanelPacking *p, Py_ssize_t panel, const real *tag) n
 
 
 cdef int pack_panels(
-    Call *call, const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
+    Region *region, const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
     Py_ssize_t column_stride, real *panels,
 ) except -1 nogil:
     """panels: for each group of up to 4 V columns of B (depth, columns) an array (depth, width), padded with zeros.
@@ -101,8 +101,8 @@ cdef int pack_panels(
     cdef PanelPacking p
     p.table, p.depth, p.columns, p.B, p.panels = table, depth, columns, B, panels
     p.row_stride, p.column_stride = row_stride, column_stride
-    return share(
-        call, <team_task> pack_panel[real], &p, tiles(columns, TILE_VECTORS * lanes(table, B)),
+    return parallel_for(
+        region, <team_task> pack_panel[real], &p, ceil_div(columns, TILE_VECTORS * lanes(table, B)),
         <double> PACK_WORK * depth * columns,
     )
 
@@ -120,7 +120,7 @@ cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept
 cdef struct Product:
     # C (rows, columns) = start + A B: see `multiply`.
     const kernels *table
-    Py_ssize_t rows, columns, depth, lda, ld_start, ldc, row_parts
+    Py_ssize_t rows, columns, depth, lda, ld_start, ldc, row_tasks
     const void *A
     const void *panels
     const void *start
@@ -129,23 +129,23 @@ cdef struct Product:
 
 cdef void multiply_part(Product *p, Py_ssize_t index, const real *tag) noexcept nogil:
     """One panel's columns of one part of the rows."""
-    cdef Py_ssize_t V = lanes(p.table, tag), panel = index // p.row_parts, part = index % p.row_parts
+    cdef Py_ssize_t V = lanes(p.table, tag), panel = index // p.row_tasks, part = index % p.row_tasks
     cdef Py_ssize_t first = panel * TILE_VECTORS * V, width = panel_width(p.columns - first, V)
-    cdef Py_ssize_t row = cut(p.rows, p.row_parts, part), rows = cut(p.rows, p.row_parts, part + 1) - row
-    cdef Py_ssize_t count = tiles(rows, tile_rows(p.table, tag)), i, r
+    cdef Py_ssize_t row = part_begin(p.rows, p.row_tasks, part), rows = part_begin(p.rows, p.row_tasks, part + 1) - row
+    cdef Py_ssize_t count = ceil_div(rows, tile_rows(p.table, tag)), i, r
     cdef const real *weights = <const real *> p.panels + p.depth * first
     cdef const real *start = start_of_sum(<const real *> p.start + first, p.start != NULL)
     for i in range(count):
-        r = row + cut(rows, count, i)
+        r = row + part_begin(rows, count, i)
         matmul(
-            p.table, row + cut(rows, count, i + 1) - r, min(width, p.columns - first), p.depth,
+            p.table, row + part_begin(rows, count, i + 1) - r, min(width, p.columns - first), p.depth,
             <const real *> p.A + r * p.lda, p.lda, weights, width, start + r * p.ld_start, p.ld_start,
-            <real *> p.C + r * p.ldc + first, p.ldc, share_ahead(weights, p.depth * width, i, p.depth),
+            <real *> p.C + r * p.ldc + first, p.ldc, prefetch_share(weights, p.depth * width, i, p.depth),
         )
 
 
 cdef int multiply(
-    Call *call, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,
+    Region *region, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,
     Py_ssize_t lda, const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
 ) except -1 nogil:
     """C = start + A B: A (rows, depth), B (depth, columns) packed by `pack_panels`; start NULL for 0, or C.
@@ -154,20 +154,20 @@ cdef int multiply(
     """
     cdef Product p
     cdef double work = <double> rows * columns * depth
-    cdef Py_ssize_t count = tiles(columns, TILE_VECTORS * lanes(table, A))
+    cdef Py_ssize_t count = ceil_div(columns, TILE_VECTORS * lanes(table, A))
     p.table, p.rows, p.columns, p.depth = table, rows, columns, depth
     p.A, p.lda, p.panels, p.C, p.ldc = A, lda, panels, C, ldc
     p.start, p.ld_start = start, ld_start if start != NULL else 0
-    p.row_parts = parts(call, rows, tile_rows(table, A), count, work)
-    return share(call, <team_task> multiply_part[real], &p, count * p.row_parts, work)
+    p.row_tasks = num_tasks(region, rows, tile_rows(table, A), count, work)
+    return parallel_for(region, <team_task> multiply_part[real], &p, count * p.row_tasks, work)
 
 
 cdef struct OuterProduct:
     # dW (outputs, columns) += dy^T x and db (outputs) += sum of dy over `depth` rows: see `weight_gradient`.
     const kernels *table
-    Py_ssize_t depth, outputs, columns, ld_dy, ld_dW, t, b, row_parts, output_parts
+    Py_ssize_t depth, outputs, columns, ld_dy, ld_dW, t, b, row_tasks, output_parts
     Py_ssize_t ld_panel  # 0: that of packed panels
-    Slots x
+    StepRows x
     const void *dy
     void *panels
     void *dW
@@ -175,11 +175,11 @@ cdef struct OuterProduct:
     bint accumulate
 
 
-cdef void advance(const Slots *x, Py_ssize_t rows, Py_ssize_t *t, Py_ssize_t *b) noexcept nogil:
+cdef void advance(const StepRows *x, Py_ssize_t rows, Py_ssize_t *t, Py_ssize_t *b) noexcept nogil:
     """Go so many rows on from (t, b): the batch ascends, then the steps descend."""
     b[0] += rows
-    while t[0] > x.origin and b[0] >= live_rows(x.live, x.batch, t[0]):
-        b[0] -= live_rows(x.live, x.batch, t[0])
+    while t[0] > x.origin and b[0] >= batch_size_at(x.batch_sizes, x.batch, t[0]):
+        b[0] -= batch_size_at(x.batch_sizes, x.batch, t[0])
         t[0] -= 1
 
 
@@ -188,12 +188,12 @@ cdef void pack_rows_part(OuterProduct *p, Py_ssize_t index, const real *tag) noe
 
     Lanes past the columns keep what they hold: nothing that they give is stored.
     """
-    cdef Py_ssize_t V = lanes(p.table, tag), r = cut(p.depth, p.row_parts, index), first, width
+    cdef Py_ssize_t V = lanes(p.table, tag), r = part_begin(p.depth, p.row_tasks, index), first, width
     cdef Py_ssize_t t = p.t, b = p.b
     cdef real *panels = <real *> p.panels
     cdef const real *row
     advance(&p.x, r, &t, &b)
-    for r in range(r, cut(p.depth, p.row_parts, index + 1)):
+    for r in range(r, part_begin(p.depth, p.row_tasks, index + 1)):
         row = <const real *> p.x.data + (t - p.x.origin) * p.x.slot + b * p.x.ld
         first = 0
         while first < p.columns:
@@ -221,11 +221,11 @@ cdef void sum_columns(
 cdef void outer_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcept nogil:
     """One panel's columns of one part of the outputs; with the first panel also that part of the bias."""
     cdef Py_ssize_t V = lanes(p.table, tag), tile = tile_rows(p.table, tag)
-    cdef Py_ssize_t panels = tiles(p.columns, TILE_VECTORS * V), panel = index % panels, part = index // panels
+    cdef Py_ssize_t panels = ceil_div(p.columns, TILE_VECTORS * V), panel = index % panels, part = index // panels
     cdef Py_ssize_t first = panel * TILE_VECTORS * V, width = panel_width(p.columns - first, V)
-    cdef Py_ssize_t columns = min(width, p.columns - first), count = tiles(p.outputs, tile), i
-    cdef Py_ssize_t start = tile * cut(count, p.output_parts, part)
-    cdef Py_ssize_t stop = min(p.outputs, tile * cut(count, p.output_parts, part + 1))
+    cdef Py_ssize_t columns = min(width, p.columns - first), count = ceil_div(p.outputs, tile), i
+    cdef Py_ssize_t start = tile * part_begin(count, p.output_parts, part)
+    cdef Py_ssize_t stop = min(p.outputs, tile * part_begin(count, p.output_parts, part + 1))
     cdef const real *x = <const real *> p.panels + p.depth * first
     cdef const real *dy = <const real *> p.dy
     cdef real *dW = <real *> p.dW
@@ -243,8 +243,8 @@ cdef void outer_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcep
 
 
 cdef int weight_gradient(
-    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
-    Py_ssize_t columns, const Slots *x, Py_ssize_t t, bint accumulate, real *dW, Py_ssize_t ld_dW, real *db,
+    Region *region, const kernels *table, Py_ssize_t n, Py_ssize_t outputs, const real *dy, Py_ssize_t ld_dy,
+    Py_ssize_t columns, const StepRows *x, Py_ssize_t t, bint accumulate, real *dW, Py_ssize_t ld_dW, real *db,
     real *panels,
 ) except -1 nogil:
     """dW = (dW or 0) + dy^T x, db = (db or 0) + sum of dy, over n rows.
@@ -255,26 +255,26 @@ cdef int weight_gradient(
     second-level cache while the panels of x pass by.
     """
     cdef Py_ssize_t V = lanes(table, dy), tile = tile_rows(table, dy), width = panel_width(columns, V), start = 0
-    cdef Py_ssize_t count = tiles(columns, TILE_VECTORS * V)
+    cdef Py_ssize_t count = ceil_div(columns, TILE_VECTORS * V)
     cdef OuterProduct p
     p.table, p.outputs, p.columns, p.ld_dy, p.ld_dW = table, outputs, columns, ld_dy, ld_dW
     p.x, p.t, p.b, p.panels = x[0], t, 0, panels
     p.dW, p.db, p.accumulate = dW, db, accumulate
-    p.output_parts = max(tiles(outputs, OUTER_COLUMNS), parts(call, tiles(outputs, tile), 2, count, 0))
+    p.output_parts = max(ceil_div(outputs, OUTER_COLUMNS), num_tasks(region, ceil_div(outputs, tile), 2, count, 0))
     # Rows of x serve as a panel where copying them costs more than one call of `outer` for each tile and step.
-    cdef bint packs = columns > width or width > x.ld or 4 * tiles(outputs, tile) > x.batch
+    cdef bint packs = columns > width or width > x.ld or 4 * ceil_div(outputs, tile) > x.batch
     p.ld_panel = 0 if packs else x.ld
     while start < n:
         p.dy = dy + start * ld_dy
         p.depth = min(OUTER_ROWS, n - start)
         if packs:
-            p.row_parts = parts(call, p.depth, 16, 1, 0)
-            share(call, <team_task> pack_rows_part[real], &p, p.row_parts, 4. * p.depth * columns)
+            p.row_tasks = num_tasks(region, p.depth, 16, 1, 0)
+            parallel_for(region, <team_task> pack_rows_part[real], &p, p.row_tasks, 4. * p.depth * columns)
         else:
-            p.depth = min(p.depth, live_rows(x.live, x.batch, p.t) - p.b)
+            p.depth = min(p.depth, batch_size_at(x.batch_sizes, x.batch, p.t) - p.b)
             p.panels = <void *> (<const real *> x.data + (p.t - x.origin) * x.slot + p.b * x.ld)
-        share(
-            call, <team_task> outer_part[real], &p, count * p.output_parts, <double> p.depth * outputs * columns,
+        parallel_for(
+            region, <team_task> outer_part[real], &p, count * p.output_parts, <double> p.depth * outputs * columns,
         )
         p.accumulate = True
         start += p.depth
@@ -288,13 +288,13 @@ cdef void sum_columns_part(OuterProduct *p, Py_ssize_t index, const real *tag) n
 
 
 cdef int column_sums(
-    Call *call, const kernels *table, Py_ssize_t n, Py_ssize_t columns, const real *terms, Py_ssize_t ld,
+    Region *region, const kernels *table, Py_ssize_t n, Py_ssize_t columns, const real *terms, Py_ssize_t ld,
     bint accumulate, real *sums,
 ) except -1 nogil:
     """sums (columns) = (sums or 0) + the rows of terms (n, columns), readable 4 V past their end, in their order."""
     cdef OuterProduct p
     p.table, p.depth, p.outputs, p.ld_dy, p.dy, p.db, p.accumulate = table, n, columns, ld, terms, sums, accumulate
-    return share(
-        call, <team_task> sum_columns_part[real], &p, tiles(columns, TILE_VECTORS * lanes(table, terms)),
+    return parallel_for(
+        region, <team_task> sum_columns_part[real], &p, ceil_div(columns, TILE_VECTORS * lanes(table, terms)),
         <double> n * columns,
     )

@@ -2,15 +2,15 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from lstm_ext._kernels cimport cell_options, kernels, real
 from lstm_ext._passes cimport Backward, Drop, Forward, Masks, Rows
-from lstm_ext._threads cimport Call
+from lstm_ext._threads cimport Region
 
 
 cdef struct Batch:
     # Sequences that run side by side, the longest first.
     Py_ssize_t size, steps
     const Py_ssize_t *lengths  # of each; NULL: all have `steps`
-    const Py_ssize_t *live  # how many have more than t steps, t < steps; NULL with lengths
-    const Py_ssize_t *at  # the row of each in States; NULL: its own number
+    const Py_ssize_t *batch_sizes  # how many have more than t steps, t < steps; NULL with lengths
+    const Py_ssize_t *state_rows  # the row of each in States; NULL: its own number
     Masks masks  # for stacks that draw any
 
 
@@ -25,13 +25,13 @@ cdef struct States:
     Py_ssize_t rows
 
 
-cdef struct Direction:
+cdef struct StackedCell:
     # One cell: its place in the flat parameter vector, its passes, and its arrays.
     Forward f
     Backward w
     cell_options options
     bint fused
-    Py_ssize_t at_W, at_b, at_terms, at_gains, at_W_r, at_states  # -1: there are none
+    Py_ssize_t W_offset, b_offset, terms_offset, gains_offset, W_r_offset, states_offset  # -1: there are none
     Drop drop_h, drop_W
     void *packed  # what pack_layers writes
     void *panels_x
@@ -44,54 +44,54 @@ cdef struct Direction:
     void *h_mask
     void *zone
     void *h_T  # (B, R): h after each sequence's last step
-    void *saved_h  # (windows, B, R) and (windows, B, H): the states that windows begin with
+    void *saved_h  # (segments, B, R) and (segments, B, H): the states that segments begin with
     void *saved_C
 
 
-cdef struct Layers:
-    # See `Stack`.
+cdef struct StackData:
+    # See `LayerStack`.
     const kernels *table
     Py_ssize_t layers, directions, count  # of cells: layers times directions
     Py_ssize_t input_dim, hidden_dim, state_dim, gates, features
-    Py_ssize_t batch, steps, window  # the most of them
+    Py_ssize_t batch, steps, segment  # the most of them
     Py_ssize_t parameter_count  # of the cells
     bint sums, go_backwards, keeps, draws
     bint learned_h, learned_C  # whether the latest forward pass began at the learned states
-    Direction *cells
+    StackedCell *cells
     void **merged  # of each layer (T, B, F): its outputs, unless they are all in hx; NULL
     void **dmerged  # of each layer (T, B, F): their gradients
 
 
-cdef class Stack:
-    cdef Layers at
+cdef class LayerStack:
+    cdef StackData data
     cdef unsigned char[::1] memory
     cdef unsigned char *arena  # where it begins: all arrays are in it
     cdef readonly Py_ssize_t bytes
     cdef list gaps
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
-    cdef Py_ssize_t place(self, Direction *d, Py_ssize_t n, Py_ssize_t at, options) except -1
-    cdef int allocate(self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX) except -1
+    cdef Py_ssize_t place(self, StackedCell *d, Py_ssize_t n, Py_ssize_t offset, options) except -1
+    cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1
     cdef int allocate_backward(
-        self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
+        self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
     ) except -1
-    cdef Py_ssize_t scratch_size(self, const Direction *d, Py_ssize_t itemsize) noexcept
+    cdef Py_ssize_t scratch_size(self, const StackedCell *d, Py_ssize_t itemsize) noexcept
     cdef void *array(self, Py_ssize_t size, dtype) except NULL
 
 
 cdef int pack_layers(
-    Call *call, Layers *s, const real *parameters, const Batch *batch, bint backward, bint want_dX,
+    Region *region, StackData *s, const real *parameters, const Batch *batch, bint backward, bint want_dX,
 ) except -1 nogil
 
 cdef int layers_forward(
-    Call *call, Layers *s, const real *parameters, const Batch *batch, const Rows *x, const States *initial,
+    Region *region, StackData *s, const real *parameters, const Batch *batch, const Rows *x, const States *initial,
     const Rows *H, const States *last,
 ) except -1 nogil
 
 cdef int layers_backward(
-    Call *call, Layers *s, const real *parameters, const Batch *batch, const Rows *dH,
+    Region *region, StackData *s, const real *parameters, const Batch *batch, const Rows *dH,
     const real *dfinal, const States *dlast, const States *dinitial, const Rows *dX, real *gradient,
 ) except -1 nogil
 
-cdef Rows layer_outputs(const Layers *s, Py_ssize_t layer, const real *tag) noexcept nogil
+cdef Rows layer_outputs(const StackData *s, Py_ssize_t layer, const real *tag) noexcept nogil
 
-cdef double stack_work(const Layers *s, const Batch *batch, bint backward) noexcept nogil
+cdef double stack_work(const StackData *s, const Batch *batch, bint backward) noexcept nogil

@@ -5,8 +5,8 @@ Design
 - A layer runs through all steps before the next one does. Its outputs are rows in slots of h, or, where two directions
   are merged or the slots are used again, an array of their own; the layer above fetches them from there.
 - Every cell's arrays are laid out once, for the most steps and sequences that are to come; a pass allocates nothing.
-- With a window of fewer steps than T the activations of one window are kept at a time, and the states that every
-  window began with: the backward pass computes the others again (checkpoints). The bits are the same.
+- With a segment of fewer steps than T the activations of one segment are kept at a time, and the states that every
+  segment began with: the backward pass computes the others again (checkpoints). The bits are the same.
 - Masks are drawn from counters (Philox): whoever needs one draws it again.
 
 Notation as in _passes.pyx, and F features, the width of a layer's outputs.
@@ -20,13 +20,13 @@ import numpy as np
 
 from lstm_ext._kernels cimport TILE_VECTORS, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Rows, copy_states, draw, emit, lanes_rows, lanes_scratch_size,
+    Backward, Cell, Drop, Rows, copy_states, draw, store_outputs, lanes_rows, lanes_scratch_size,
     run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
-    OUTER_ROWS, column_sums, cut, live_rows, pack_cell, pack_panels, panels_size, parts, tiles,
+    OUTER_ROWS, column_sums, part_begin, batch_size_at, pack_cell, pack_panels, panels_size, num_tasks, ceil_div,
 )
-from lstm_ext._threads cimport Call, begin, end, recruit, share, team_task
+from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
 from lstm_ext.checks import check_allocatable
 from lstm_ext.workspace import aligned_empty
@@ -54,13 +54,13 @@ cdef Drop make_drop(double probability, Py_ssize_t cell, int kind):
     return drop
 
 
-cdef inline bint runs_in_lanes(const Direction *d) noexcept nogil:
+cdef inline bint runs_in_lanes(const StackedCell *d) noexcept nogil:
     """Whether sequences of one length may run with the batch in the lanes."""
     return d.fused and d.f.cell.drop_x.threshold == 0
 
 
 @cython.auto_pickle(False)
-cdef class Stack:
+cdef class LayerStack:
     """The layers of an architecture and the arrays of their passes.
 
     Parameters
@@ -77,7 +77,7 @@ cdef class Stack:
         Whether dL/dX is wanted, and whether every output of the top layer, beside the last states.
     draws : bool
         Whether masks may be drawn.
-    window : int
+    segment : int
         How many steps' activations are kept at a time; 0: all.
     measure : bool
         Whether only to find what the arrays would take; nothing can be run then.
@@ -89,25 +89,25 @@ cdef class Stack:
     """
 
     def __cinit__(self, *_, **__):
-        self.at.cells = NULL
-        self.at.merged = self.at.dmerged = NULL
+        self.data.cells = NULL
+        self.data.merged = self.data.dmerged = NULL
 
     def __init__(
         self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, *, bint keep, bint want_dX=False,
-        bint want_outputs=False, bint draws=False, Py_ssize_t window=0, bint measure=False,
+        bint want_outputs=False, bint draws=False, Py_ssize_t segment=0, bint measure=False,
         list gaps=None,
     ):
-        cdef Layers *s = &self.at
+        cdef StackData *s = &self.data
         options = architecture.options
         s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
         s.count = s.layers * s.directions
         s.input_dim, s.hidden_dim, s.state_dim = architecture.input_dim, architecture.hidden_dim, architecture.state_dim
         s.gates, s.features = architecture.gates, architecture.features
         s.batch, s.steps = batch, steps
-        s.window = steps if not keep or window == 0 else min(window, steps)
+        s.segment = steps if not keep or segment == 0 else min(segment, steps)
         s.sums, s.go_backwards, s.keeps = options.bidirectional == "sum", options.go_backwards, keep
         s.draws = draws
-        s.cells = <Direction *> calloc(s.count, sizeof(Direction))
+        s.cells = <StackedCell *> calloc(s.count, sizeof(StackedCell))
         s.merged = <void **> calloc(s.layers, sizeof(void *))
         s.dmerged = <void **> calloc(s.layers, sizeof(void *))
         if s.cells == NULL or s.merged == NULL or s.dmerged == NULL:
@@ -122,19 +122,19 @@ cdef class Stack:
 
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1:
         """Lay out all arrays in the arena; without one, find what they take."""
-        cdef Layers *s = &self.at
-        cdef Py_ssize_t at = 0, n, size = 0
+        cdef StackData *s = &self.data
+        cdef Py_ssize_t offset = 0, n, size = 0
         cdef void *scratch
-        cdef bint all_slots = s.keeps and s.window == s.steps
+        cdef bint all_slots = s.keeps and s.segment == s.steps
         self.bytes = 0
         for n in range(s.count):
-            at = self.place(&s.cells[n], n, at, options)
+            offset = self.place(&s.cells[n], n, offset, options)
             self.allocate(&s.cells[n], n, dtype, options, want_dX)
             size = max(size, self.scratch_size(&s.cells[n], dtype.itemsize))
         scratch = self.array(size, dtype)  # one for all: they run one after the other
         for n in range(s.count):
             s.cells[n].f.cell.scratch = scratch
-        s.parameter_count = at
+        s.parameter_count = offset
         for n in range(s.layers):
             top = n == s.layers - 1
             if (not top or want_outputs) and (s.directions == 2 or not all_slots):
@@ -143,9 +143,9 @@ cdef class Stack:
                 s.dmerged[n] = self.array(s.steps * s.batch * s.features, dtype)
         return 0
 
-    cdef Py_ssize_t scratch_size(self, const Direction *d, Py_ssize_t itemsize) noexcept:
+    cdef Py_ssize_t scratch_size(self, const StackedCell *d, Py_ssize_t itemsize) noexcept:
         """The elements that a cell's passes need where the batch may be in the lanes."""
-        cdef Layers *s = &self.at
+        cdef StackData *s = &self.data
         cdef const Cell *cell = &d.f.cell
         if not runs_in_lanes(d):
             return 0
@@ -154,48 +154,48 @@ cdef class Stack:
     @property
     def by_lanes(self):
         cdef Py_ssize_t n
-        return tuple([self.at.cells[n].f.cell.by_lanes for n in range(self.at.count)])
+        return tuple([self.data.cells[n].f.cell.by_lanes for n in range(self.data.count)])
 
     def __dealloc__(self):
-        free(self.at.cells)
-        free(self.at.merged)
-        free(self.at.dmerged)
+        free(self.data.cells)
+        free(self.data.merged)
+        free(self.data.dmerged)
 
-    cdef Py_ssize_t place(self, Direction *d, Py_ssize_t n, Py_ssize_t at, options) except -1:
-        """Set where a cell's weights are in the flat vector, from `at` on; return where the next cell's are."""
-        cdef Layers *s = &self.at
+    cdef Py_ssize_t place(self, StackedCell *d, Py_ssize_t n, Py_ssize_t offset, options) except -1:
+        """Set where a cell's weights are in the flat vector, from `offset` on; return where the next cell's are."""
+        cdef StackData *s = &self.data
         cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
         cdef Py_ssize_t input_dim = s.input_dim if n < s.directions else s.features
-        d.at_b = d.at_terms = d.at_gains = d.at_W_r = d.at_states = -1
-        d.at_W = at
-        at += GH * (R + input_dim)
+        d.b_offset = d.terms_offset = d.gains_offset = d.W_r_offset = d.states_offset = -1
+        d.W_offset = offset
+        offset += GH * (R + input_dim)
         if options.use_bias:
-            d.at_b = at
-            at += GH
+            d.b_offset = offset
+            offset += GH
         if options.peephole or options.layer_norm:
-            d.at_terms = at
+            d.terms_offset = offset
             if options.peephole:
-                at += GH - H
+                offset += GH - H
             if options.layer_norm:
-                d.at_gains = at
-                at += 2 * GH + 2 * H
-            d.w.term_count = at - d.at_terms
+                d.gains_offset = offset
+                offset += 2 * GH + 2 * H
+            d.w.term_count = offset - d.terms_offset
         if R < H:
-            d.at_W_r = at
-            at += R * H
+            d.W_r_offset = offset
+            offset += R * H
         if options.learn_initial_state:
-            d.at_states = at
-            at += R + H
-        return at
+            d.states_offset = offset
+            offset += R + H
+        return offset
 
-    cdef int allocate(self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX) except -1:
+    cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1:
         """Set what is the same for every batch, and lay out a cell's arrays."""
-        cdef Layers *s = &self.at
+        cdef StackData *s = &self.data
         cdef Cell *cell = &d.f.cell
-        cdef Py_ssize_t itemsize = dtype.itemsize, line = 64 // itemsize, B = s.batch, window = s.window
+        cdef Py_ssize_t itemsize = dtype.itemsize, line = 64 // itemsize, B = s.batch, segment = s.segment
         cdef Py_ssize_t V = s.table.f32.lanes if itemsize == sizeof(float) else s.table.f64.lanes
         cdef Py_ssize_t layer = n // s.directions, input_dim = s.input_dim if layer == 0 else s.features
-        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, rows, windows = tiles(s.steps, window)
+        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, rows, segments = ceil_div(s.steps, segment)
         d.fused = not (
             options.peephole or options.layer_norm or options.coupled_gates or options.cell_clip is not None or R < H
             or options.gate_activation != "sigmoid" or options.cell_activation != "tanh" or max(options.zoneout) > 0
@@ -217,8 +217,8 @@ cdef class Stack:
         cell.options = NULL if d.fused else &d.options
         cell.x_backwards = (n % s.directions == 1) != (s.go_backwards and layer == 0)
         d.f.H_backwards = n % s.directions == 1
-        cell.slots = window + 1 if s.keeps else 2
-        cell.ld = (tiles(R + input_dim, line) | 1) * line
+        cell.slots = segment + 1 if s.keeps else 2
+        cell.ld = (ceil_div(R + input_dim, line) | 1) * line
         cell.slot = B * cell.ld
         cell.hx = cell.h = self.array(cell.slots * cell.slot, dtype)
         cell.h_slot, cell.ld_h = cell.slot, cell.ld
@@ -226,11 +226,11 @@ cdef class Stack:
             cell.h_slot, cell.ld_h = B * R, R
             cell.h = self.array(cell.slots * B * R, dtype)
             d.h_mask = self.array(B * R, dtype)
-        cell.C_slots = window + 1 if s.keeps else 1
+        cell.C_slots = segment + 1 if s.keeps else 1
         cell.C_slot = B * H if s.keeps else 0
         cell.C = self.array(cell.C_slots * B * H, dtype)
         cell.kept = B if s.keeps else 0
-        rows = (window if s.keeps else 1) * B
+        rows = (segment if s.keeps else 1) * B
         if s.keeps or not d.fused:
             cell.gate_values = self.array(rows * GH, dtype)
         if R < H:
@@ -241,11 +241,11 @@ cdef class Stack:
         if s.draws and max(options.zoneout) > 0:
             d.zone = self.array(rows * (R + H), dtype)
         d.h_T = self.array(B * R, dtype)
-        if windows > 1:
-            d.saved_h, d.saved_C = self.array(windows * B * R, dtype), self.array(windows * B * H, dtype)
+        if segments > 1:
+            d.saved_h, d.saved_C = self.array(segments * B * R, dtype), self.array(segments * B * H, dtype)
 
         if d.fused:
-            d.packed = self.array(tiles(H, V) * (1 + input_dim + H) * TILE_VECTORS * V, dtype)
+            d.packed = self.array(ceil_div(H, V) * (1 + input_dim + H) * TILE_VECTORS * V, dtype)
         else:
             d.panels_x = self.array(panels_size(input_dim, GH, V), dtype)
             d.panels_h = self.array(panels_size(R, GH, V), dtype)
@@ -259,14 +259,14 @@ cdef class Stack:
         return 0
 
     cdef int allocate_backward(
-        self, Direction *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
+        self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
     ) except -1:
-        cdef Layers *s = &self.at
+        cdef StackData *s = &self.data
         cdef Backward *w = &d.w
         cdef Py_ssize_t line = 64 // dtype.itemsize, B = s.batch, input_dim = d.f.cell.input_dim
         cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
-        w.dz_rows = max(1, min(s.window, <Py_ssize_t> OUTER_ROWS // B)) * B
-        w.ld_dz = (tiles(GH, line) | 1) * line
+        w.dz_rows = max(1, min(s.segment, <Py_ssize_t> OUTER_ROWS // B)) * B
+        w.ld_dz = (ceil_div(GH, line) | 1) * line
         d.backward_h = self.array(panels_size(GH, R, V), dtype)
         w.panels_h = d.backward_h
         if want_dX:
@@ -282,32 +282,32 @@ cdef class Stack:
         if R < H:
             d.backward_r = self.array(panels_size(R, H, V), dtype)
             w.panels_r = d.backward_r
-            w.ld_dr = tiles(R, line) * line
+            w.ld_dr = ceil_div(R, line) * line
             w.dr, w.dm = self.array(w.dz_rows * w.ld_dr, dtype), self.array(B * H, dtype)
         if options.layer_norm:
             w.dz_x, w.dz_h = self.array(w.dz_rows * w.ld_dz, dtype), self.array(w.dz_rows * w.ld_dz, dtype)
         if options.zoneout[0] > 0:
             w.direct = self.array(B * R, dtype)
-        if d.at_terms >= 0:
-            w.ld_terms = tiles(w.term_count, line) * line
+        if d.terms_offset >= 0:
+            w.ld_terms = ceil_div(w.term_count, line) * line
             w.terms = self.array(w.dz_rows * w.ld_terms, dtype)
         return 0
 
     cdef void *array(self, Py_ssize_t size, dtype) except NULL:
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
-        cdef Py_ssize_t at = self.bytes
-        self.bytes += (tiles(size * <Py_ssize_t> dtype.itemsize, LINE) + TILE_VECTORS) * LINE
+        cdef Py_ssize_t offset = self.bytes
+        self.bytes += (ceil_div(size * <Py_ssize_t> dtype.itemsize, LINE) + TILE_VECTORS) * LINE
         if self.gaps is not None:
-            self.gaps.append((at + size * <Py_ssize_t> dtype.itemsize, self.bytes))
-        return self.arena + at if self.arena != NULL else <void *> self
+            self.gaps.append((offset + size * <Py_ssize_t> dtype.itemsize, self.bytes))
+        return self.arena + offset if self.arena != NULL else <void *> self
 
 
 cdef struct WeightDropout:
-    Direction *d
+    StackedCell *d
     const Batch *batch
     const void *W
     void *to
-    Py_ssize_t parts
+    Py_ssize_t num_tasks
 
 
 cdef void drop_weights_part(const WeightDropout *p, Py_ssize_t index, const real *tag) noexcept nogil:
@@ -317,7 +317,7 @@ cdef void drop_weights_part(const WeightDropout *p, Py_ssize_t index, const real
     cdef const real *W
     cdef real *to
     cdef uint32_t[3] counter
-    for row in range(cut(rows, p.parts, index), cut(rows, p.parts, index + 1)):
+    for row in range(part_begin(rows, p.num_tasks, index), part_begin(rows, p.num_tasks, index + 1)):
         W, to = <const real *> p.W + row * K, <real *> p.to + row * K
         counter[0], counter[1], counter[2] = <uint32_t> row, 0, p.d.drop_W.stream
         dropout(
@@ -328,56 +328,57 @@ cdef void drop_weights_part(const WeightDropout *p, Py_ssize_t index, const real
 
 
 cdef int drop_weights(
-    Call *call, Direction *d, const Batch *batch, const real *W, real *to,
+    Region *region, StackedCell *d, const Batch *batch, const real *W, real *to,
 ) except -1 nogil:
     """to = W with dropped and scaled columns of h; to may be W."""
     cdef WeightDropout p
     cdef double work = 4. * d.f.cell.gates * d.f.cell.hidden_dim * d.f.cell.state_dim
     p.d, p.batch, p.W, p.to = d, batch, W, to
-    p.parts = parts(call, d.f.cell.gates * d.f.cell.hidden_dim, 8, 1, work)
-    return share(call, <team_task> drop_weights_part[real], &p, p.parts, work)
+    p.num_tasks = num_tasks(region, d.f.cell.gates * d.f.cell.hidden_dim, 8, 1, work)
+    return parallel_for(region, <team_task> drop_weights_part[real], &p, p.num_tasks, work)
 
 
 cdef int pack_layers(
-    Call *call, Layers *s, const real *parameters, const Batch *batch, bint backward, bint want_dX,
+    Region *region, StackData *s, const real *parameters, const Batch *batch, bint backward, bint want_dX,
 ) except -1 nogil:
     """Pack all weights for the forward pass, or for the backward pass, which the forward pass of its batch precedes."""
     cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, input_dim, K, n
-    cdef Direction *d
+    cdef StackedCell *d
     cdef const real *W
     for n in range(s.count):
         d = &s.cells[n]
         input_dim = d.f.cell.input_dim
         K = R + input_dim
-        W = parameters + d.at_W
+        W = parameters + d.W_offset
         if d.drop_W.threshold > 0:
             if not backward:
-                drop_weights(call, d, batch, W, <real *> d.dropped_W)
+                drop_weights(region, d, batch, W, <real *> d.dropped_W)
             W = <const real *> d.dropped_W
         if backward:
-            pack_panels(call, s.table, GH, R, W, K, 1, <real *> d.backward_h)
+            pack_panels(region, s.table, GH, R, W, K, 1, <real *> d.backward_h)
             if n >= s.directions or want_dX:
-                pack_panels(call, s.table, GH, input_dim, W + R, K, 1, <real *> d.backward_x)
+                pack_panels(region, s.table, GH, input_dim, W + R, K, 1, <real *> d.backward_x)
             if R < H:
-                pack_panels(call, s.table, R, H, parameters + d.at_W_r, H, 1, <real *> d.backward_r)
+                pack_panels(region, s.table, R, H, parameters + d.W_r_offset, H, 1, <real *> d.backward_r)
             continue
         if d.fused:
             pack_cell(
-                call, s.table, input_dim, H, W, parameters + d.at_b if d.at_b >= 0 else NULL, <real *> d.packed,
+                region, s.table, input_dim, H, W, parameters + d.b_offset if d.b_offset >= 0 else NULL,
+                <real *> d.packed,
             )
         else:
-            pack_panels(call, s.table, input_dim, GH, W + R, 1, K, <real *> d.panels_x)
-            pack_panels(call, s.table, R, GH, W, 1, K, <real *> d.panels_h)
+            pack_panels(region, s.table, input_dim, GH, W + R, 1, K, <real *> d.panels_x)
+            pack_panels(region, s.table, R, GH, W, 1, K, <real *> d.panels_h)
         if R < H:
-            pack_panels(call, s.table, H, R, parameters + d.at_W_r, 1, H, <real *> d.panels_r)
+            pack_panels(region, s.table, H, R, parameters + d.W_r_offset, 1, H, <real *> d.panels_r)
     return 0
 
 
-cdef Rows layer_outputs(const Layers *s, Py_ssize_t layer, const real *tag) noexcept nogil:
+cdef Rows layer_outputs(const StackData *s, Py_ssize_t layer, const real *tag) noexcept nogil:
     """Every output of a layer, as a forward pass left them: those of step t at rows t B to t B + B."""
     cdef const Cell *cell = &s.cells[layer * s.directions].f.cell
     cdef Rows rows
-    rows.first, rows.step, rows.apart = NULL, s.batch, 1
+    rows.first, rows.step_stride, rows.sequence_stride = NULL, s.batch, 1
     if s.merged[layer] != NULL:
         rows.data, rows.width = s.merged[layer], s.features
     else:
@@ -385,12 +386,12 @@ cdef Rows layer_outputs(const Layers *s, Py_ssize_t layer, const real *tag) noex
     return rows
 
 
-cdef inline bint is_shared(const Layers *s, const Rows *rows) noexcept nogil:
+cdef inline bint is_shared(const StackData *s, const Rows *rows) noexcept nogil:
     """Whether two directions have the same place in a layer's outputs: their sum."""
     return s.directions == 2 and rows.width == s.state_dim
 
 
-cdef inline Rows half(const Layers *s, const Rows *rows, Py_ssize_t n, const real *tag) noexcept nogil:
+cdef inline Rows half(const StackData *s, const Rows *rows, Py_ssize_t n, const real *tag) noexcept nogil:
     """The part of a layer's outputs, or of their gradient, that is one direction's."""
     cdef Rows part = rows[0]
     if rows.data != NULL and not is_shared(s, rows):
@@ -399,29 +400,29 @@ cdef inline Rows half(const Layers *s, const Rows *rows, Py_ssize_t n, const rea
 
 
 cdef inline Py_ssize_t state_row(const Batch *batch, Py_ssize_t b) noexcept nogil:
-    return batch.at[b] if batch.at != NULL else b
+    return batch.state_rows[b] if batch.state_rows != NULL else b
 
 
-cdef void set_vectors(const Layers *s, Direction *d, const real *parameters) noexcept nogil:
+cdef void set_vectors(const StackData *s, StackedCell *d, const real *parameters) noexcept nogil:
     """Set where the weights are that are not packed: a pass reads those of its own vector."""
     cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H
-    d.f.bias = parameters + d.at_b if d.at_b >= 0 else NULL
-    if d.at_terms >= 0:
-        d.options.peepholes = parameters + d.at_terms if d.at_terms != d.at_gains else NULL
-    if d.at_gains >= 0:
-        d.f.gain_x, d.f.gain_h = parameters + d.at_gains, parameters + d.at_gains + GH
-        d.options.gain_C = parameters + d.at_gains + 2 * GH
-        d.options.shift_C = parameters + d.at_gains + 2 * GH + H
+    d.f.bias = parameters + d.b_offset if d.b_offset >= 0 else NULL
+    if d.terms_offset >= 0:
+        d.options.peepholes = parameters + d.terms_offset if d.terms_offset != d.gains_offset else NULL
+    if d.gains_offset >= 0:
+        d.f.gain_x, d.f.gain_h = parameters + d.gains_offset, parameters + d.gains_offset + GH
+        d.options.gain_C = parameters + d.gains_offset + 2 * GH
+        d.options.shift_C = parameters + d.gains_offset + 2 * GH + H
 
 
 cdef void prepare(
-    Layers *s, Direction *d, const real *parameters, const Batch *batch, const Rows *x,
+    StackData *s, StackedCell *d, const real *parameters, const Batch *batch, const Rows *x,
 ) noexcept nogil:
     """Set what a batch changes."""
     cdef Cell *cell = &d.f.cell
     cdef Py_ssize_t H = s.hidden_dim
     cdef const real *tag = parameters
-    cell.batch, cell.steps, cell.lengths, cell.live = batch.size, batch.steps, batch.lengths, batch.live
+    cell.batch, cell.steps, cell.lengths, cell.batch_sizes = batch.size, batch.steps, batch.lengths, batch.batch_sizes
     cell.masks, cell.x = batch.masks, x[0]
     cell.h_mask, cell.zone = d.h_mask, d.zone
     cell.by_lanes = 0
@@ -431,14 +432,14 @@ cdef void prepare(
 
 
 cdef void begin_states(
-    Layers *s, Py_ssize_t n, const real *parameters, const Batch *batch, const States *initial,
+    StackData *s, Py_ssize_t n, const real *parameters, const Batch *batch, const States *initial,
 ) noexcept nogil:
     """Put the initial states into the first slots: those given, the learned ones, or zeros."""
-    cdef Direction *d = &s.cells[n]
+    cdef StackedCell *d = &s.cells[n]
     cdef Cell *cell = &d.f.cell
     cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, row
-    cdef const real *h_0 = parameters + d.at_states if s.learned_h else NULL
-    cdef const real *C_0 = parameters + d.at_states + R if s.learned_C else NULL
+    cdef const real *h_0 = parameters + d.states_offset if s.learned_h else NULL
+    cdef const real *C_0 = parameters + d.states_offset + R if s.learned_C else NULL
     cdef real *h
     cdef uint32_t[3] counter
     cell.origin = 0
@@ -457,7 +458,7 @@ cdef void begin_states(
         if C_0 != NULL:
             copy_states(cell, 0, b, <real *> C_0, True, parameters)
         if cell.h_mask != NULL:
-            draw(cell, &d.drop_h, b, -cell.masks.since, counter)
+            draw(cell, &d.drop_h, b, -cell.masks.first_step, counter)
             mask(
                 s.table, R, batch.masks.key, counter, d.drop_h.threshold, <real> 0, <real> d.drop_h.scale,
                 <real *> d.h_mask + b * R,
@@ -475,9 +476,9 @@ cdef void mask_state(const Cell *cell, Py_ssize_t b, const real *tag) noexcept n
 
 
 cdef void move_states(
-    const Direction *d, Py_ssize_t from_slot, Py_ssize_t saved, bint save, const real *tag,
+    const StackedCell *d, Py_ssize_t from_slot, Py_ssize_t saved, bint save, const real *tag,
 ) noexcept nogil:
-    """Save the states in a slot as those that window `saved` begins with, or load them into the first one."""
+    """Save the states in a slot as those that segment `saved` begins with, or load them into the first one."""
     cdef const Cell *cell = &d.f.cell
     cdef Py_ssize_t R = cell.state_dim, B = cell.kept, b
     cdef real *kept_h = <real *> d.saved_h + saved * B * R
@@ -497,10 +498,10 @@ cdef void move_states(
 
 
 cdef void end_states(
-    Layers *s, Py_ssize_t n, const Batch *batch, const States *last, const real *tag,
+    StackData *s, Py_ssize_t n, const Batch *batch, const States *last, const real *tag,
 ) noexcept nogil:
-    """Take the last states of the sequences that end in the window that was run."""
-    cdef Direction *d = &s.cells[n]
+    """Take the last states of the sequences that end in the segment that was run."""
+    cdef StackedCell *d = &s.cells[n]
     cdef Cell *cell = &d.f.cell
     cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, length, row
     cdef const real *h
@@ -516,30 +517,30 @@ cdef void end_states(
             copy_states(cell, length, b, <real *> last.C + row * H, False, tag)
 
 
-cdef int run_windows(
-    Call *call, Layers *s, Py_ssize_t n, const Batch *batch, const States *last, const real *tag,
+cdef int run_segments(
+    Region *region, StackData *s, Py_ssize_t n, const Batch *batch, const States *last, const real *tag,
 ) except -1 nogil:
-    """Run a cell forward through all its steps, a window at a time; saved states begin every one but the first."""
-    cdef Direction *d = &s.cells[n]
+    """Run a cell forward through all its steps, a segment at a time; saved states begin every one but the first."""
+    cdef StackedCell *d = &s.cells[n]
     cdef Cell *cell = &d.f.cell
-    cdef Py_ssize_t window = s.window, origin = 0
+    cdef Py_ssize_t segment = s.segment, origin = 0
     while origin < batch.steps:
-        cell.origin, cell.stop = origin, min(origin + window, batch.steps)
+        cell.origin, cell.stop = origin, min(origin + segment, batch.steps)
         if d.saved_h != NULL:
             if origin > 0:
-                move_states(d, window, origin // window, True, tag)
-                move_states(d, 0, origin // window, False, tag)
+                move_states(d, segment, origin // segment, True, tag)
+                move_states(d, 0, origin // segment, False, tag)
             else:
                 move_states(d, 0, 0, True, tag)
-        run_forward(call, &d.f, tag)
-        emit(&d.f, cell.stop - 1, 0, batch.size, tag)
+        run_forward(region, &d.f, tag)
+        store_outputs(&d.f, cell.stop - 1, 0, batch.size, tag)
         end_states(s, n, batch, last, tag)
-        origin += window
+        origin += segment
     return 0
 
 
 cdef int layers_forward(
-    Call *call, Layers *s, const real *parameters, const Batch *batch, const Rows *x, const States *initial,
+    Region *region, StackData *s, const real *parameters, const Batch *batch, const Rows *x, const States *initial,
     const Rows *H, const States *last,
 ) except -1 nogil:
     """Run all layers, with the weights as pack_layers left them.
@@ -551,9 +552,9 @@ cdef int layers_forward(
     """
     cdef Rows inputs = x[0], outputs
     cdef Py_ssize_t layer, n
-    cdef Direction *d
-    s.learned_h = s.cells[0].at_states >= 0 and initial.h == NULL
-    s.learned_C = s.cells[0].at_states >= 0 and initial.C == NULL
+    cdef StackedCell *d
+    s.learned_h = s.cells[0].states_offset >= 0 and initial.h == NULL
+    s.learned_C = s.cells[0].states_offset >= 0 and initial.C == NULL
     for layer in range(s.layers):
         outputs.data = NULL
         if layer == s.layers - 1 and H.data != NULL:
@@ -565,14 +566,14 @@ cdef int layers_forward(
             prepare(s, d, parameters, batch, &inputs)
             d.f.H, d.f.H_adds = half(s, &outputs, n, parameters), n % 2 == 1 and is_shared(s, &outputs)
             begin_states(s, n, parameters, batch, initial)
-            run_windows(call, s, n, batch, last, parameters)
+            run_segments(region, s, n, batch, last, parameters)
         if layer < s.layers - 1:
             inputs = layer_outputs(s, layer, parameters)
     return 0
 
 
 cdef struct InputDropout:
-    Layers *s
+    StackData *s
     const Batch *batch
     const Cell *cell
     void *rows
@@ -584,7 +585,7 @@ cdef void drop_inputs_part(const InputDropout *p, Py_ssize_t t, const real *tag)
     cdef Py_ssize_t F = p.s.features, b
     cdef real *row
     cdef uint32_t[3] counter
-    for b in range(live_rows(p.batch.live, p.batch.size, t)):
+    for b in range(batch_size_at(p.batch.batch_sizes, p.batch.size, t)):
         row = <real *> p.rows + (t * p.s.batch + b) * F
         draw(cell, &cell.drop_x, b, t, counter)
         dropout(
@@ -593,7 +594,7 @@ cdef void drop_inputs_part(const InputDropout *p, Py_ssize_t t, const real *tag)
 
 
 cdef void begin_gradients(
-    Layers *s, Py_ssize_t n, const Batch *batch, const real *dfinal, const States *dlast, const real *tag,
+    StackData *s, Py_ssize_t n, const Batch *batch, const real *dfinal, const States *dlast, const real *tag,
 ) noexcept nogil:
     """dh and dC after the last steps: of the last states, and for the top layer of what the head saw of them."""
     cdef Backward *w = &s.cells[n].w
@@ -615,47 +616,47 @@ cdef void begin_gradients(
 
 
 cdef int end_gradients(
-    Call *call, Layers *s, Py_ssize_t n, const Batch *batch, const States *dinitial, real *gradient,
+    Region *region, StackData *s, Py_ssize_t n, const Batch *batch, const States *dinitial, real *gradient,
 ) except -1 nogil:
     """The gradients of the initial states, given or learned."""
-    cdef Direction *d = &s.cells[n]
+    cdef StackedCell *d = &s.cells[n]
     cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, row
     cdef real *dh = <real *> d.w.dh
     cdef real *dC = <real *> d.w.dC
-    cdef real *learned = gradient + d.at_states
+    cdef real *learned = gradient + d.states_offset
     if dinitial.h != NULL:
         for b in range(batch.size):
             row = n * dinitial.rows + state_row(batch, b)
             memcpy(<real *> dinitial.h + row * R, dh + b * R, R * sizeof(real))
             memcpy(<real *> dinitial.C + row * H, dC + b * H, H * sizeof(real))
-    if d.at_states < 0:
+    if d.states_offset < 0:
         return 0
     memset(learned, 0, (R + H) * sizeof(real))
     if s.learned_h:
-        column_sums(call, s.table, batch.size, R, <const real *> dh, R, False, learned)
+        column_sums(region, s.table, batch.size, R, <const real *> dh, R, False, learned)
     if s.learned_C:
-        column_sums(call, s.table, batch.size, H, <const real *> dC, H, False, learned + R)
+        column_sums(region, s.table, batch.size, H, <const real *> dC, H, False, learned + R)
     return 0
 
 
-cdef int run_windows_backward(Call *call, Layers *s, Direction *d, const real *tag) except -1 nogil:
+cdef int run_segments_backward(Region *region, StackData *s, StackedCell *d, const real *tag) except -1 nogil:
     """Run a cell backward through all its steps; what is not there any more of their activations is computed again."""
     cdef Cell *cell = &d.f.cell
-    cdef Py_ssize_t window = s.window, origin = (cell.steps - 1) // window * window
+    cdef Py_ssize_t segment = s.segment, origin = (cell.steps - 1) // segment * segment
     d.f.H.data = NULL
     while origin >= 0:
         if origin != cell.origin:
-            cell.origin, cell.stop = origin, min(origin + window, cell.steps)
-            move_states(d, 0, origin // window, False, tag)
-            run_forward(call, &d.f, tag)
+            cell.origin, cell.stop = origin, min(origin + segment, cell.steps)
+            move_states(d, 0, origin // segment, False, tag)
+            run_forward(region, &d.f, tag)
         d.w.cell = cell[0]
-        run_backward(call, &d.w, tag)
-        origin -= window
+        run_backward(region, &d.w, tag)
+        origin -= segment
     return 0
 
 
 cdef int layers_backward(
-    Call *call, Layers *s, const real *parameters, const Batch *batch, const Rows *dH,
+    Region *region, StackData *s, const real *parameters, const Batch *batch, const Rows *dH,
     const real *dfinal, const States *dlast, const States *dinitial, const Rows *dX, real *gradient,
 ) except -1 nogil:
     """Backpropagate through all layers, after layers_forward of the same batch and pack_layers.
@@ -669,43 +670,44 @@ cdef int layers_backward(
     """
     cdef Rows dinputs, doutputs = dH[0]
     cdef Py_ssize_t layer = s.layers, n, k
-    cdef Direction *d
+    cdef StackedCell *d
     cdef InputDropout dropped
     while layer > 0:
         layer -= 1
         dinputs = dX[0]
         if layer > 0:
             dinputs.first = NULL
-            dinputs.data, dinputs.width, dinputs.step, dinputs.apart = s.dmerged[layer - 1], s.features, s.batch, 1
+            dinputs.data, dinputs.width = s.dmerged[layer - 1], s.features
+            dinputs.step_stride, dinputs.sequence_stride = s.batch, 1
         for k in range(s.directions):
             n = layer * s.directions + k
             d = &s.cells[n]
             d.w.dH, d.w.dH_backwards = half(s, &doutputs, n, parameters), k == 1
             d.w.dX, d.w.dX_adds = dinputs, k == 1
             d.w.want_dh0 = dinitial.h != NULL or s.learned_h or s.learned_C
-            d.w.dW = gradient + d.at_W
-            d.w.db = gradient + d.at_b if d.at_b >= 0 else NULL
-            d.w.dterms = gradient + d.at_terms if d.at_terms >= 0 else NULL
-            d.w.dW_r = gradient + d.at_W_r if d.at_W_r >= 0 else NULL
+            d.w.dW = gradient + d.W_offset
+            d.w.db = gradient + d.b_offset if d.b_offset >= 0 else NULL
+            d.w.dterms = gradient + d.terms_offset if d.terms_offset >= 0 else NULL
+            d.w.dW_r = gradient + d.W_r_offset if d.W_r_offset >= 0 else NULL
             set_vectors(s, d, parameters)
             d.w.gain_x, d.w.gain_h = d.f.gain_x, d.f.gain_h
             begin_gradients(s, n, batch, dfinal, dlast, parameters)
-            run_windows_backward(call, s, d, parameters)
+            run_segments_backward(region, s, d, parameters)
             if d.drop_W.threshold > 0:
-                drop_weights(call, d, batch, gradient + d.at_W, gradient + d.at_W)
-            end_gradients(call, s, n, batch, dinitial, gradient)
+                drop_weights(region, d, batch, gradient + d.W_offset, gradient + d.W_offset)
+            end_gradients(region, s, n, batch, dinitial, gradient)
         d = &s.cells[layer * s.directions]
         if layer > 0 and d.f.cell.drop_x.threshold > 0:
             dropped.s, dropped.batch, dropped.cell, dropped.rows = s, batch, &d.f.cell, s.dmerged[layer - 1]
-            share(
-                call, <team_task> drop_inputs_part[real], &dropped, batch.steps,
+            parallel_for(
+                region, <team_task> drop_inputs_part[real], &dropped, batch.steps,
                 4. * batch.steps * batch.size * s.features,
             )
         doutputs = dinputs
     return 0
 
 
-cdef double stack_work(const Layers *s, const Batch *batch, bint backward) noexcept nogil:
+cdef double stack_work(const StackData *s, const Batch *batch, bint backward) noexcept nogil:
     """The multiply-adds of all layers that threads can share."""
     cdef double work = shared_work(batch.steps, batch.size, s.input_dim, s.hidden_dim, backward)
     return s.directions * (
@@ -727,8 +729,9 @@ cdef int read_batch(batch, Batch *to) except -1:
     cdef uint64_t seed = batch.dropout_seed or 0
     philox_key(seed, 0, to.masks.key)
     to.size, to.steps = batch.size, batch.steps
-    to.lengths, to.live, to.at = indices(batch.lengths), indices(batch.live), indices(batch.at)
-    to.masks.place, to.masks.since = to.at, batch.since
+    to.lengths, to.batch_sizes = indices(batch.lengths), indices(batch.batch_sizes)
+    to.state_rows = indices(batch.members)
+    to.masks.mask_rows, to.masks.first_step = to.state_rows, batch.first_step
     return 0
 
 
@@ -745,14 +748,14 @@ cdef States states_of(const real[:, :, ::1] h, const real[:, :, ::1] C):
 cdef Rows rows_of(const real[:, ::1] array, const Py_ssize_t *first, Py_ssize_t steps):
     """The rows (n, width) of sequences that begin at `first`, or every so many steps; no data for None."""
     cdef Rows rows
-    rows.data, rows.first, rows.step, rows.apart, rows.width = NULL, first, 1, steps, 0
+    rows.data, rows.first, rows.step_stride, rows.sequence_stride, rows.width = NULL, first, 1, steps, 0
     if array is not None:
         rows.data, rows.width = <void *> &array[0, 0], array.shape[1]
     return rows
 
 
 def forward(
-    Stack stack, int threads, batch, const real[::1] parameters, const real[:, ::1] X, const real[:, :, ::1] h0,
+    LayerStack stack, int threads, batch, const real[::1] parameters, const real[:, ::1] X, const real[:, :, ::1] h0,
     const real[:, :, ::1] C0, real[:, ::1] H, real[:, :, ::1] h_T, real[:, :, ::1] C_T,
 ):
     """Pack the weights and run `layers_forward`.
@@ -762,44 +765,44 @@ def forward(
     X (n, I), H (n, F)  the rows of all sequences; H out
     h0 (cells, N, R), C0 (cells, N, H)  each may be None; h_T, C_T, out, may be the same
     """
-    cdef Layers *s = &stack.at
+    cdef StackData *s = &stack.data
     cdef Batch b
-    cdef Call call
+    cdef Region region
     read_batch(batch, &b)
     cdef const Py_ssize_t *first = indices(batch.first)
     cdef Rows x = rows_of(X, first, b.steps), outputs = rows_of(H, first, b.steps)
     cdef States initial = states_of(h0, C0), last = states_of(h_T, C_T)
     threads = recruit(threads, stack_work(s, &b, False))
     with nogil:
-        begin(&call, threads)
+        begin_region(&region, threads)
         try:
-            pack_layers(&call, s, &parameters[0], &b, False, False)
-            layers_forward(&call, s, &parameters[0], &b, &x, &initial, &outputs, &last)
+            pack_layers(&region, s, &parameters[0], &b, False, False)
+            layers_forward(&region, s, &parameters[0], &b, &x, &initial, &outputs, &last)
         finally:
-            end(&call)
+            end_region(&region)
 
 
 def backward(
-    Stack stack, int threads, batch, const real[::1] parameters, const real[:, ::1] dH,
+    LayerStack stack, int threads, batch, const real[::1] parameters, const real[:, ::1] dH,
     const real[:, :, ::1] dh_T, const real[:, :, ::1] dC_T, real[:, :, ::1] dh0, real[:, :, ::1] dC0,
     real[:, ::1] dX, real[::1] gradient,
 ):
     """Pack the weights and run `layers_backward`; arrays as for `forward`, dH, dh_T and dC_T may be None."""
-    cdef Layers *s = &stack.at
+    cdef StackData *s = &stack.data
     cdef Batch b
-    cdef Call call
+    cdef Region region
     read_batch(batch, &b)
     cdef const Py_ssize_t *first = indices(batch.first)
     cdef Rows doutputs = rows_of(dH, first, b.steps), dinputs = rows_of(dX, first, b.steps)
     cdef States dlast = states_of(dh_T, dC_T), dinitial = states_of(dh0, dC0)
     threads = recruit(threads, stack_work(s, &b, True))
     with nogil:
-        begin(&call, threads)
+        begin_region(&region, threads)
         try:
-            pack_layers(&call, s, &parameters[0], &b, True, True)
+            pack_layers(&region, s, &parameters[0], &b, True, True)
             layers_backward(
-                &call, s, &parameters[0], &b, &doutputs, <const real *> NULL, &dlast, &dinitial,
+                &region, s, &parameters[0], &b, &doutputs, <const real *> NULL, &dlast, &dinitial,
                 &dinputs, &gradient[0],
             )
         finally:
-            end(&call)
+            end_region(&region)

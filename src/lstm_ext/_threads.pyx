@@ -53,18 +53,18 @@ cdef unsigned long _main_thread = threading.main_thread().ident
 cdef int _forks = 0  # that this process comes from since the import
 
 
-cdef void begin(Call *call, int threads) noexcept nogil:
-    call.denormals = denormals_flush()
-    call.threads = threads if threads > 1 and team_take() else 1
-    call.forks = _forks
-    call.watches = PyThread_get_thread_ident() == _main_thread  # handlers run nowhere else
-    start_timer(&call.signals, _signal_seconds)
+cdef void begin_region(Region *region, int threads) noexcept nogil:
+    region.denormals = denormals_flush()
+    region.threads = threads if threads > 1 and team_take() else 1
+    region.forks = _forks
+    region.watches = PyThread_get_thread_ident() == _main_thread  # handlers run nowhere else
+    start_timer(&region.signals, _signal_seconds)
 
 
-cdef void end(Call *call) noexcept nogil:
-    if call.threads > 1:
+cdef void end_region(Region *region) noexcept nogil:
+    if region.threads > 1:
         team_give_back()
-    denormals_restore(call.denormals)
+    denormals_restore(region.denormals)
 
 
 cdef void start_timer(Timer *timer, double seconds) noexcept nogil:
@@ -74,7 +74,7 @@ cdef void start_timer(Timer *timer, double seconds) noexcept nogil:
 cdef bint elapsed(Timer *timer, double work) noexcept nogil:
     """Whether the seconds have passed; looks at the clock only after every so many multiply-adds.
 
-    What costs time beside them is counted as 500 for each call. The seconds begin with the first look.
+    What costs time beside them is counted as 500 for each region. The seconds begin with the first look.
     """
     timer.work += work + 500
     if timer.work < 1e7:
@@ -85,44 +85,44 @@ cdef bint elapsed(Timer *timer, double work) noexcept nogil:
     return wall_seconds() >= timer.deadline
 
 
-cdef int check_signals(Call *call, double work) except -1 nogil:
+cdef int check_signals(Region *region, double work) except -1 nogil:
     """Let Python's signal handlers run now and then. What they raise ends the pass, which has changed scratch only."""
-    if call.watches and elapsed(&call.signals, work):
-        denormals_restore(call.denormals)
+    if region.watches and elapsed(&region.signals, work):
+        denormals_restore(region.denormals)
         with gil:
-            run_signal_handlers(call)
-        call.denormals = denormals_flush()
-        start_timer(&call.signals, _signal_seconds)
+            run_signal_handlers(region)
+        region.denormals = denormals_flush()
+        start_timer(&region.signals, _signal_seconds)
     return 0
 
 
-cdef int run_signal_handlers(Call *call) except -1:
-    cdef bint helped = call.threads > 1
+cdef int run_signal_handlers(Region *region) except -1:
+    cdef bint helped = region.threads > 1
     try:
         PyErr_CheckSignals()
     finally:
-        if call.forks != _forks:
-            call.threads = 1  # the helpers are not there, nor what they were doing
-    if helped and call.threads == 1:
+        if region.forks != _forks:
+            region.threads = 1  # the helpers are not there, nor what they were doing
+    if helped and region.threads == 1:
         raise RuntimeError("a signal handler forked in the middle of a call: the child cannot go on with it")
     return 0
 
 
-cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, double work) except -1 nogil:
+cdef int parallel_for(Region *region, team_task task, void *context, Py_ssize_t count, double work) except -1 nogil:
     cdef Py_ssize_t index = -1, done = 0
     cdef int workers
     cdef double task_work = work / count
-    if call == NULL:
+    if region == NULL:
         for index in range(count):
             task(context, index, NULL)
         return 0
-    workers = <int> min(call.threads, count)
+    workers = <int> min(region.threads, count)
     if workers > 1:  # n threads take work / n + n JOINING, the least at this n
         workers = min(workers, <int> min(sqrt(work / JOINING), TEAM_MOST))
     if workers < 2 or count > TEAM_LONGEST_LOOP or team_rests():
         for index in range(count):
             task(context, index, NULL)
-            check_signals(call, task_work)
+            check_signals(region, task_work)
         return 0
     team_open(workers, count, task, context)
     try:
@@ -130,10 +130,10 @@ cdef int share(Call *call, team_task task, void *context, Py_ssize_t count, doub
         while index >= 0:
             task(context, index, NULL)
             done += 1
-            check_signals(call, task_work * workers)
+            check_signals(region, task_work * workers)
             index = team_claim()
     finally:
-        if call.threads > 1:
+        if region.threads > 1:
             team_close(done)
     return 0
 
@@ -274,18 +274,18 @@ def _rehearse(int threads, Py_ssize_t[:, ::1] done, int pauses):
     """Share one loop after another, over the rows of `done`: each index adds 1 to its element after so many pauses."""
     cdef Rehearsal loops[2]
     cdef Rehearsal *p
-    cdef Call call
+    cdef Region region
     cdef Py_ssize_t row, count = done.shape[1]
     threads = recruit(threads, 1e9)
     with nogil:
-        begin(&call, threads)
+        begin_region(&region, threads)
         try:
             for row in range(done.shape[0]):
                 p = &loops[row % 2]
                 p.done, p.pauses = &done[row, 0], pauses
-                share(&call, <team_task> rehearse_part, p, count, 1e7 * count)
+                parallel_for(&region, <team_task> rehearse_part, p, count, 1e7 * count)
         finally:
-            end(&call)
+            end_region(&region)
 
 
 def _adjust(*, bint rests=True, int lateness=0, double signal_seconds=SIGNAL_SECONDS):

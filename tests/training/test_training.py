@@ -695,7 +695,7 @@ def test_checkpoints_keep_the_bits(name, target, dtype):
         how = {**how, "target": target, "dropout_seed": 3}
         value, gradient = model.gradient(*given, **how)
         for k in (1, 2, 4, 6, 9, 2**64):
-            again = model.gradient(*given, checkpoint_every=k, **how)
+            again = model.gradient(*given, recompute_every=k, **how)
             assert again[0] == value
             assert np.array_equal(again[1], gradient)
 
@@ -707,7 +707,7 @@ def test_checkpoints_within_chunks_keep_the_bits(name):
     for k in (None, 1, 2, 3):
         model = pair(learn_initial_state=True, **OPTIONS[name])[0]
         how = {"target": "steps", "lengths": lengths, "tbptt": 4, "batch_size": 3, "epochs": 2, "seed": 1}
-        history = train(model, X, Y, checkpoint_every=k, **how, **QUIET)
+        history = train(model, X, Y, recompute_every=k, **how, **QUIET)
         results.append((model.parameters.tobytes(), history.loss))
     assert all(result == results[0] for result in results)
 
@@ -1439,15 +1439,15 @@ BAD_TRAINING = {
     "zero tbptt": ((X, Y), {"tbptt": 0}, ValueError, "tbptt is 0; expected at least 1"),
     "float tbptt": ((X, Y), {"tbptt": 2.0}, TypeError, "tbptt is 2.0; expected an integer"),
     "tbptt of means": ((X, Y), {"tbptt": 2, "target": "mean"}, ValueError, "tbptt is 2 and target is 'mean'"),
-    "zero checkpoint": ((X, Y), {"checkpoint_every": 0}, ValueError, "checkpoint_every is 0"),
+    "zero checkpoint": ((X, Y), {"recompute_every": 0}, ValueError, "recompute_every is 0"),
     "budget": ((X, Y), {"memory_budget": "much"}, ValueError, "memory_budget is 'much'; expected bytes"),
     "zero budget": ((X, Y), {"memory_budget": "0MB"}, ValueError, "memory_budget is 0; expected at least 1"),
     "small budget": ((X, Y), {"memory_budget": 10}, ValueError, "memory_budget is 10 bytes; .* need at least"),
     "budget and checkpoints": (
         (X, Y),
-        {"memory_budget": 10, "checkpoint_every": 1},
+        {"memory_budget": 10, "recompute_every": 1},
         ValueError,
-        "checkpoint_every and memory_budget are both given",
+        "recompute_every and memory_budget are both given",
     ),
     "label too large": ((X, CLASSES + 1), ENTROPY, ValueError, r"Y\[3\] is 4; expected a class"),
     "label negative": ((X, CLASSES - 1), ENTROPY, ValueError, r"Y\[0\] is -1; expected a class"),
