@@ -93,7 +93,7 @@ DOCUMENTS = sorted(
     path.relative_to(TREE).as_posix()
     for path in (*TREE.glob("*.md"), *TREE.glob("docs/**/*.md"), *TREE.glob("docs/*.rst"))
 )
-IS_SOURCE_TREE = (TREE / "src").exists()  # else the tests were copied to try an installed package
+IS_REPOSITORY = (TREE / ".ci").exists()  # else a source archive, or a copy of the tests that tries an installed package
 _FENCED = re.compile("^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PRINTS = re.compile(r"^(?:print|network = lstm_ext\.train_lstm)\(.*\)  # (.*)$", re.MULTILINE)
 
@@ -202,7 +202,7 @@ def test_every_command_is_run_here_or_elsewhere(document, folder, capsys):
 def test_whoever_runs_a_command_elsewhere_does():
     named = {command for document in DOCUMENTS for command in commands(document)}
     assert set(ELSEWHERE) <= named
-    for script, words in ELSEWHERE.values() if IS_SOURCE_TREE else ():
+    for script, words in ELSEWHERE.values() if IS_REPOSITORY else ():
         assert words in text_of(script)
 
 
@@ -227,7 +227,7 @@ def test_the_architecture_names_every_file_of_both_halves():
     compiled, python = (set(re.findall(r"\b\w+\.(?:pyx|c|h|py)\b", part)) for part in tree.split("\nlstm_ext/"))
     here = {path.name for path in Path(lstm_ext.__file__).parent.rglob("*.py")}
     assert python == here - {"_version.py"}
-    if IS_SOURCE_TREE:
+    if IS_REPOSITORY:
         assert compiled == {path.name for ending in ("pyx", "c", "h") for path in TREE.glob(f"src/**/*.{ending}")}
 
 
@@ -235,4 +235,4 @@ def test_the_architecture_names_every_file_of_both_halves():
 def test_files_that_documents_name_exist(document):
     named = re.findall(r"`((?:src|lstm_ext|tests|docs|bench|\.ci)/[\w/.]+)`", text_of(document))
     assert named or document == "SECURITY.md"
-    assert [path for path in named if IS_SOURCE_TREE and not (TREE / path).exists()] == []
+    assert [path for path in named if IS_REPOSITORY and not (TREE / path).exists()] == []
