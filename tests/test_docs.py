@@ -107,7 +107,7 @@ ELSEWHERE = {  # commands that are not run here: the script that runs each, and 
     'pip install -e ".[dev,docs,test-peers]"': (".ci/run", '"lstm_ext[dev,docs,test-peers]"'),
     'pip install -e ".[docs]" && sphinx-build docs site': (".ci/run", "sphinx-build -q -W docs"),
     "sphinx-build -W docs site": (".ci/run", "sphinx-build -q -W docs"),
-    "python setup.py -q build_ext --inplace": (".ci/sanitize", "setup.py -q build_ext --inplace"),
+    "python setup.py -q build_ext --inplace": (".ci/sanitize", "setup.py -q build_ext"),
     "python -m pytest": (".ci/run", r"""readme 'pip install -e "\.\[test\]"'"""),
     "python -m pytest tests/test_network.py -k predict": (".ci/run", r"""readme 'pip install -e "\.\[test\]"'"""),
     "python -m pytest -m slow": (".ci/slow", "python -m pytest -q -m slow"),
