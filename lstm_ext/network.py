@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from lstm_ext import _heads, _inference, _kernels, layers
+from lstm_ext._products import check_allocatable
 from lstm_ext.checks import (
     Array,
     Data,
@@ -28,7 +29,6 @@ from lstm_ext.checks import (
     as_seed,
     as_shape,
     as_size,
-    check_allocatable,
     check_live,
     check_output,
     check_shape,

@@ -10,8 +10,8 @@ import pytest
 
 import lstm_ext
 from lstm_ext import LSTM, LSTMNetwork, _heads, _kernels, _stack, train
+from lstm_ext._products import aligned_empty
 from lstm_ext.training import plan
-from lstm_ext.workspace import aligned_empty
 
 DEEP_CALLS = """
 import sys, threading, numpy as np

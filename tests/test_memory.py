@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, train, workspace
+from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, layers, train
 from lstm_ext.training.plan import Plan, as_memory
 
 LENGTHS = np.array([9, 1, 4, 9, 2, 5, 3])
@@ -98,7 +98,7 @@ def in_chunks(monkeypatch):
     def both(call):
         whole = call()
         with monkeypatch.context() as patch:
-            patch.setattr(workspace, "INFERENCE_NUMBERS", 7 * 8 * 2)  # 2 steps of 7 sequences with 8 outputs
+            patch.setattr(layers, "INFERENCE_NUMBERS", 7 * 8 * 2)  # 2 steps of 7 sequences with 8 outputs
             return whole, call()
 
     return both
@@ -146,7 +146,7 @@ def test_validation_in_chunks_has_the_bits_of_whole_ones(in_chunks, target):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(workspace, "INFERENCE_NUMBERS", 2**13)
+    monkeypatch.setattr(layers, "INFERENCE_NUMBERS", 2**13)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"peephole": True}], ids=str)

@@ -32,13 +32,13 @@ from lstm_ext.checks import (
     short_repr,
     without_conversion,
 )
+from lstm_ext.layers import steps_at_once
 from lstm_ext.options import Architecture, Options
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 from lstm_ext.training import losses, optimizers
 from lstm_ext.training.losses import MSE, CrossEntropy, Loss
 from lstm_ext.training.optimizers import Optimizer
-from lstm_ext.workspace import steps_at_once
 
 TARGETS = ("last", "steps", "mean", "max")
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
