@@ -97,7 +97,7 @@ cdef class LayerStack:
         list gaps=None,
     ):
         cdef StackData *s = &self.data
-        options = architecture.options
+        self.dtype, options = dtype, architecture.options
         s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
         s.count = s.layers * s.directions
         s.input_dim, s.hidden_dim, s.state_dim = architecture.input_dim, architecture.hidden_dim, architecture.state_dim
