@@ -1,14 +1,11 @@
 """What the passes do with memory: how much stack they need, and whether they stay within their arrays."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_python
 
-import lstm_ext
 from lstm_ext import LSTM, LSTMNetwork, _heads, _kernels, _stack, train
 from lstm_ext._products import aligned_empty
 from lstm_ext.training import driver
@@ -39,18 +36,11 @@ for name, call in CALLS.items():
 """
 
 
-def run_python(code, *arguments):
-    """Run code in a Python of its own, which may crash."""
-    path = {"PYTHONPATH": str(Path(lstm_ext.__file__).parents[1])}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | path, capture_output=True, text=True, timeout=60)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' calls may need more stack themselves")
 @pytest.mark.parametrize(("stack_size", "depth"), [(131072, 18), (65536, 5)])
 def test_a_small_stack_is_enough(stack_size, depth):
     """Musl's threads have 128 KiB; Python itself stands some 24 callbacks there, and 10 in 64 KiB."""
-    result = run_python(DEEP_CALLS, stack_size, depth)
+    result = run_python("-c", DEEP_CALLS, stack_size, depth)
     assert result.returncode == 0, (result.stdout, result.stderr)
 
 
@@ -187,7 +177,7 @@ print("ended")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are guarded by Linux's mprotect")
 def test_nothing_is_read_outside_of_what_is_given():
-    result = run_python(GUARDED)
+    result = run_python("-c", GUARDED)
     assert result.stdout == "ended\n", (result.returncode, result.stderr)
 
 
