@@ -19,11 +19,10 @@ from lstm_ext import _inference
 from lstm_ext._inference import ForwardPass
 from lstm_ext._kernels import is_finite
 from lstm_ext.checks import Array, Index, check_live
-from lstm_ext.layers import Carried, States, longest_first, new_states, top_states
+from lstm_ext.layers import Carried, States, new_states, steps_at_once, top_states
 from lstm_ext.options import Architecture
 from lstm_ext.parameters import check_weights, parameter_views
-from lstm_ext.sequences import Sequences
-from lstm_ext.workspace import steps_at_once
+from lstm_ext.sequences import Sequences, longest_first
 
 BATCH = 192  # the sequences that run side by side, if memory allows it
 WORK_BYTES = 2**26  # that the work arrays may take without a budget, in addition to what one step of one sequence needs
@@ -80,7 +79,7 @@ class Inference:
             outputs = np.empty((N, sequences.steps, width), dtype)
             self._run_masked(outputs, (None, None), None, has_head=made.output_dim is not None)
             return outputs, is_finite(outputs)
-        order = longest_first(sequences)
+        order = longest_first(sequences.lengths)
         if not every_step:
             outputs = np.empty((N, width), dtype)
             self._run(self._new_pass(readout)[1], order, Y=outputs)
@@ -108,7 +107,8 @@ class Inference:
             self._run_masked(H, initial, last, has_head=False)
             return H, last
         rows = sequences.new_rows(made.features)
-        self._run(self._new_pass(None, carries=False)[1], longest_first(sequences), initial, last, H=rows)
+        order = longest_first(sequences.lengths)
+        self._run(self._new_pass(None, carries=False)[1], order, initial, last, H=rows)
         return sequences.pad(rows), last
 
     def _run(
@@ -143,7 +143,7 @@ class Inference:
             stop = min(start + batch, N)
             begin, end = sequences.first[start], sequences.first[stop - 1] + sequences.lengths[stop - 1]
             rows = np.empty((end - begin, columns), dtype)
-            members = start + np.argsort(-sequences.lengths[start:stop], kind="stable")
+            members = start + longest_first(sequences.lengths[start:stop])
             self._run(forward, members, initial, last, H=rows, H_begin=begin)
             carried = Carried(made, sequences, start, stop)
             features = carried.spread(rows, None if before is None else before[:, start:stop])

@@ -15,7 +15,9 @@ from lstm_ext import _stack
 from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
-from lstm_ext.sequences import Sequences
+from lstm_ext.sequences import Sequences, count_live, longest_first
+
+INFERENCE_NUMBERS = 2**20  # of the outputs of a layer, or of the head, at a time where nothing is kept
 
 States: TypeAlias = tuple[Array | None, Array | None]
 """h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
@@ -49,25 +51,26 @@ class Batch(NamedTuple):
     dropout_seed: int | None
 
 
-def longest_first(sequences: Sequences) -> Index:
-    """Return the numbers of the sequences, sorted where they have different lengths."""
-    if sequences.same_length:
-        return np.arange(len(sequences), dtype=np.intp)
-    return np.argsort(-sequences.lengths, kind="stable")
-
-
 def _as_batch(sequences: Sequences, dropout_seed: int | None) -> Batch:
     """Return all sequences as one batch."""
     N = len(sequences)
     if sequences.same_length and not sequences.has_padding:
         return Batch(N, sequences.longest, None, None, None, None, dropout_seed)
-    members = longest_first(sequences)
+    members = longest_first(sequences.lengths)
     first, steps = sequences.first[members], sequences.lengths[members]
     if sequences.same_length:
         return Batch(N, sequences.longest, first, None, None, members, dropout_seed)
-    ends = np.bincount(steps)  # the number of sequences that have so many steps
-    batch_sizes = (N - np.cumsum(ends)[:-1]).astype(np.intp)
-    return Batch(N, sequences.longest, first, steps, batch_sizes, members, dropout_seed)
+    return Batch(N, sequences.longest, first, steps, count_live(steps), members, dropout_seed)
+
+
+def steps_at_once(architecture: Architecture, rows: int, width: int, steps: int) -> int:
+    """Return how many steps of some sequences, with outputs of this width, to run at a time where nothing is kept.
+
+    All of them where the network begins at the sequences' ends.
+    """
+    if not architecture.runs_forwards:
+        return steps
+    return min(steps, max(1, INFERENCE_NUMBERS // (rows * width)))
 
 
 @dataclass(frozen=True, eq=False)

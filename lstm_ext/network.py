@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from lstm_ext import _inference, _kernels, inference, layers
+from lstm_ext._products import check_allocatable
 from lstm_ext.checks import (
     Array,
     Data,
@@ -28,7 +29,6 @@ from lstm_ext.checks import (
     as_seed,
     as_shape,
     as_size,
-    check_allocatable,
     check_live,
     check_output,
     check_shape,
@@ -43,8 +43,9 @@ from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parame
 from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
+from lstm_ext.training.driver import TARGETS, PassRunner
 from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
-from lstm_ext.training.plan import TARGETS, Plan, as_memory
+from lstm_ext.training.memory import as_memory
 
 State = _inference.Streams
 """Where `LSTMNetwork.step` is in a batch of streams; `h` and `C` are copies of the states."""
@@ -742,7 +743,7 @@ class LSTMNetwork(_Layers):
             How many steps of each sequence of a padded X are live.
         mask : array_like of bool (N, T), optional
             Which steps of X are live; the others are skipped: the network does not see their inputs. If targets alone
-            are missing, see docs/layers.md, "Missing targets".
+            are missing, see docs/guide/sequences.md, "Missing targets".
         memory_budget : int or str, optional
             Maximum size of the work arrays, in bytes or with a unit, such as "256MB" or "1.5GiB". It decides how many
             sequences run side by side and does not change the bits of the outputs. By default 64 MiB in addition to the
@@ -829,7 +830,7 @@ class LSTMNetwork(_Layers):
         TypeError, ValueError
             As for `train`, or if a batch needs more memory than `memory_budget`.
         """
-        plan = Plan(
+        runner = PassRunner(
             self._parameters,
             self._architecture,
             X,
@@ -846,9 +847,9 @@ class LSTMNetwork(_Layers):
             isa=self._isa_in_use(),
         )
         try:
-            return plan.evaluate()
+            return runner.evaluate()
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} in {plan.name_of(error.step)}", error.step) from None
+            raise NonFiniteError(f"{error} in {runner.batches.name_of(error.step)}", error.step) from None
 
     @hinting
     def gradient(
@@ -893,7 +894,7 @@ class LSTMNetwork(_Layers):
         TypeError, ValueError
             As for `train`.
         """
-        plan = Plan(
+        runner = PassRunner(
             self._parameters,
             self._architecture,
             X,
@@ -909,8 +910,8 @@ class LSTMNetwork(_Layers):
             num_threads=num_threads,
             isa=self._isa_in_use(),
         )
-        plan.gradients(0)
-        return float(plan.losses[0]), plan.gradient
+        runner.gradients(0)
+        return float(runner.loop.losses[0]), runner.gradient
 
     def initial_state(self, batch: int = 1, *, num_threads: int | None = None) -> State:
         """Return the initial state of some streams, zeros or learned, with the weights packed as they are now.

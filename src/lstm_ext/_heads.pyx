@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport TILE_VECTORS, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, real, table_at
 from lstm_ext._passes cimport Rows, row_at
 from lstm_ext._products cimport (
     OUTER_ROWS, apply_linear, batch_size_at, num_tasks, pack_panels, panels_size, part_begin,
@@ -25,7 +25,7 @@ from lstm_ext._products cimport (
 from lstm_ext._stack cimport Batch, StackData, layer_outputs, length_of
 from lstm_ext._threads cimport Region, parallel_for, team_task
 
-from lstm_ext.workspace import aligned_empty
+from lstm_ext._products import aligned_empty
 
 READOUTS = {"last": READOUT_LAST, "steps": READOUT_STEPS, "mean": READOUT_MEAN, "max": READOUT_MAX}
 
@@ -89,7 +89,7 @@ cdef class Head:
 
     cdef void *array(self, Py_ssize_t size, dtype) except NULL:
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
-        size += TILE_VECTORS * 64 // <Py_ssize_t> dtype.itemsize
+        size += TILE_VECTORS * CACHE_LINE // <Py_ssize_t> dtype.itemsize
         self.bytes += size * <Py_ssize_t> dtype.itemsize
         if self.measures:
             return <void *> self

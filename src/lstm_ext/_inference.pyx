@@ -17,14 +17,14 @@ from libc.string cimport memcpy, memset
 from numpy import empty, intp, ndarray, zeros
 
 from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_forward, head_rows, pack_head
-from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, philox_key, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, all_finite, are_finite, kernels, philox_key, real, table_at
 from lstm_ext._passes cimport (
     Cell, Forward, Rows, apply_head, copy_states, lanes_rows, lanes_scratch_size, run_forward, shared_work,
     store_outputs,
 )
-from lstm_ext._products cimport apply_linear, ceil_div, pack_cell, pack_panels, panels_size
+from lstm_ext._products cimport apply_linear, ceil_div, odd_lines, pack_cell, pack_panels, panels_size, whole_lines
 from lstm_ext._stack cimport (
-    Batch, Chunk, LayerStack, SequenceRows, StackData, States, layers_forward, pack_layers, stack_work, take_chunk,
+    Batch, Chunk, LayerStack, StackData, States, layers_forward, pack_layers, stack_work, take_chunk,
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit
 
@@ -44,21 +44,19 @@ cdef struct NetworkLayout:
 cdef int lay_out(
     int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, bint by_lanes, NetworkLayout *layout,
 ) except -1:
-    """Every part begins on a cache line if the first does; a row has an odd number of them, so that no stack of rows
-    falls into one set of the cache.
-    """
+    """Lay the parts out, each on a cache line if the first is."""
     cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t V = table.f32.lanes if itemsize == sizeof(float) else table.f64.lanes, line = 64 // itemsize, K
+    cdef Py_ssize_t V = table.f32.lanes if itemsize == sizeof(float) else table.f64.lanes, K
     layout.input_dim, layout.hidden_dim, layout.output_dim = sizes
     layout.batch = batch
     K = layout.input_dim + layout.hidden_dim
     layout.head = ceil_div(layout.hidden_dim, V) * (1 + K) * TILE_VECTORS * V
-    layout.b_y = layout.head + ceil_div(panels_size(layout.hidden_dim, layout.output_dim, V), line) * line
-    layout.hx = layout.b_y + ceil_div(layout.output_dim, line) * line
-    layout.ld = (ceil_div(K, line) | 1) * line
+    layout.b_y = layout.head + whole_lines(panels_size(layout.hidden_dim, layout.output_dim, V), itemsize)
+    layout.hx = layout.b_y + whole_lines(layout.output_dim, itemsize)
+    layout.ld = odd_lines(K, itemsize)
     layout.C = layout.hx + 2 * batch * layout.ld
-    layout.scratch = layout.C + ceil_div(batch * layout.hidden_dim, line) * line
-    layout.size = layout.scratch + line  # one line more, to begin on one
+    layout.scratch = layout.C + whole_lines(batch * layout.hidden_dim, itemsize)
+    layout.size = layout.scratch + CACHE_LINE // itemsize  # one line more, to begin on one
     if by_lanes:
         layout.size += lanes_scratch_size(table, itemsize, batch, layout.input_dim, layout.hidden_dim, False)
     return 0
@@ -66,7 +64,7 @@ cdef int lay_out(
 
 cdef inline void *first_line(void *scratch) noexcept nogil:
     """The first cache line's beginning at or after an address."""
-    return <char *> scratch + (-<Py_ssize_t> scratch & 63)
+    return <char *> scratch + (-<Py_ssize_t> scratch & (CACHE_LINE - 1))
 
 
 cdef int pack_network(
@@ -290,7 +288,8 @@ cdef struct Run:
     StackData *s
     HeadData *head  # NULL: the outputs are those of the top layer
     Chunk chunk
-    SequenceRows data
+    const Py_ssize_t *first  # of all sequences: the row of X at which each begins, and its steps
+    const Py_ssize_t *lengths
     const Py_ssize_t *members
     const void *parameters
     Py_ssize_t N, batch, steps, sequence_stride
@@ -349,8 +348,8 @@ cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 
         count, first_step = min(run.batch, run.N - start), 0
         chunk.batch.masks.mask_rows = run.members + start
         chunk.batch.state_rows = run.members + start if run.keeps_states else NULL
-        while first_step < run.data.lengths[run.members[start]]:
-            take_chunk(chunk, &run.data, run.members + start, count, first_step, run.steps)
+        while first_step < run.lengths[run.members[start]]:
+            take_chunk(chunk, run.first, run.lengths, run.members + start, count, first_step, run.steps)
             if not run.checked and not inputs_are_finite(run, parameters):
                 return INPUTS_NOT_FINITE
             chunk.batch.masks.first_step = first_step
@@ -458,7 +457,7 @@ cdef class ForwardPass:
         cdef Region region
         cdef int outcome
         cdef double work
-        run.data.first, run.data.lengths = indices_of(sequences.first), indices_of(sequences.lengths)
+        run.first, run.lengths = indices_of(sequences.first), indices_of(sequences.lengths)
         run.members, run.N = indices_of(members), len(members)
         run.checked, run.in_order = not sequences.unchecked, sequences.same_length
         run.sequence_stride = len(sequences.rows) // len(sequences)

@@ -19,18 +19,15 @@ cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogi
 
 
 cdef struct Chunk:
-    # What one pass runs: steps of some sequences, the longest first.
+    # The steps that one pass runs of some sequences, the longest first.
     Batch batch
-    Py_ssize_t *first  # (size): the row that each begins at
-    Py_ssize_t *lengths  # (size) and (steps): what batch.lengths and batch.batch_sizes are where they are not NULL
-    Py_ssize_t *batch_sizes
-    Py_ssize_t rows, ended  # in all; the first sequence that ends within the chunk
-
-
-cdef struct SequenceRows:
-    # The row of X that each sequence begins at, and its number of steps.
-    const Py_ssize_t *first
-    const Py_ssize_t *lengths
+    const Py_ssize_t *members  # (size): which of all sequences each one is
+    Py_ssize_t first_step  # of its sequences
+    Py_ssize_t *first  # (size): the row of X at which each begins
+    Py_ssize_t *lengths  # (size): batch.lengths, unless that is NULL
+    Py_ssize_t *batch_sizes  # (steps): batch.batch_sizes, unless that is NULL
+    Py_ssize_t rows  # steps of all sequences
+    Py_ssize_t ended  # the first sequence that ends in this chunk
 
 
 cdef struct States:
@@ -81,6 +78,7 @@ cdef class LayerStack:
     cdef StackData data
     cdef unsigned char[::1] memory
     cdef unsigned char *arena  # where it begins: all arrays are in it
+    cdef readonly object dtype
     cdef readonly Py_ssize_t bytes
     cdef list gaps
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
@@ -112,6 +110,6 @@ cdef Rows layer_outputs(const StackData *s, Py_ssize_t layer, const real *tag) n
 cdef double stack_work(const StackData *s, const Batch *batch, bint backward) noexcept nogil
 
 cdef void take_chunk(
-    Chunk *chunk, const SequenceRows *data, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t first_step,
-    Py_ssize_t most,
+    Chunk *chunk, const Py_ssize_t *first, const Py_ssize_t *lengths, const Py_ssize_t *members, Py_ssize_t count,
+    Py_ssize_t first_step, Py_ssize_t steps,
 ) noexcept nogil
