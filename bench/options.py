@@ -89,7 +89,6 @@ def plan_of(rows: Rows, hidden_dim: int, **options: Any) -> Plan:
         network.architecture,
         rows.X,
         rows.Y,
-        target="last",
         loss=MSE(),
         optimizer=lstm_ext.SGD(1e-4),
         batch_size=None,

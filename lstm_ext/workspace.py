@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lstm_ext.checks import Array, check_allocatable
-from lstm_ext.options import Architecture
+
+if TYPE_CHECKING:
+    from lstm_ext.options import Architecture
 
 INFERENCE_NUMBERS = 2**20  # of the outputs of a layer, or of the head, at a time where nothing is kept
 _LINE = 64  # bytes of a cache line

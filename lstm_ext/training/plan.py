@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lstm_ext import _epoch, _kernels
-from lstm_ext._heads import Head
+from lstm_ext._heads import POOLED, Head
 from lstm_ext._stack import LayerStack
 from lstm_ext.checks import (
     Array,
@@ -21,7 +21,6 @@ from lstm_ext.checks import (
     Index,
     NonFiniteError,
     as_array,
-    as_choice,
     as_labels,
     as_shape,
     as_size,
@@ -40,7 +39,6 @@ from lstm_ext.training.losses import MSE, CrossEntropy, Loss
 from lstm_ext.training.optimizers import Optimizer
 from lstm_ext.workspace import steps_at_once
 
-TARGETS = ("last", "steps", "mean", "max")
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
 _NUMERIC = (int, float, np.number, np.ndarray, list, tuple)  # what the targets of a sequence may be given as
 _EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
@@ -57,11 +55,9 @@ class Plan:
     parameters : ndarray
         The network's flat vector; updates change it in place.
     architecture : Architecture
-        The network's.
+        The network's, with the readout of this data set.
     X, Y
         The data, as `train` takes them; X also as `Sequences` of the network's dtype. Y None without a loss.
-    target : {"last", "steps", "mean", "max"}
-        What of each sequence the outputs are of.
     loss, optimizer
         Objects; loss None for a plan that only predicts, optimizer None for one that never updates.
     batch_size : int, optional
@@ -95,7 +91,6 @@ class Plan:
         X: Data | Sequences,
         Y: Any,
         *,
-        target: str,
         loss: MSE | CrossEntropy | Loss | None,
         optimizer: Optimizer | None,
         batch_size: int | None,
@@ -112,8 +107,8 @@ class Plan:
         prefix: str = "",
     ) -> None:
         dtype, options = parameters.dtype, architecture.options
-        self.every_step = as_choice("target", target, TARGETS) == "steps"
-        _check_tbptt(tbptt, target, architecture)
+        self.every_step = architecture.readout == "steps"
+        _check_tbptt(tbptt, architecture)
         if isinstance(X, Sequences):
             self.sequences = X
         else:
@@ -145,13 +140,13 @@ class Plan:
         self.dropout_seed = dropout_seed if draws_masks(options) else None
         steps = self.chunk_steps or longest
         sizes = (self.isa, architecture, dtype, steps, self.batch_size)
-        self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
+        self.head = Head(*sizes, parameters.size, keep=not forward_only)
 
         def new_stack(segment: int, *, measure: bool = False) -> LayerStack:
             return LayerStack(
                 *sizes,
                 keep=not forward_only,
-                want_outputs=target != "last",
+                want_outputs=self.head.needs_steps,
                 draws=self.dropout_seed is not None,
                 segment=segment,
                 measure=measure,
@@ -555,7 +550,7 @@ def draws_masks(options: Options) -> bool:
     return max(options.dropout, options.recurrent_dropout, options.weight_dropout, *options.zoneout) > 0
 
 
-def _check_tbptt(tbptt: int | None, target: str, architecture: Architecture) -> None:
+def _check_tbptt(tbptt: int | None, architecture: Architecture) -> None:
     """Raise unless sequences can be cut into chunks."""
     if tbptt is None:
         return
@@ -563,8 +558,10 @@ def _check_tbptt(tbptt: int | None, target: str, architecture: Architecture) -> 
     for name, value in (("bidirectional", options.bidirectional), ("go_backwards", options.go_backwards)):
         if value:
             raise ValueError(f"tbptt is {tbptt} and the network has {name}={value!r}; expected one that runs forwards")
-    if target not in ("last", "steps"):
-        raise ValueError(f"tbptt is {tbptt} and target is {target!r}; expected 'last' or 'steps'")
+    if architecture.readout in POOLED:
+        raise ValueError(
+            f"tbptt is {tbptt} and the network has readout={architecture.readout!r}; readout must be 'last' or 'steps'"
+        )
 
 
 def _largest_segment(budget: int, steps: int, size: Callable[[int], int]) -> int:
