@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_ext import _kernels
-from lstm_ext._heads import READOUTS
+from lstm_ext._heads import POOLED
 from lstm_ext.checks import Array, as_dtype, short_repr
 from lstm_ext.network import LSTM, LSTMNetwork
 from lstm_ext.options import OptionArguments
@@ -156,7 +156,10 @@ def _pairs(rng: np.random.Generator, dtype: str, isa: int) -> Iterator[tuple[str
     """Yield pairs (ours, oracle). `isa` is passed explicitly, so other threads keep theirs."""
     for shape in _SHAPES:
         yield from _layer_pairs(rng, dtype, isa, *shape[:4])
-        yield from _network_pairs(rng, dtype, isa, *shape)
+        for readout in ("last", "steps"):
+            yield from _network_pairs(rng, dtype, isa, *shape, readout=readout)
+    for readout in POOLED:
+        yield from _network_pairs(rng, dtype, isa, *_OPTION_SHAPE, 2, readout=readout)
     for options in _option_sets():
         yield from _layer_pairs(rng, dtype, isa, *_OPTION_SHAPE, ragged=True, **options)
 
@@ -223,18 +226,18 @@ def _network_pairs(
     I: int,
     H: int,
     O: int,
+    *,
+    readout: str,
 ) -> Iterator[tuple[str, Array, Array]]:
+    ours = LSTMNetwork(I, H, O, readout=readout, dtype=dtype, seed=2)
+    ours._isa = isa
+    oracle = to_reference(ours)
     X = rng.standard_normal((N, T, I)).astype(dtype)
-    for readout in READOUTS:
-        ours = LSTMNetwork(I, H, O, readout=readout, dtype=dtype, seed=2)
-        ours._isa = isa
-        oracle = to_reference(ours)
-        shape = (N, T) if readout == "steps" else (N,)
-        yield "forward", ours.predict(X), oracle.predict(X)
-        Y = rng.standard_normal((*shape, O)).astype(dtype)
-        labels = rng.integers(0, O, shape)
-        for loss, targets in (("mse", Y), ("cross_entropy", labels)):
-            loss_ours, gradient_ours = ours.gradient(X, targets, loss=loss)
-            loss_oracle, gradient_oracle = oracle.gradient(X, targets, loss=loss)
-            yield "forward", np.array(loss_ours), np.array(loss_oracle)
-            yield "gradients", gradient_ours, gradient_oracle
+    yield "forward", ours.predict(X), oracle.predict(X)
+    shape = (N, T) if readout == "steps" else (N,)
+    for loss in ("mse", "cross_entropy"):
+        Y = rng.standard_normal((*shape, O)).astype(dtype) if loss == "mse" else rng.integers(0, O, shape)
+        value_ours, gradient_ours = ours.gradient(X, Y, loss=loss)
+        value_oracle, gradient_oracle = oracle.gradient(X, Y, loss=loss)
+        yield "forward", np.array(value_ours), np.array(value_oracle)
+        yield "gradients", gradient_ours, gradient_oracle
