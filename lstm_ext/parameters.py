@@ -8,13 +8,10 @@ import numpy as np
 
 from lstm_ext._kernels import is_finite
 from lstm_ext.checks import Array, as_choice, as_real, make_generator, short_repr
-from lstm_ext.options import Architecture, OptionArguments, as_architecture, hinting
+from lstm_ext.options import Architecture, OptionArguments, as_architecture, count_numbers, hinting, offsets_of
 
 LAYOUT_VERSION = 1
 """The version of `parameter_layout`: a change of names, order or shapes changes it."""
-
-GATES = ("i", "f", "C", "o")
-"""The order of the gates in storage, by the article's names (C is the candidate, elsewhere called g)."""
 
 INITS = ("glorot", "keras", "pytorch", "reference")
 
@@ -54,59 +51,25 @@ def parameter_layout(
 
 def layout(architecture: Architecture) -> dict[str, tuple[int, tuple[int, int]]]:
     """Return the `parameter_layout` of an architecture."""
-    shapes = {
-        name + cell.suffix: shape
-        for cell in architecture.cells
-        for name, shape in cell_shapes(architecture, cell.input_dim).items()
+    table = {
+        name + cell.suffix: (offsets[name], shape)
+        for cell, offsets in zip(architecture.cells, architecture.offsets, strict=True)
+        for name, shape in architecture.cell_shapes(cell.input_dim).items()
     }
-    shapes |= _head_shapes(architecture)
-    table, offset = {}, 0
-    for name, shape in shapes.items():
-        table[name] = (offset, shape)
-        offset += shape[0] * shape[1]
-    return table
+    head = head_shapes(architecture)
+    offsets = offsets_of(head, architecture.cell_parameters)
+    return table | {name: (offsets[name], shape) for name, shape in head.items()}
 
 
-def gate_names(architecture: Architecture) -> tuple[str, ...]:
-    """Return the gates with weights, in the order of storage."""
-    return tuple(gate for gate in GATES if gate != "f" or not architecture.options.coupled_gates)
-
-
-def cell_shapes(architecture: Architecture, input_dim: int) -> dict[str, tuple[int, int]]:
-    """Return the shapes of one cell's weights, in the order of storage and without suffix."""
-    H, R, options = architecture.hidden_dim, architecture.state_dim, architecture.options
-    gates = gate_names(architecture)
-    shapes = {f"W_{gate}": (H, R + input_dim) for gate in gates}
-    if options.use_bias:
-        shapes |= {f"b_{gate}": (H, 1) for gate in gates}
-    if options.peephole:
-        shapes |= {f"p_{gate}": (H, 1) for gate in gates if gate != "C"}
-    if options.layer_norm:
-        GH = len(gates) * H
-        shapes |= {"gain_x": (GH, 1), "gain_h": (GH, 1), "gain_C": (H, 1), "shift_C": (H, 1)}
-    if options.proj_size is not None:
-        shapes |= {"W_r": (R, H)}
-    if options.learn_initial_state:
-        shapes |= {"h_0": (R, 1), "C_0": (H, 1)}
-    return shapes
-
-
-def _head_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
+def head_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the head's weights, in the order of storage."""
     O = architecture.output_dim
     return {} if O is None else {"W_y": (O, architecture.features), "b_y": (O, 1)}
 
 
 def parameter_count(architecture: Architecture) -> int:
     """Return the length of the flat parameter vector, in a time that does not grow with the number of layers."""
-    first, others = (
-        _count(cell_shapes(architecture, input_dim)) for input_dim in (architecture.input_dim, architecture.features)
-    )
-    cells = architecture.directions * (first + (architecture.options.num_layers - 1) * others)
-    return cells + _count(_head_shapes(architecture))
-
-
-def _count(shapes: dict[str, tuple[int, int]]) -> int:
-    return sum(rows * columns for rows, columns in shapes.values())
+    return architecture.cell_parameters + count_numbers(head_shapes(architecture))
 
 
 def parameter_views(vector: Array, architecture: Architecture) -> dict[str, Array]:
@@ -154,11 +117,11 @@ def initialize(views: dict[str, Array], architecture: Architecture, init: str, s
         as_real("forget_bias", forget_bias, views["W_i"].dtype)
     draw = {"glorot": _draw_glorot, "keras": _draw_keras, "pytorch": _draw_pytorch}[init]
     for cell in architecture.cells:
-        weights = {name: views[name + cell.suffix] for name in cell_shapes(architecture, cell.input_dim)}
+        weights = {name: views[name + cell.suffix] for name in architecture.cell_shapes(cell.input_dim)}
         for name in ("gain_x", "gain_h", "gain_C"):
             if name in weights:
                 weights[name][...] = 1
-        draw(rng, weights, gate_names(architecture), architecture.state_dim)
+        draw(rng, weights, architecture.gate_names, architecture.state_dim)
         if "b_f" in weights and forget_bias is not None:
             weights["b_f"][...] = forget_bias
     if architecture.output_dim is None:

@@ -70,7 +70,7 @@ cdef class LayerStack:
     cdef readonly Py_ssize_t bytes
     cdef list gaps
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
-    cdef Py_ssize_t place(self, StackedCell *d, Py_ssize_t n, Py_ssize_t offset, options) except -1
+    cdef int set_offsets(self, StackedCell *d, dict offsets, options) except -1
     cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1
     cdef int allocate_backward(
         self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,

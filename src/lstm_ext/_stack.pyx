@@ -97,6 +97,7 @@ cdef class LayerStack:
         list gaps=None,
     ):
         cdef StackData *s = &self.data
+        cdef Py_ssize_t n
         self.dtype, options = dtype, architecture.options
         s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
         s.count = s.layers * s.directions
@@ -112,6 +113,9 @@ cdef class LayerStack:
         if s.cells == NULL or s.merged == NULL or s.dmerged == NULL:
             raise MemoryError()
         check_allocatable("a work array", MOST_ARRAYS, s.count, steps + 1, batch, s.gates * s.hidden_dim + s.features)
+        s.parameter_count, offsets = architecture.cell_parameters, architecture.offsets
+        for n in range(s.count):
+            self.set_offsets(&s.cells[n], offsets[n], options)
         self.lay_out(options, dtype, want_dX, want_outputs)
         if not measure:
             self.gaps = gaps
@@ -122,18 +126,16 @@ cdef class LayerStack:
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1:
         """Lay out all arrays in the arena; without one, find what they take."""
         cdef StackData *s = &self.data
-        cdef Py_ssize_t offset = 0, n, size = 0
+        cdef Py_ssize_t n, size = 0
         cdef void *scratch
         cdef bint all_slots = s.keeps and s.segment == s.steps
         self.bytes = 0
         for n in range(s.count):
-            offset = self.place(&s.cells[n], n, offset, options)
             self.allocate(&s.cells[n], n, dtype, options, want_dX)
             size = max(size, self.scratch_size(&s.cells[n], dtype.itemsize))
         scratch = self.array(size, dtype)  # one for all: they run one after the other
         for n in range(s.count):
             s.cells[n].f.cell.scratch = scratch
-        s.parameter_count = offset
         for n in range(s.layers):
             top = n == s.layers - 1
             if (not top or want_outputs) and (s.directions == 2 or not all_slots):
@@ -160,32 +162,15 @@ cdef class LayerStack:
         free(self.data.merged)
         free(self.data.dmerged)
 
-    cdef Py_ssize_t place(self, StackedCell *d, Py_ssize_t n, Py_ssize_t offset, options) except -1:
-        """Set where a cell's weights are in the flat vector, from `offset` on; return where the next cell's are."""
-        cdef StackData *s = &self.data
-        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
-        cdef Py_ssize_t input_dim = s.input_dim if n < s.directions else s.features
-        d.b_offset = d.terms_offset = d.gains_offset = d.W_r_offset = d.states_offset = -1
-        d.W_offset = offset
-        offset += GH * (R + input_dim)
-        if options.use_bias:
-            d.b_offset = offset
-            offset += GH
-        if options.peephole or options.layer_norm:
-            d.terms_offset = offset
-            if options.peephole:
-                offset += GH - H
-            if options.layer_norm:
-                d.gains_offset = offset
-                offset += 2 * GH + 2 * H
-            d.w.term_count = offset - d.terms_offset
-        if R < H:
-            d.W_r_offset = offset
-            offset += R * H
-        if options.learn_initial_state:
-            d.states_offset = offset
-            offset += R + H
-        return offset
+    cdef int set_offsets(self, StackedCell *d, dict offsets, options) except -1:
+        """Set where a cell's weights are in the flat vector; -1 for those that it does not have."""
+        cdef Py_ssize_t H = self.data.hidden_dim, GH = self.data.gates * H
+        d.W_offset, d.b_offset = offsets["W_i"], offsets.get("b_i", -1)
+        d.gains_offset = offsets.get("gain_x", -1)
+        d.terms_offset = offsets.get("p_i", d.gains_offset)
+        d.W_r_offset, d.states_offset = offsets.get("W_r", -1), offsets.get("h_0", -1)
+        d.w.term_count = (GH - H if options.peephole else 0) + (2 * GH + 2 * H if options.layer_norm else 0)
+        return 0
 
     cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1:
         """Set what is the same for every batch, and lay out a cell's arrays."""
