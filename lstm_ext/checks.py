@@ -26,7 +26,7 @@ Data: TypeAlias = ArrayLike | Sequence[ArrayLike]
 
 _MANTISSA_BITS = {"float32": 24, "float64": 53}
 _DTYPES = tuple(map(np.dtype, _MANTISSA_BITS))
-_MOST_NAMES = 20  # that an error lists
+_MAX_NAMES = 20  # that an error lists
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
@@ -43,10 +43,10 @@ def short_repr(value: Any) -> str:
 def short_list(names: Collection[Any]) -> str:
     """Return the first names, each shortened, in one line for error messages."""
     shown = []
-    for name in itertools.islice(names, _MOST_NAMES):
+    for name in itertools.islice(names, _MAX_NAMES):
         text = _in_one_line(str(name))
         shown.append(text if len(text) <= _REPR.maxstring else f"{text[: _REPR.maxstring]}...")
-    return ", ".join([*shown, "..."] if len(names) > _MOST_NAMES else shown)
+    return ", ".join([*shown, "..."] if len(names) > _MAX_NAMES else shown)
 
 
 def _in_one_line(text: str) -> str:

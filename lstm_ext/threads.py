@@ -72,7 +72,7 @@ def _find_default(available: int) -> int:
 def available_cpus() -> int:
     """Return how many CPUs this process may use, by affinity and cgroup quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, _threads.MOST_THREADS, *_quotas()))
+    return max(1, min(cpus, _threads.MAX_THREADS, *_quotas()))
 
 
 def _quotas() -> Iterator[int]:
@@ -114,7 +114,7 @@ def _wished() -> int:
     if _is_pool_worker():
         return 1
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else _threads.MOST_THREADS
+    return int(first) if first.isdecimal() and int(first) > 0 else _threads.MAX_THREADS
 
 
 def _is_pool_worker() -> bool:

@@ -33,7 +33,7 @@ cdef enum:
     _LOSS = 2
     _BACKWARD = 4
     _UPDATE = 8
-    LOSS_ROWS = 256  # losses are summed in blocks of so many rows, and the blocks in order
+    LOSS_ROWS = 256  # losses are summed in blocks of this many rows, and the blocks in order
     MOST_VECTORS = 3  # that an update changes: the parameters and two moments
     PASS_WORK = 5000  # multiply-adds that a pass costs apart from its products
 
