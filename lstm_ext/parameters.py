@@ -20,14 +20,14 @@ INITS = ("glorot", "keras", "pytorch", "reference")
 def parameter_layout(
     input_dim: int, hidden_dim: int, output_dim: int | None = None, **options: Unpack[OptionArguments]
 ) -> dict[str, tuple[int, tuple[int, int]]]:
-    """Return where each weight lives in the flat parameter vector.
+    """Return the offset and the shape of each weight in the flat parameter vector.
 
     Parameters
     ----------
     input_dim, hidden_dim : int
         The widths of x_t and C_t.
     output_dim : int, optional
-        The width of y_t; without it, the layout of the layers alone.
+        The width of y_t; without it, the layout has no head.
     **options
         As for `Options`.
 
@@ -37,9 +37,9 @@ def parameter_layout(
         Name to (offset in elements, shape), in storage order and without gaps. For each cell, with H = hidden_dim, R
         the width of h_t, I that of x_t, and G = 4 gates: W_i, W_f, W_C, W_o, each (H, R + I) with columns [h | x]; b_i,
         b_f, b_C, b_o, each (H, 1). Options add p_i, p_f, p_o (H, 1); gain_x, gain_h (G H, 1), gain_C, shift_C (H, 1);
-        W_r (R, H); h_0 (R, 1), C_0 (H, 1), in this order; coupled gates have none of f, and G = 3. Cells come layer by
-        layer, the forward one first; the names of layer l > 0 end in ``_l{l}``, those of the reverse direction in
-        ``_reverse``. At the end W_y (O, F), b_y (O, 1), with O = output_dim and F the width of a layer's outputs.
+        W_r (R, H); h_0 (R, 1), C_0 (H, 1), in this order. With coupled gates, the gate f has no weights, and G = 3.
+        Cells come layer by layer, the forward one first; the names of layer l > 0 end in ``_l{l}``, those of the
+        reverse direction in ``_reverse``. At the end W_y (O, F), b_y (O, 1), with O = output_dim and F the width of a layer's outputs.
 
     Raises
     ------
@@ -93,17 +93,18 @@ def check_weights(vector: Array, architecture: Architecture) -> None:
 def initialize(views: dict[str, Array], architecture: Architecture, init: str, seed: int | None) -> None:
     """Draw the weights, which are zeros, in place.
 
-    Cells are drawn in the order of storage, from `seed`; the head last. What is not named stays 0, gains are 1, and b_f
-    is the option forget_bias (Jozefowicz et al. 2015): by default 1, or for "pytorch" drawn and for "reference" 0.
+    Cells are drawn from `seed` in the order of storage, then the head. Weights that are not named below stay 0, gains
+    are 1, and b_f is the option forget_bias (Jozefowicz et al. 2015): by default 1, except for "pytorch", which draws
+    it, and "reference", where it is 0.
 
-    Keep the default for new models. ``"keras"`` and ``"pytorch"`` reproduce models of those packages, ``"reference"``
-    the article's program.
+    Keep the default for new models. ``"keras"`` and ``"pytorch"`` start as models of those packages do, and
+    ``"reference"`` as the article's program does.
 
     ``"glorot"``: uniform in +-sqrt(6 / (fan_in + fan_out)) for the columns of x of each gate, W_r and W_y (Glorot and
     Bengio 2010), orthonormal for the columns of h of each gate (Saxe et al. 2014).
     ``"keras"``: the same, but for all gates of a cell as one matrix.
-    ``"pytorch"``: uniform in +-1/sqrt(hidden_dim) for W and W_r, two such draws added for each b; +-1/sqrt(F) for W_y
-    and b_y, which have F columns.
+    ``"pytorch"``: uniform in +-1/sqrt(hidden_dim) for W and W_r, the sum of two such draws for b, and +-1/sqrt(F) for
+    W_y and b_y, where F is the number of columns of W_y.
     ``"reference"``: the article's: standard normal from NumPy's global generator, in the article's order, biases 0. For
     one layer without options.
     """
@@ -200,7 +201,7 @@ def _glorot(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def _orthonormal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draw orthonormal columns, at most as many as rows."""
+    """Draw orthonormal columns; the shape has no more columns than rows."""
     Q, R = np.linalg.qr(rng.standard_normal(shape))
     signed: Array = Q * np.sign(np.diag(R))
     return signed
