@@ -39,7 +39,8 @@ def parameter_layout(
         b_f, b_C, b_o, each (H, 1). Options add p_i, p_f, p_o (H, 1); gain_x, gain_h (G H, 1), gain_C, shift_C (H, 1);
         W_r (R, H); h_0 (R, 1), C_0 (H, 1), in this order. With coupled gates, the gate f has no weights, and G = 3.
         Cells come layer by layer, the forward one first; the names of layer l > 0 end in ``_l{l}``, those of the
-        reverse direction in ``_reverse``. At the end W_y (O, F), b_y (O, 1), with O = output_dim and F the width of a layer's outputs.
+        reverse direction in ``_reverse``. At the end come W_y (O, F) and b_y (O, 1), where O is output_dim and F the
+        width of a layer's outputs.
 
     Raises
     ------

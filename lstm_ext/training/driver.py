@@ -182,7 +182,7 @@ class PassRunner:
 
     def _begin_epoch(self) -> None:
         batches = self.batches
-        self.loop.set_order(batches.members, batches.draw_order, batches.starts, batches.first_steps)
+        self.loop.set_order(batches.members, batches.unsorted_positions, batches.starts, batches.first_steps)
 
     def _steps_at_once(self, architecture: Architecture, batch_size: int | None) -> int | None:
         """Return the maximum number of steps of a pass that keeps nothing; None: all."""
@@ -338,7 +338,7 @@ class PassRunner:
 
 
 def _check_tbptt(tbptt: int | None, target: str, architecture: Architecture) -> None:
-    """Raise unless sequences can be cut into chunks."""
+    """Raise unless sequences can be divided into chunks."""
     if tbptt is None:
         return
     options = architecture.options

@@ -133,7 +133,7 @@ cdef double shared_work(
 
 cdef int run_forward(Region *region, Forward *f, const real *tag) except -1 nogil
 
-cdef void draw(
+cdef void mask_counter(
     const Cell *cell, const Drop *drop, Py_ssize_t b, Py_ssize_t t, uint32_t *counter,
 ) noexcept nogil
 

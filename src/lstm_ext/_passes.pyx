@@ -93,7 +93,7 @@ cdef inline real *gates_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const r
     return <real *> cell.gate_values + kept_row(cell, t, b) * cell.gates * cell.hidden_dim
 
 
-cdef void draw(
+cdef void mask_counter(
     const Cell *cell, const Drop *drop, Py_ssize_t b, Py_ssize_t t, uint32_t *counter,
 ) noexcept nogil:
     """Set the counter of a row's masks: n, t, stream."""
@@ -195,7 +195,7 @@ cdef void load_inputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b
         if cell.drop_x.threshold == 0:
             memcpy(x + b * cell.ld, row_at(&cell.x, b, time, tag), cell.input_dim * sizeof(real))
         else:
-            draw(cell, &cell.drop_x, b, time, counter)
+            mask_counter(cell, &cell.drop_x, b, time, counter)
             dropout(
                 cell.table, cell.input_dim, cell.masks.key, counter, cell.drop_x.threshold, <real> cell.drop_x.scale,
                 row_at(&cell.x, b, time, tag), x + b * cell.ld,
@@ -313,10 +313,10 @@ cdef void option_row(const Forward *f, Py_ssize_t t, Py_ssize_t b, const real *t
                 z[j] += (<const real *> f.bias)[j]
     if cell.zone != NULL:
         zone = <real *> cell.zone + row * (R + H)
-        draw(cell, &cell.zone_h, b, t, counter)
+        mask_counter(cell, &cell.zone_h, b, t, counter)
         mask(cell.table, R, cell.masks.key, counter, cell.zone_h.threshold, <real> 1, <real> 0, zone)
         zone += R
-        draw(cell, &cell.zone_C, b, t, counter)
+        mask_counter(cell, &cell.zone_C, b, t, counter)
         mask(cell.table, H, cell.masks.key, counter, cell.zone_C.threshold, <real> 1, <real> 0, zone)
     cell_step(
         cell.table, cell.options, H, z, C_at(cell, t, b, tag), zone, C_at(cell, t + 1, b, tag),

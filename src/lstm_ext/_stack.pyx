@@ -20,7 +20,7 @@ import numpy as np
 
 from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Rows, copy_states, draw, store_outputs, lanes_rows, lanes_scratch_size,
+    Backward, Cell, Drop, Rows, copy_states, mask_counter, store_outputs, lanes_rows, lanes_scratch_size,
     run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
@@ -381,7 +381,7 @@ cdef inline bint is_shared(const StackData *s, const Rows *rows) noexcept nogil:
     return s.directions == 2 and rows.width == s.state_dim
 
 
-cdef inline Rows half(const StackData *s, const Rows *rows, Py_ssize_t n, const real *tag) noexcept nogil:
+cdef inline Rows direction_part(const StackData *s, const Rows *rows, Py_ssize_t n, const real *tag) noexcept nogil:
     """Return one direction's part of a layer's outputs, or of their gradient."""
     cdef Rows part = rows[0]
     if rows.data != NULL and not is_shared(s, rows):
@@ -405,7 +405,7 @@ cdef void set_vectors(const StackData *s, StackedCell *d, const real *parameters
         d.options.shift_C = parameters + d.gains_offset + 2 * GH + H
 
 
-cdef void prepare(
+cdef void set_batch(
     StackData *s, StackedCell *d, const real *parameters, const Batch *batch, const Rows *x,
 ) noexcept nogil:
     """Set the fields of a cell that depend on the batch."""
@@ -448,7 +448,7 @@ cdef void begin_states(
         if C_0 != NULL:
             copy_states(cell, 0, b, <real *> C_0, True, parameters)
         if cell.h_mask != NULL:
-            draw(cell, &d.drop_h, b, -cell.masks.first_step, counter)
+            mask_counter(cell, &d.drop_h, b, -cell.masks.first_step, counter)
             mask(
                 s.table, R, batch.masks.key, counter, d.drop_h.threshold, <real> 0, <real> d.drop_h.scale,
                 <real *> d.h_mask + b * R,
@@ -553,8 +553,8 @@ cdef int layers_forward(
             outputs = layer_outputs(s, layer, parameters)
         for n in range(layer * s.directions, (layer + 1) * s.directions):
             d = &s.cells[n]
-            prepare(s, d, parameters, batch, &inputs)
-            d.f.H, d.f.H_adds = half(s, &outputs, n, parameters), n % 2 == 1 and is_shared(s, &outputs)
+            set_batch(s, d, parameters, batch, &inputs)
+            d.f.H, d.f.H_adds = direction_part(s, &outputs, n, parameters), n % 2 == 1 and is_shared(s, &outputs)
             begin_states(s, n, parameters, batch, initial)
             run_segments(region, s, n, batch, last, parameters)
         if layer < s.layers - 1:
@@ -577,7 +577,7 @@ cdef void drop_inputs_part(const InputDropout *p, Py_ssize_t t, const real *tag)
     cdef uint32_t[3] counter
     for b in range(batch_size_at(p.batch.batch_sizes, p.batch.size, t)):
         row = <real *> p.rows + (t * p.s.batch + b) * F
-        draw(cell, &cell.drop_x, b, t, counter)
+        mask_counter(cell, &cell.drop_x, b, t, counter)
         dropout(
             cell.table, F, p.batch.masks.key, counter, cell.drop_x.threshold, <real> cell.drop_x.scale, row, row,
         )
@@ -672,7 +672,7 @@ cdef int layers_backward(
         for k in range(s.directions):
             n = layer * s.directions + k
             d = &s.cells[n]
-            d.w.dH, d.w.dH_backwards = half(s, &doutputs, n, parameters), k == 1
+            d.w.dH, d.w.dH_backwards = direction_part(s, &doutputs, n, parameters), k == 1
             d.w.dX, d.w.dX_adds = dinputs, k == 1
             d.w.want_dh0 = dinitial.h != NULL or s.learned_h or s.learned_C
             d.w.dW = gradient + d.W_offset
