@@ -57,18 +57,16 @@ class Inference:
     budget: int | None = None
     dropout_seed: int | None = None
 
-    def predict(self, readout: str, *, quick: bool) -> tuple[Any, bool]:
+    def predict(self, *, quick: bool) -> tuple[Any, bool]:
         """Return the outputs as `LSTMNetwork.predict` does, and whether they are finite.
 
         Parameters
         ----------
-        readout : {"last", "steps", "mean", "max"}
-            What the head is applied to.
         quick : bool
             Whether `_inference.infer` can run the network.
         """
         made, sequences, dtype = self.architecture, self.sequences, self.parameters.dtype
-        N, every_step, width = len(sequences), readout == "steps", made.output_dim or made.features
+        N, every_step, width = len(sequences), made.readout == "steps", made.output_dim or made.features
         if quick and sequences.is_whole and self.budget is None:
             X, checked = sequences.rows.reshape(N, -1, made.input_dim), not sequences.unchecked
             found = _inference.infer(self.isa, self.threads, BATCH, made.sizes, self.parameters, X, checked, every_step)
@@ -82,13 +80,13 @@ class Inference:
         order = longest_first(sequences.lengths)
         if not every_step:
             outputs = np.empty((N, width), dtype)
-            self._run(self._new_pass(readout)[1], order, Y=outputs)
+            self._run(self._new_pass(made)[1], order, Y=outputs)
             return outputs, is_finite(outputs)
         rows = sequences.new_rows(width)
         if made.output_dim is None:
             self._run(self._new_pass(None)[1], order, H=rows)
         else:
-            self._run(self._new_pass("steps")[1], order, Y=rows)
+            self._run(self._new_pass(made)[1], order, Y=rows)
         return sequences.scatter(rows), is_finite(rows)
 
     def run_layers(self, initial: States) -> tuple[Array, tuple[Array, Array]]:
@@ -137,7 +135,9 @@ class Inference:
         N, T = outputs.shape[:2]
         columns = made.directions * made.state_dim
         extra = T * (3 * columns * dtype.itemsize + 64 * made.directions)  # `Carried`, and the rows that it spreads
-        batch, forward = self._new_pass("last" if has_head else None, carries=last is None, extra=extra)
+        batch, forward = self._new_pass(
+            made.with_readout("last") if has_head else None, carries=last is None, extra=extra
+        )
         before = first_outputs(made, self.parameters, initial[0], N)
         for start in range(0, N, batch):
             stop = min(start + batch, N)
@@ -152,13 +152,15 @@ class Inference:
             else:
                 outputs[start:stop] = features
 
-    def _new_pass(self, readout: str | None, *, carries: bool = True, extra: int = 0) -> tuple[int, ForwardPass]:
+    def _new_pass(
+        self, with_head: Architecture | None, *, carries: bool = True, extra: int = 0
+    ) -> tuple[int, ForwardPass]:
         """Return how many sequences run side by side, and the pass, with work arrays within the budget.
 
         Parameters
         ----------
-        readout : str, optional
-            As for `ForwardPass`.
+        with_head : Architecture, optional
+            The network's, with the readout of this pass; None: without readout and head.
         carries : bool
             Whether states must be carried from chunk to chunk of the steps.
         extra : int
@@ -166,16 +168,16 @@ class Inference:
         """
         made, longest = self.architecture, self.sequences.longest
         batch, steps = min(len(self.sequences), BATCH), longest
-        keeps_outputs = made.options.num_layers > 1 or readout not in (None, "last")
+        keeps_outputs = made.options.num_layers > 1 or (with_head is not None and with_head.readout != "last")
 
         def new(batch: int, steps: int, *, measure: bool = False) -> ForwardPass:
             return ForwardPass(
                 self.isa,
-                made,
+                with_head or made,
                 self.parameters,
-                readout,
                 batch,
                 steps,
+                has_head=with_head is not None,
                 carries=carries and steps < longest,
                 draws=self.dropout_seed is not None,
                 measure=measure,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from lstm_ext import _inference, _kernels, inference, layers
+from lstm_ext._heads import POOLED, READOUTS
 from lstm_ext._products import check_allocatable
 from lstm_ext.checks import (
     Array,
@@ -39,11 +40,11 @@ from lstm_ext.files import read_model, write_model
 from lstm_ext.inference import Inference, first_outputs, warn_not_finite
 from lstm_ext.layers import Carried, States, Tape, top_states
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
-from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
+from lstm_ext.parameters import initialize, parameter_count, parameter_views
 from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
-from lstm_ext.training.driver import TARGETS, PassRunner
+from lstm_ext.training.driver import PassRunner
 from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
 from lstm_ext.training.memory import as_memory
 
@@ -138,12 +139,12 @@ class _Parametrised:
 
     def __repr__(self) -> str:
         arguments = {name: getattr(self, name) for name in SIZES if hasattr(self, name)}
-        arguments |= self._architecture.options.changed() | {"dtype": self.dtype.name}
+        arguments |= self._architecture.changed() | {"dtype": self.dtype.name}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
     @property
     def architecture(self) -> Architecture:
-        """Sizes and options."""
+        """Sizes, options and readout."""
         return self._architecture
 
     @property
@@ -568,14 +569,18 @@ class LSTM(_Layers):
 
 
 class LSTMNetwork(_Layers):
-    """LSTM layers with a linear head: y_t = W_y h_t + b_y.
+    """LSTM layers with a linear head: y = W_y v + b_y. The readout says what v is.
 
     Parameters
     ----------
     input_dim, hidden_dim : int
         The widths of x_t and C_t, at least 1.
     output_dim : int or None
-        The width of y_t, at least 1; None for no head: y_t is the top layer's output.
+        The width of y, at least 1; None for no head: y is v.
+    readout : {"last", "steps", "mean", "max"}
+        What the head is applied to: the top layer's last h; its output at every live step, with `go_backwards` in the
+        order of the run; or the mean or the maximum of each of its outputs over the live steps. `train`, `predict` and
+        `gradient` use it, and model files keep it.
     dtype, init, seed : optional
         As for `LSTMCell`.
     **options
@@ -592,7 +597,8 @@ class LSTMNetwork(_Layers):
     Raises
     ------
     TypeError, ValueError
-        If a size is not an integer of at least 1, dtype or init is unknown, or an option is not as for `Options`.
+        If a size is not an integer of at least 1, readout, dtype or init is unknown, or an option is not as for
+        `Options`.
     """
 
     __slots__ = ()
@@ -606,17 +612,23 @@ class LSTMNetwork(_Layers):
         hidden_dim: int,
         output_dim: int | None,
         *,
+        readout: str = "last",
         dtype: DTypeLike = "float32",
         init: str = "glorot",
         seed: int | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
-        super().__init__(as_architecture(input_dim, hidden_dim, output_dim, options), dtype, init, seed)
+        super().__init__(as_architecture(input_dim, hidden_dim, output_dim, options, readout), dtype, init, seed)
 
     @property
     def output_dim(self) -> int | None:
-        """The width of y_t; None without a head."""
+        """The width of y; None without a head."""
         return self._architecture.output_dim
+
+    @property
+    def readout(self) -> str:
+        """What the head is applied to: "last", "steps", "mean" or "max"."""
+        return self._architecture.readout
 
     def summary(self) -> str:
         """Return a table of the weights: layer, name, shape, number of parameters, bytes.
@@ -646,7 +658,7 @@ class LSTMNetwork(_Layers):
         layers = {
             name + cell.suffix: self._layer_name(cell)
             for cell in self._architecture.cells
-            for name in cell_shapes(self._architecture, cell.input_dim)
+            for name in self._architecture.cell_shapes(cell.input_dim)
         }
         rows = [("layer", "weight", "shape", "parameters", "bytes")]
         for name, weight in self._views.items():
@@ -713,17 +725,20 @@ class LSTMNetwork(_Layers):
         Raises
         ------
         TypeError, ValueError
-            If X has another shape or does not hold finite real numbers.
+            If X has another shape or does not hold finite real numbers, or if the network has a head for pooled
+            outputs.
         """
+        self._check_has_steps()
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
-        outputs: Array = self.predict(X[None], target="steps", num_threads=num_threads)
+        outputs: Array = self.predict(X[None], readout="steps", num_threads=num_threads)
         return list(outputs.reshape(len(X), -1, 1))
 
+    @hinting
     def predict(
         self,
         X: Data,
         *,
-        target: str = "last",
+        readout: str | None = None,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         memory_budget: int | str | None = None,
@@ -737,8 +752,9 @@ class LSTMNetwork(_Layers):
         ----------
         X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
             The sequences.
-        target : {"last", "steps", "mean", "max"}
-            What the outputs are of, as for `train`.
+        readout : {"last", "steps"}, optional
+            "steps" asks a network with readout "last" for the outputs of every step, and "last" one with readout
+            "steps" for those of the last states. By default the network's own; a network without a head takes any.
         lengths : array_like of int (N,), optional
             How many steps of each sequence of a padded X are live.
         mask : array_like of bool (N, T), optional
@@ -754,10 +770,10 @@ class LSTMNetwork(_Layers):
         Returns
         -------
         ndarray (N, output_dim) or (N, T, output_dim)
-            The outputs. For ``"steps"``, those past a sequence's end are zeros, and those of masked steps repeat what
-            their direction gave before; they are in the order of the run, with `go_backwards` from the end. For a list
-            of sequences of different lengths, a list of arrays (T_n, output_dim). Without a head, output_dim is the
-            width of the top layer's outputs.
+            The outputs. With readout "steps", those past a sequence's end are zeros, and those of masked steps repeat
+            what their direction gave before; they are in the order of the run, with `go_backwards` from the end. For a
+            list of sequences of different lengths, a list of arrays (T_n, output_dim). Without a head, output_dim is
+            the width of the top layer's outputs.
             For one output they are (N, 1): compare ``outputs[:, 0]`` with targets (N,).
 
         Raises
@@ -766,11 +782,11 @@ class LSTMNetwork(_Layers):
             If an argument is not as above, if X does not hold finite real numbers, or if one sequence needs more memory
             than `memory_budget`.
         """
-        readout = as_choice("target", target, TARGETS)
         made, isa, threads = self._architecture, self._isa, thread_count(num_threads)
+        readout = made.readout if readout is None else self._readout_of(readout)
         if isa is None:  # a call of `_isa_in_use` takes 2 % of the time
             isa = _kernels.current()
-        quick = made.is_plain and made.output_dim is not None and readout in ("last", "steps")
+        quick = made.is_plain and made.output_dim is not None and readout not in POOLED
         found = None
         if quick and lengths is None and mask is None and memory_budget is None:
             found = _inference.infer(
@@ -779,7 +795,8 @@ class LSTMNetwork(_Layers):
         if found is None:
             budget = as_memory(None, memory_budget).get("memory_budget")
             sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
-            found = Inference(made, self._parameters, sequences, threads, isa, budget).predict(readout, quick=quick)
+            made = made if readout == made.readout else made.with_readout(readout)
+            found = Inference(made, self._parameters, sequences, threads, isa, budget).predict(quick=quick)
         outputs, finite = found
         if not finite:
             warn_not_finite(outputs, self._parameters, made)
@@ -792,7 +809,6 @@ class LSTMNetwork(_Layers):
         Y: Data,
         *,
         loss: str | MSE | CrossEntropy | Loss = "mse",
-        target: str = "last",
         batch_size: int = 32,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
@@ -807,7 +823,7 @@ class LSTMNetwork(_Layers):
         ----------
         X, Y : array_like or list of arrays
             As for `train`.
-        loss, target : optional
+        loss : optional
             As for `train`.
         batch_size : int
             Number of sequences whose loss is computed at a time. A loss in Python sees one batch in each call.
@@ -835,7 +851,6 @@ class LSTMNetwork(_Layers):
             self._architecture,
             X,
             Y,
-            target=target,
             loss=as_loss(loss),
             optimizer=None,
             batch_size=as_size("batch_size", batch_size),
@@ -851,6 +866,25 @@ class LSTMNetwork(_Layers):
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} in {runner.batches.name_of(error.step)}", error.step) from None
 
+    def _readout_of(self, readout: str) -> str:
+        """Return the readout that a call asks for; raise ValueError unless the network's head is one for it."""
+        own = self._architecture.readout
+        as_choice("readout", readout, READOUTS)
+        if readout != own and self.output_dim is not None and (readout in POOLED or own in POOLED):
+            takes = "pooled outputs" if own in POOLED else "outputs of single steps"
+            others = repr(own) if own in POOLED else "'last' or 'steps'"
+            raise ValueError(
+                f"readout is {readout!r}; expected {others}: this network's, {own!r}, gives its head {takes}"
+            )
+        return readout
+
+    def _check_has_steps(self) -> None:
+        """Raise ValueError if single steps have no outputs."""
+        if self.readout in POOLED and self.output_dim is not None:
+            raise ValueError(
+                f"{self!r} has a head for pooled outputs; expected readout 'last' or 'steps', whose head takes a step's"
+            )
+
     @hinting
     def gradient(
         self,
@@ -858,7 +892,6 @@ class LSTMNetwork(_Layers):
         Y: Data,
         *,
         loss: str | MSE | CrossEntropy | Loss = "mse",
-        target: str = "last",
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         dropout_seed: int | None = None,
@@ -872,7 +905,7 @@ class LSTMNetwork(_Layers):
         ----------
         X, Y : array_like or list of arrays
             As for `train`.
-        loss, target, lengths, mask : optional
+        loss, lengths, mask : optional
             As for `train`.
         dropout_seed : int, optional
             Of what is dropped, below 2**64; None: nothing is, as in `predict`. The masks are those of the first update
@@ -899,7 +932,6 @@ class LSTMNetwork(_Layers):
             self._architecture,
             X,
             Y,
-            target=target,
             loss=as_loss(loss),
             optimizer=None,
             batch_size=None,
@@ -933,8 +965,10 @@ class LSTMNetwork(_Layers):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not an integer of at least 1, or the network runs backwards.
+            If an argument is not an integer of at least 1, if the network runs backwards, or if it has a head for
+            pooled outputs.
         """
+        self._check_has_steps()
         if not self._architecture.runs_forwards:
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
         batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
@@ -969,18 +1003,16 @@ class LSTMNetwork(_Layers):
         Raises
         ------
         TypeError, ValueError
-            If x has another shape or does not hold finite real numbers, if the state is of a network of other sizes, or
-            if `out` is not as above; nothing has changed then.
+            If x has another shape or does not hold finite real numbers, if the state is of a network of other sizes or
+            options, if this network has a head for pooled outputs, or if `out` is not as above; nothing has changed.
         RuntimeError
             If another thread is advancing the state; nothing has changed then.
         """
         if not isinstance(state, State):
             raise TypeError(f"state is {short_repr(state)}; expected what initial_state returns")
         dtype, architecture = self._parameters.dtype, self._architecture
-        if (state.architecture is not architecture and state.architecture != architecture) or state.dtype != dtype:
-            raise ValueError(
-                f"state is of a network with {state.architecture}, {state.dtype}; expected {architecture}, {dtype}"
-            )
+        if state.architecture is not architecture or state.dtype != dtype:
+            self._check_state(state)
         y = state.advance(x, out)
         if y is None:
             if out is not None:
@@ -989,6 +1021,15 @@ class LSTMNetwork(_Layers):
             if y is None:
                 raise ValueError("out shares memory with x; expected an array of its own")
         return y, state
+
+    def _check_state(self, state: State) -> None:
+        """Raise ValueError unless a state, of this network or of another, fits; readouts do not matter to it."""
+        self._check_has_steps()
+        architecture, dtype = self._architecture.with_readout(state.architecture.readout), self.dtype
+        if state.architecture != architecture or state.dtype != dtype:
+            raise ValueError(
+                f"state is of a network with {state.architecture}, {state.dtype}; expected {architecture}, {dtype}"
+            )
 
 
 class Model(NamedTuple):

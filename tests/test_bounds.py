@@ -116,31 +116,31 @@ def test_layers_write_no_further_than_their_arrays(name, shape, ragged, isa, poi
 
 
 @pytest.mark.parametrize("memory", [{}, {"recompute_every": 4}, {"tbptt": 7}], ids=str)
-@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
-def test_training_writes_no_further_than_its_arrays(target, memory, poisoned):
+@pytest.mark.parametrize("readout", ["last", "steps", "mean", "max"])
+def test_training_writes_no_further_than_its_arrays(readout, memory, poisoned):
     for name, shape in zip(OPTIONS, SHAPES, strict=True):
-        if "tbptt" in memory and (target in ("mean", "max") or name not in ("plain", "norm")):
+        if "tbptt" in memory and (readout in ("mean", "max") or name not in ("plain", "norm")):
             continue
-        network = LSTMNetwork(*shape[2:], 3, seed=0, **OPTIONS[name])
+        network = LSTMNetwork(*shape[2:], 3, readout=readout, seed=0, **OPTIONS[name])
         X = data(shape, "float32", ragged=True)
-        Y = [np.zeros((len(x), 3), "f4") for x in X] if target == "steps" else np.zeros((len(X), 3), "f4")
-        history = train(network, X, Y, target=target, batch_size=7, epochs=2, verbose=False, **memory)
+        Y = [np.zeros((len(x), 3), "f4") for x in X] if readout == "steps" else np.zeros((len(X), 3), "f4")
+        history = train(network, X, Y, batch_size=7, epochs=2, verbose=False, **memory)
         assert np.isfinite(history.loss).all()
         assert np.isfinite(network.parameters).all()
     poisoned()
 
 
-@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
-def test_predictions_read_nothing_that_they_did_not_write(target, poisoned):
+@pytest.mark.parametrize("readout", ["last", "steps", "mean", "max"])
+def test_predictions_read_nothing_that_they_did_not_write(readout, poisoned):
     """With chunks of steps, and few sequences side by side, which the smallest budget needs."""
     for name, shape in zip(OPTIONS, SHAPES, strict=True):
         for output_dim in (3, None):
-            network = LSTMNetwork(*shape[2:], output_dim, seed=0, **OPTIONS[name])
+            network = LSTMNetwork(*shape[2:], output_dim, readout=readout, seed=0, **OPTIONS[name])
             for X in (data(shape, "float32", ragged=True), data(shape, "float32", ragged=False)):
                 with pytest.raises(ValueError, match="needs at least") as caught:
-                    network.predict(X, target=target, memory_budget=1)
+                    network.predict(X, memory_budget=1)
                 for budget in (None, int(str(caught.value).split()[-1])):
-                    network.predict(X, target=target, memory_budget=budget)  # would warn of NaN
+                    network.predict(X, memory_budget=budget)  # would warn of NaN
     poisoned()
 
 
@@ -176,14 +176,14 @@ for dtype in ("float32", "float64"):
                     sequences.append(Sequences([x[:n] for x, n in zip(X, LENGTHS)], I, X.dtype))
                 for isa in map(_kernels.isa_index, _kernels.available_isas()):
                     network._isa = isa
-                    network.predict(guarded(X, at_end), target="steps")
+                    network.predict(guarded(X, at_end), readout="steps")
                     if options in (OPTIONS[0], OPTIONS[-1]):
                         network.step(guarded(X[:, 0], at_end), network.initial_state(N))
                     for given in sequences:
                         given.rows = guarded(given.rows, at_end)
                         Y = guarded(np.zeros((N, 3), dtype), at_end)
-                        runner = PassRunner(network.parameters, network.architecture, given, Y, target="last",
-                                            loss=MSE(), optimizer=None, batch_size=None, isa=isa)
+                        runner = PassRunner(network.parameters, network.architecture, given, Y, loss=MSE(),
+                                            optimizer=None, batch_size=None, isa=isa)
                         runner.gradients(0)
 print("ended")
 """
@@ -209,12 +209,12 @@ from lstm_ext import LSTM, LSTMNetwork
 def most():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 X = np.ones((8, 10_000, 2), np.float32)
-network = LSTMNetwork(2, 128, 1, bidirectional="concat", seed=0)
+networks = [LSTMNetwork(2, 128, 1, readout=readout, bidirectional="concat") for readout in ("steps", "max")]
 layer = LSTM(2, 128, num_layers=2, bidirectional="concat", seed=0)
-network.predict(X[:, :3])
+networks[0].predict(X[:, :3])
 before = most()
-for target in ("steps", "max"):
-    network.predict(X, target=target)
+for network in networks:
+    network.predict(X)
 print(most() - before)
 H = layer.forward(X[:3])[0]
 print(most() - before - H.nbytes)

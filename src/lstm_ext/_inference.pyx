@@ -376,10 +376,10 @@ cdef class ForwardPass:
     architecture : Architecture
     parameters : ndarray
         The flat vector, in which what is not packed is read where it is.
-    readout : {"last", "steps", "mean", "max"}, optional
-        What the head is applied to; None: the outputs are those of the top layer.
     batch, steps : int
         How many sequences run side by side, and how many of their steps before the next layer has its turn.
+    has_head : bool
+        Whether outputs are those of the readout and the head, and not the top layer's.
     carries : bool
         Whether sequences may have more steps, and `run` is not given arrays for their states.
     draws : bool
@@ -401,29 +401,28 @@ cdef class ForwardPass:
         self.indices = NULL
 
     def __init__(
-        self, int isa, architecture, parameters, readout, Py_ssize_t batch, Py_ssize_t steps, *, bint carries,
+        self, int isa, architecture, parameters, Py_ssize_t batch, Py_ssize_t steps, *, bint has_head, bint carries,
         bint draws=False, bint measure=False,
     ):
         dtype = parameters.dtype
         cdef Py_ssize_t carried = batch * len(architecture.cells) if carries else 0, indices = 2 * batch + steps
         cdef Run *run = &self.now
-        self.stack = LayerStack(
-            isa, architecture, dtype, steps, batch, keep=False,
-            want_outputs=readout is not None and readout != "last", draws=draws, measure=measure,
-        )
-        self.bytes = self.stack.bytes + indices * sizeof(Py_ssize_t)
+        self.bytes = indices * sizeof(Py_ssize_t)
         self.bytes += carried * (architecture.state_dim + architecture.hidden_dim) * dtype.itemsize
-        if readout is not None:
-            self.head = Head(
-                isa, architecture, dtype, 1, batch, readout, len(parameters), keep=False, measure=measure,
-            )
+        if has_head:
+            self.head = Head(isa, architecture, dtype, 1, batch, len(parameters), keep=False, measure=measure)
             self.bytes += self.head.bytes
+        self.stack = LayerStack(
+            isa, architecture, dtype, steps, batch, keep=False, want_outputs=has_head and self.head.needs_steps,
+            draws=draws, measure=measure,
+        )
+        self.bytes += self.stack.bytes
         if measure:
             return
         memset(run, 0, sizeof(Run))
         self.parameters, run.parameters = parameters, first_byte(parameters)
         run.s, run.batch, run.steps = &self.stack.data, batch, steps
-        if readout is not None:
+        if has_head:
             run.head = &self.head.data
         self.indices = <Py_ssize_t *> malloc(indices * sizeof(Py_ssize_t))
         if self.indices == NULL:
@@ -731,7 +730,7 @@ cdef class LayerStreams(Streams):
         super().__init__(threads, architecture, batch, parameters)
         options = architecture.options
         self.stack = LayerStack(isa, architecture, self.dtype, 1, batch, keep=False)
-        self.head = Head(isa, architecture, self.dtype, 1, batch, "last", len(parameters), keep=False)
+        self.head = Head(isa, architecture.with_readout("last"), self.dtype, 1, batch, len(parameters), keep=False)
         cdef StackData *s = &self.stack.data
         self.work = options.num_layers * self.work
         self.parameters = parameters.copy()  # biases and gains are read where they are
