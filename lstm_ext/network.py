@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from lstm_ext import _inference, _kernels, inference, layers
+from lstm_ext import _inference, _kernels, layers
 from lstm_ext._heads import POOLED, READOUTS
 from lstm_ext._products import check_allocatable
 from lstm_ext.checks import (
@@ -37,7 +37,7 @@ from lstm_ext.checks import (
     without_conversion,
 )
 from lstm_ext.files import read_model, write_model
-from lstm_ext.inference import Inference, first_outputs, warn_not_finite
+from lstm_ext.inference import BATCH, Inference, first_outputs, warn_not_finite
 from lstm_ext.layers import Carried, States, Tape, top_states
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
 from lstm_ext.parameters import initialize, parameter_count, parameter_views
@@ -457,7 +457,7 @@ class LSTM(_Layers):
         seed, return_tape = as_seed("dropout_seed", dropout_seed), as_flag("return_tape", return_tape)
         made, threads, isa = self._architecture, thread_count(num_threads), self._isa_in_use()
         if made.is_plain and not return_tape and lengths is None and mask is None:
-            found = _inference.infer_layer(isa, threads, inference.BATCH, self._sizes, self._parameters, X, h0, C0)
+            found = _inference.infer_layer(isa, threads, BATCH, self._sizes, self._parameters, X, h0, C0)
             if found is not None:
                 return found[0], found[1:]
         defer = not return_tape
@@ -789,9 +789,7 @@ class LSTMNetwork(_Layers):
         quick = made.is_plain and made.output_dim is not None and readout not in POOLED
         found = None
         if quick and lengths is None and mask is None and memory_budget is None:
-            found = _inference.infer(
-                isa, threads, inference.BATCH, self._sizes, self._parameters, X, False, readout == "steps"
-            )
+            found = _inference.infer(isa, threads, BATCH, self._sizes, self._parameters, X, False, readout == "steps")
         if found is None:
             budget = as_memory(None, memory_budget).get("memory_budget")
             sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)

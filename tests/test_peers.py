@@ -1,5 +1,6 @@
 """LSTMs of other packages, where they are installed: PyTorch's layer and the ONNX operator's own test cases."""
 
+import re
 from importlib import import_module
 from itertools import product
 
@@ -281,3 +282,18 @@ def test_onnx_operator(module, onnx_cases, name):
     assert outputs
     for key, expected in outputs.items():
         np.testing.assert_allclose(results[key], expected, **tolerances)
+
+
+def test_tensors_that_numpy_cannot_take_are_named():
+    torch = import_torch()
+    network, tensor = lstm_ext.LSTMNetwork(3, 4, 1, seed=0), torch.ones(2, 5, 3)
+    unfit = {
+        "detach().": tensor.clone().requires_grad_(),
+        "to_dense().": tensor.to_sparse(),
+        "cpu().": tensor.to("meta"),  # stands for another device
+        "float().": tensor.bfloat16(),
+    }
+    for call, X in unfit.items():
+        for use in (network.predict, lstm_ext.LSTM(3, 4).forward, lambda X: network.evaluate(X, np.zeros((2, 1)))):
+            with pytest.raises(TypeError, match=rf"^X is a torch\.Tensor that .*; pass X\.{re.escape(call)}numpy\(\)$"):
+                use(X)

@@ -194,13 +194,13 @@ cdef int run_network(
         end_region(&region)
 
 
-cdef int run_plain(int isa, int threads, const NetworkLayout *layout, const PlainRun *run, parameters) except -1:
+cdef int run_plain(
+    int isa, int threads, const NetworkLayout *layout, const PlainRun *run, const Py_buffer *weights, dtype,
+) except -1:
     """Run all sequences in a new scratch array."""
-    cdef Py_buffer weights
     cdef int outcome
     cdef const kernels *table = table_at(isa)
-    get_buffer(parameters, &weights)
-    scratch = empty(layout.size, parameters.dtype)
+    scratch = empty(layout.size, dtype)
     cdef void *work = first_line(first_byte(scratch))
     threads = recruit(threads, shared_work(run.steps, run.N, layout.input_dim, layout.hidden_dim, False))
     with nogil:
@@ -212,12 +212,11 @@ cdef int run_plain(int isa, int threads, const NetworkLayout *layout, const Plai
 
 
 cdef bint begin_plain(
-    int isa, Py_ssize_t batch_size, tuple sizes, parameters, X, NetworkLayout *layout, PlainRun *run,
+    int isa, Py_ssize_t batch_size, tuple sizes, Py_ssize_t itemsize, X, NetworkLayout *layout, PlainRun *run,
 ) except -1:
     """Lay out a run of X (N, T, I); return whether X can be taken as it is, apart from NaN and Inf."""
     cdef Py_buffer view
     cdef Py_ssize_t shape[3]
-    cdef Py_ssize_t itemsize = parameters.itemsize
     if not get_array(X, &view, itemsize, 3, shape):
         return False
     memset(run, 0, sizeof(PlainRun))
@@ -239,11 +238,17 @@ def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, 
     """
     cdef NetworkLayout layout
     cdef PlainRun run
-    if not begin_plain(isa, batch_size, sizes, parameters, X, &layout, &run):
+    cdef Py_buffer weights
+    get_buffer(parameters, &weights)
+    if not begin_plain(isa, batch_size, sizes, weights.itemsize, X, &layout, &run):
         return None
-    Y = empty((*X.shape[:2 if every_step else 1], layout.output_dim), parameters.dtype)
+    dtype = parameters.dtype
+    cdef tuple shape = (run.N, layout.output_dim)
+    if every_step:
+        shape = (run.N, run.steps, layout.output_dim)
+    Y = empty(shape, dtype)
     run.checked, run.every_step, run.Y = checked, every_step, first_byte(Y)
-    cdef int outcome = run_plain(isa, threads, &layout, &run, parameters)
+    cdef int outcome = run_plain(isa, threads, &layout, &run, &weights, dtype)
     return None if outcome == INPUTS_NOT_FINITE else (Y, outcome == FINITE)
 
 
@@ -255,17 +260,19 @@ def infer_layer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parame
     """
     cdef NetworkLayout layout
     cdef PlainRun run
-    if not begin_plain(isa, batch_size, (*sizes, 0), parameters, X, &layout, &run):
+    cdef Py_buffer weights
+    get_buffer(parameters, &weights)
+    if not begin_plain(isa, batch_size, (*sizes, 0), weights.itemsize, X, &layout, &run):
         return None
-    cdef Py_ssize_t N = run.N, itemsize = parameters.itemsize
-    if not get_states(h0, &run.h0, N, layout.hidden_dim, itemsize):
+    cdef Py_ssize_t N = run.N
+    if not get_states(h0, &run.h0, N, layout.hidden_dim, weights.itemsize):
         return None
-    if not get_states(C0, &run.C0, N, layout.hidden_dim, itemsize):
+    if not get_states(C0, &run.C0, N, layout.hidden_dim, weights.itemsize):
         return None
     dtype, shape = parameters.dtype, (N, layout.hidden_dim)
     H, h_T, C_T = empty((N, run.steps, layout.hidden_dim), dtype), empty(shape, dtype), empty(shape, dtype)
     run.H, run.h_T, run.C_T = first_byte(H), first_byte(h_T), first_byte(C_T)
-    if run_plain(isa, threads, &layout, &run, parameters) == INPUTS_NOT_FINITE:
+    if run_plain(isa, threads, &layout, &run, &weights, dtype) == INPUTS_NOT_FINITE:
         return None
     return H, h_T, C_T
 
