@@ -39,7 +39,7 @@ from lstm_ext.checks import (
 from lstm_ext.files import read_model, write_model
 from lstm_ext.layers import INFERENCE_ROWS, Carried, Tape, top_states
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
-from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
+from lstm_ext.parameters import initialize, parameter_count, parameter_views
 from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
@@ -663,7 +663,7 @@ class LSTMNetwork(_Layers):
         layers = {
             name + cell.suffix: self._layer_name(cell)
             for cell in self._architecture.cells
-            for name in cell_shapes(self._architecture, cell.input_dim)
+            for name in self._architecture.cell_shapes(cell.input_dim)
         }
         rows = [("layer", "weight", "shape", "parameters", "bytes")]
         for name, weight in self._views.items():
