@@ -30,6 +30,7 @@ from lstm_ext._threads cimport Region, parallel_for, team_task
 
 from lstm_ext._products import aligned_empty
 
+
 @cython.auto_pickle(False)
 cdef class Head:
     """What is between an architecture's top layer and its outputs, and the arrays that its passes need.
