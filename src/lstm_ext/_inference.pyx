@@ -142,7 +142,8 @@ cdef void end_sequences(const Forward *f, const PlainRun *run, Py_ssize_t n, con
 
 
 cdef int run_sequences(
-    Region *region, const kernels *table, const NetworkLayout *layout, const PlainRun *run, const real *packed, real *hx,
+    Region *region, const kernels *table, const NetworkLayout *layout, const PlainRun *run, const real *packed,
+    real *hx,
 ) except -1 nogil:
     """Run all sequences, but stop before a batch whose X is not finite.
 
@@ -152,8 +153,8 @@ cdef int run_sequences(
     cdef Forward f = forward_of(table, layout, packed, hx, hx + layout.C - layout.hx)
     cdef Cell *cell = &f.cell
     cdef bint finite = True
-    cdef Py_ssize_t n = 0, steps = run.steps, size = steps * layout.input_dim, O = layout.output_dim
-    cdef Py_ssize_t stride = steps * O if run.every_step else O
+    cdef Py_ssize_t n = 0, steps = run.steps, size = steps * layout.input_dim, output_dim = layout.output_dim
+    cdef Py_ssize_t stride = steps * output_dim if run.every_step else output_dim
     cdef const real *X
     cdef real *Y
     cell.steps = cell.stop = cell.x.sequence_stride = steps
@@ -174,7 +175,7 @@ cdef int run_sequences(
         else:
             f.Y = Y if run.every_step else NULL
             run_forward(region, &f, packed)
-            apply_head(region, &f, steps - 1, 0, cell.batch, Y + stride - O, stride)
+            apply_head(region, &f, steps - 1, 0, cell.batch, Y + stride - output_dim, stride)
             finite = finite and are_finite(table, cell.batch * stride, Y)
         n += cell.batch
     return FINITE if finite else OUTPUTS_NOT_FINITE
