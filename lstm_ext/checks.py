@@ -285,9 +285,13 @@ def as_array(name: str, value: Any, shape: Shape | None = None) -> Array:
 
 
 def _unlike_array(name: str, value: Any) -> str:
-    """Return how to pass a tensor of another package that NumPy cannot take; "" for anything else."""
+    """Return how to pass a tensor of another package that NumPy cannot take, or that a list holds; "" for others."""
     if isinstance(value, (list, tuple)):
-        return next(filter(None, (_unlike_array(f"{name}[{n}]", part) for n, part in enumerate(value))), "")
+        return next(filter(None, (_conversion(f"{name}[{n}]", part) for n, part in enumerate(value))), "")
+    return _conversion(name, value)
+
+
+def _conversion(name: str, value: Any) -> str:
     device = str(getattr(value, "device", "cpu")).lower()
     needed = {
         "detach": getattr(value, "requires_grad", False) is True,
