@@ -1,4 +1,4 @@
-"""The compiled half against the NumPy oracle, on this machine."""
+"""Verification of the compiled half against the NumPy oracle, on this machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lstm_ext.options import OptionArguments
 if TYPE_CHECKING:
     from lstm_ext import reference
 
-# Sequences, steps, input, hidden and output widths: tails of every vector width, of every tile, and of the blocks of
-# steps and sequences that the passes are cut into.
+# N, T, I, H, O. They leave remainders of every vector width, of every tile, and of the blocks of steps and sequences
+# into which the passes are divided.
 _SHAPES = (
     (1, 1, 1, 1, 1),
     (2, 3, 2, 5, 3),
@@ -39,7 +39,7 @@ class VerificationError(RuntimeError):
 
 
 class Verification(NamedTuple):
-    """One row of `verify`: the largest relative differences over all shapes, norm-wise."""
+    """One row of `verify`: the largest relative (norm-wise) differences over all shapes and options."""
 
     isa: str
     dtype: str
@@ -49,20 +49,20 @@ class Verification(NamedTuple):
 
 
 def verify() -> list[Verification]:
-    """Run compiled passes against the oracle: every instruction set, both dtypes, odd shapes, every option.
+    """Compare compiled passes with the oracle: every instruction set, both dtypes, odd shapes, every option.
 
-    Prints one line for each instruction set and dtype, with the largest difference over outputs, states and losses, and
-    over gradients (parameters, dX, dh0, dC0), relative to the oracle's norm.
+    A line is printed for each instruction set and dtype, with the largest differences, relative to the oracle's norm,
+    of outputs, states and losses (forward) and of the gradients of parameters, X, h0 and C0.
 
     Returns
     -------
     list of Verification
-        One row for each line.
+        One row for each printed line.
 
     Raises
     ------
     VerificationError
-        If a difference is beyond the promised 1e-12 in float64, 5e-6 (forward) and 2e-5 (gradients) in float32.
+        If a difference exceeds its limit: 1e-12 in float64; in float32, 5e-6 (forward) or 2e-5 (gradients).
     """
     print(f"{'set':10}{'dtype':10}{'forward':>10}{'gradients':>12}")
     rows = []
@@ -74,31 +74,31 @@ def verify() -> list[Verification]:
             print(f"{isa:10}{dtype:10}{row.forward:10.1e}{row.gradients:12.1e}  {verdict}")
     wrong = [f"{row.isa} {row.dtype}" for row in rows if not row.agrees]
     if wrong:
-        raise VerificationError(f"compiled and oracle disagree for {', '.join(wrong)}; please report it")
+        raise VerificationError(f"compiled code and oracle disagree for {', '.join(wrong)}; please report it")
     return rows
 
 
 def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> reference.LSTMNetwork:
-    """Return the oracle's network with the weights and the options of a compiled one.
+    """Return an oracle network with the weights and the options of a compiled network.
 
     Parameters
     ----------
     network : LSTMNetwork
-        Its weights are copied.
+        The compiled network. Its weights are copied.
     dtype : {"float64", "float32"}
-        The oracle's.
+        Dtype of the oracle network.
 
     Returns
     -------
     lstm_ext.reference.LSTMNetwork
-        A network of its own.
+        The oracle network.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as above.
+        If an argument is not as described.
     """
-    from lstm_ext import reference  # here, so that only its users load the oracle
+    from lstm_ext import reference  # here, so that only users of the oracle load it
 
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {short_repr(network)}; expected an LSTMNetwork")
@@ -109,22 +109,22 @@ def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> refer
 
 
 def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
-    """Return a compiled network with the weights, the options and the dtype of the oracle's.
+    """Return a compiled network with the weights, the options and the dtype of an oracle network.
 
     Parameters
     ----------
     oracle : lstm_ext.reference.LSTMNetwork
-        Its weights are copied.
+        The oracle network. Its weights are copied.
 
     Returns
     -------
     LSTMNetwork
-        A network of its own.
+        The compiled network.
 
     Raises
     ------
     TypeError
-        If `oracle` is another object.
+        If `oracle` is not an oracle network.
     """
     from lstm_ext import reference
 
@@ -137,7 +137,7 @@ def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
 
 
 def relative_difference(ours: Array, oracle: Array) -> float:
-    """Return ||ours - oracle|| / ||oracle||, or ||ours|| where the oracle is zero."""
+    """Return ||ours - oracle|| / ||oracle||, or ||ours|| if the oracle's array is zero."""
     norm = float(np.linalg.norm(oracle))
     return float(np.linalg.norm(ours - oracle)) / (norm or 1.0)
 
@@ -146,13 +146,13 @@ def _verify_one(isa: str, dtype: str) -> Verification:
     worst = {"forward": np.float64(0), "gradients": np.float64(0)}
     rng = np.random.default_rng(0)
     for kind, ours, oracle in _pairs(rng, dtype, _kernels.isa_index(isa)):
-        worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # a NaN stays
+        worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # keeps NaN
     agrees = all(worst[kind] <= limit for kind, limit in _TOLERANCE[dtype].items())
     return Verification(isa, dtype, float(worst["forward"]), float(worst["gradients"]), agrees)
 
 
 def _pairs(rng: np.random.Generator, dtype: str, isa: int) -> Iterator[tuple[str, Array, Array]]:
-    """Yield pairs (ours, oracle). `isa` is passed explicitly, so other threads keep theirs."""
+    """Yield what is compared: "forward" or "gradients", our array, the oracle's. Other threads keep their `isa`."""
     for shape in _SHAPES:
         yield from _layer_pairs(rng, dtype, isa, *shape[:4])
         yield from _network_pairs(rng, dtype, isa, *shape)
@@ -161,7 +161,7 @@ def _pairs(rng: np.random.Generator, dtype: str, isa: int) -> Iterator[tuple[str
 
 
 def _option_sets() -> tuple[OptionArguments, ...]:
-    """Return every option at least once."""
+    """Return sets of options that include every option."""
     return (
         {"num_layers": 3, "dropout": 0.3},
         {"num_layers": 2, "bidirectional": "concat", "learn_initial_state": True},

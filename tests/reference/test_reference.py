@@ -1046,7 +1046,7 @@ def test_named_parameters_are_the_weights():
 @as_parametrize("options", OPTIONS)
 def test_only_a_plain_layer_has_a_cell(options):
     for model in (LSTM(2, 3, **options), LSTMNetwork(2, 3, 4, **options)):
-        with pytest.raises(AttributeError, match=r"no attribute 'lstm_cell': .* no plain layer"):
+        with pytest.raises(AttributeError, match=r"no attribute 'lstm_cell': only plain layers"):
             model.lstm_cell  # noqa: B018
         with pytest.raises(AttributeError, match=r"^LSTM\w* has no attribute 'W_q'$"):
             model.W_q  # noqa: B018
@@ -1282,8 +1282,8 @@ BAD_CALLS = [
     (lambda: LAYER.forward(X.astype(complex)), TypeError, "X must .* float32, got .* complex128"),
     (lambda: LAYER.forward(X, ZERO((1, 3))), ValueError, r"h0 must have shape \(2, 3\), got \(1"),
     (lambda: LAYER.forward(X, None, ZERO(3)), ValueError, r"C0 must have shape \(2, 3\), got \(3"),
-    (lambda: LAYER.backward(X), TypeError, "tape must be one that forward returned, got ndarray"),
-    (lambda: LAYER.backward(OTHER_TAPE), ValueError, "tape must be of a layer like this one"),
+    (lambda: LAYER.backward(X), TypeError, "tape must be a tape that forward returned, got ndarray"),
+    (lambda: LAYER.backward(OTHER_TAPE), ValueError, "tape must come from a layer like this one"),
     (lambda: LAYER.backward(TAPE, ZERO((2, 4, 3))), ValueError, r"dH must .* got \(2, 4, 3\)"),
     (lambda: LAYER.backward(TAPE, dh_T=ZERO((3, 2))), ValueError, r"dh_T must .* got \(3, 2\)"),
     (lambda: LAYER.backward(TAPE, dC_T=ZERO(2)), ValueError, r"dC_T must .* got \(2,\)"),
@@ -1313,7 +1313,7 @@ BAD_CALLS = [
     (lambda: LSTM(2, 3, zoneout=(0.1, 1)), ValueError, "zoneout must be at least 0 and below 1, got 1"),
     (lambda: LSTM(2, 3, zoneout=(0.1,)), ValueError, r"zoneout must be a number or a pair .*, got \(0.1,\)"),
     (lambda: LSTM(2, 3, init="he"), ValueError, "init must be one of .*, got 'he'"),
-    (lambda: LSTM(2, 3, init="reference", num_layers=2), ValueError, "init must not be 'reference' but for a plain"),
+    (lambda: LSTM(2, 3, init="reference", num_layers=2), ValueError, "init must not be 'reference' with options"),
     (lambda: LAYER.forward(X, lengths=[5, 0]), ValueError, "lengths must be 1 to 5, got 0 to 5"),
     (lambda: LAYER.forward(X, lengths=[-1, 3]), ValueError, "lengths must be 1 to 5, got -1 to 3"),
     (lambda: LAYER.forward(X, lengths=[6, 5]), ValueError, "lengths must be 1 to 5, got 5 to 6"),
@@ -1336,7 +1336,7 @@ BAD_CALLS = [
     (lambda: LAYER.forward(X, dropout_seed=1.0), TypeError, "dropout_seed must be None or an integer, got 1.0"),
     (lambda: DEEP.forward(X, ZERO((2, 3))), ValueError, r"h0 must have shape \(4, 2, 2\), got \(2, 3\)"),
     (lambda: DEEP.forward(X, None, ZERO((4, 2, 2))), ValueError, r"C0 must have shape \(4, 2, 3\), got \(4, 2, 2\)"),
-    (lambda: DEEP.backward(TAPE), ValueError, "tape must be of a layer like this one"),
+    (lambda: DEEP.backward(TAPE), ValueError, "tape must come from a layer like this one"),
     (lambda: NETWORK.predict([X[0], X[1, :1]], target="sum"), ValueError, "target must be one of .*, got 'sum'"),
     (
         lambda: NETWORK.gradient([X[0], X[1, :1]], [ZERO((5, 4))], target="steps"),
