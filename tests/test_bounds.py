@@ -7,8 +7,8 @@ import pytest
 from helpers import run_python
 
 from lstm_ext import LSTM, LSTMNetwork, _heads, _kernels, _stack, train
-from lstm_ext.training import plan
-from lstm_ext.workspace import aligned_empty
+from lstm_ext._products import aligned_empty
+from lstm_ext.training import driver
 
 DEEP_CALLS = """
 import sys, threading, numpy as np
@@ -89,7 +89,7 @@ def poisoned(monkeypatch):
 
     for module in (_stack, _heads):
         monkeypatch.setattr(module, "aligned_empty", poison)
-    for module in (_stack, plan):
+    for module in (_stack, driver):
         monkeypatch.setattr(module, "LayerStack", recorded)
     return check
 
@@ -133,7 +133,7 @@ def test_training_writes_no_further_than_its_arrays(target, memory, poisoned):
 GUARDED = """
 import ctypes, mmap, sys, numpy as np
 from lstm_ext import MSE, LSTMNetwork, _kernels
-from lstm_ext.training.plan import Plan
+from lstm_ext.training.driver import PassRunner
 from lstm_ext.sequences import Sequences
 PAGE, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
 def guarded(array, at_end):
@@ -168,9 +168,9 @@ for dtype in ("float32", "float64"):
                     for given in sequences:
                         given.rows = guarded(given.rows, at_end)
                         Y = guarded(np.zeros((N, 3), dtype), at_end)
-                        plan = Plan(network.parameters, network.architecture, given, Y, target="last", loss=MSE(),
-                                    optimizer=None, batch_size=None, isa=isa)
-                        plan.gradients(0)
+                        runner = PassRunner(network.parameters, network.architecture, given, Y, target="last",
+                                            loss=MSE(), optimizer=None, batch_size=None, isa=isa)
+                        runner.gradients(0)
 print("ended")
 """
 

@@ -17,7 +17,7 @@ from lstm_ext import _kernels
 
 PACKAGE = Path(lstm_ext.__file__).parent
 CITATION = Path(__file__).parent.parent / "CITATION.cff"
-COMPILED = {"_memoryviews", "_kernels", "_threads", "_products", "_passes", "_stack", "_heads", "_inference", "_epoch"}
+SOURCES = Path(__file__).parents[1] / "src/lstm_ext"
 
 
 def name_of(path):
@@ -37,15 +37,26 @@ LAYERS = [
     {"forecasting", "forecasting.forecaster", "verification", "config"},
     {"forecasting.evaluation"},
     {"forecasting.examples"},
-    {"training", "training.loop"},
+    {"training", "training.article", "training.loop"},
     {"network"},
-    {"layers", "training.plan", "files"},
-    {"training.losses", "training.optimizers", "workspace", "parameters", "sequences", "activations", "scaling"},
+    {"training.driver"},
+    {"training.targets"},
+    {"layers", "files", "training.batches"},
+    {"training.callbacks", "training.memory", "training.progress"},
+    {"training.losses", "training.optimizers", "parameters", "sequences", "activations", "scaling"},
     {"forecasting.series"},
     {"forecasting.co2", "forecasting.tables", "forecasting.windows", "threads", "options"},
     {"checks", "_version"},
-    COMPILED,
+    {"_epoch", "_inference"},
+    {"_heads"},
+    {"_stack"},
+    {"_passes"},
+    {"_products"},
+    {"_threads"},
+    {"_kernels"},
+    {"_memoryviews"},
 ]
+COMPILED = set.union(*LAYERS[-8:])
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
@@ -63,9 +74,13 @@ def imports(module):
 
 def siblings(module):
     """Return which modules of the package a module imports; the package itself is `__init__`."""
+    return within_the_package(imports(module))
+
+
+def within_the_package(names):
     known = (MODULES.keys() | COMPILED) - {"__init__"}
     found = set()
-    for name in imports(module):
+    for name in names:
         if name.split(".")[0] == "lstm_ext":
             own = name.removeprefix("lstm_ext").removeprefix(".")
             found.add(next((place for place in (own, own.rpartition(".")[0]) if place in known), "__init__"))
@@ -83,6 +98,21 @@ def test_every_module_has_its_place():
 def test_imports_go_one_way(module):
     for other in siblings(module) - ORACLE:
         assert RANK[module] < RANK[other], f"{module} imports {other}"
+
+
+@pytest.mark.skipif(not SOURCES.is_dir(), reason="the compiled half's sources are not installed")
+def test_imports_of_the_compiled_half_go_one_way():
+    """None of the Python half, and of its own modules those below."""
+    sources = {path: path.stem for path in SOURCES.glob("*.p[xy][xd]")}
+    assert set(sources.values()) == COMPILED - {"_memoryviews"}
+    for path, module in sources.items():
+        lines = re.findall(
+            r"^\s*(?:from\s+(\S+)\s+c?import\s+\(?\s*(\w+)|c?import\s+(\S+))", path.read_text("utf-8"), re.M
+        )
+        names = {whole or f"{base}.{name}" for base, name, whole in lines}
+        for other in within_the_package(names) - {module}:
+            assert other in COMPILED, f"{path.name} imports {other}"
+            assert RANK[module] < RANK[other], f"{path.name} imports {other}"
 
 
 def test_the_oracle_imports_numpy_alone():
@@ -105,7 +135,7 @@ def test_the_package_needs_numpy_alone():
         "files": {"safetensors"},
         "forecasting.plots": {"matplotlib"},
         "forecasting.tables": {"pyarrow"},
-        "training.loop": {"tqdm"},
+        "training.progress": {"tqdm"},
     }
     for module in MODULES:
         foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names

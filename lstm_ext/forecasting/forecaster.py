@@ -29,7 +29,8 @@ from lstm_ext.forecasting.tables import Floats, Source
 from lstm_ext.network import LSTMNetwork, load_model
 from lstm_ext.options import Architecture, hinting
 from lstm_ext.scaling import SequenceScaler
-from lstm_ext.training.loop import Callback, History, as_callbacks, train
+from lstm_ext.training.callbacks import as_callbacks
+from lstm_ext.training.loop import Callback, History, train
 from lstm_ext.training.optimizers import Adam
 
 _DETAILS_KEY = "forecaster"

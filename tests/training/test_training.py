@@ -29,7 +29,7 @@ from lstm_ext import (
     train,
     train_lstm,
 )
-from lstm_ext.training import loop
+from lstm_ext.training import progress
 
 LOSSES = [(loss, target) for loss in ("mse", "cross_entropy") for target in ("last", "steps")]
 QUIET = {"verbose": False}
@@ -1014,7 +1014,7 @@ class FakeBar:
 def record_bars(monkeypatch):
     """Let stderr be a terminal with a bar, and return the bars."""
     monkeypatch.setattr(FakeBar, "bars", [], raising=False)
-    monkeypatch.setattr(loop, "_tqdm", lambda: FakeBar)
+    monkeypatch.setattr(progress, "_tqdm", lambda: FakeBar)
     monkeypatch.setattr(sys, "stderr", Terminal())
     return FakeBar.bars
 
@@ -1060,9 +1060,9 @@ class Raising:
 def test_lines_tell_the_losses_at_most_once_a_second_and_the_last(terminal, monkeypatch, capsys):
     """Without a terminal, or without tqdm; each epoch takes 0.4 seconds here."""
     clock = iter(0.4 * k for k in range(100))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     if terminal:
-        monkeypatch.setattr(loop, "_tqdm", lambda: None)
+        monkeypatch.setattr(progress, "_tqdm", lambda: None)
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     X, Y = data(7, 5, 3, 2)
     for how in ({}, {"validation_data": (X, Y)}):
