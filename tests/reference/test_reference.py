@@ -1,4 +1,4 @@
-"""The oracle is proven here: its gradients against complex-step derivatives, the rest by hand."""
+"""Proof of the oracle: its gradients by complex-step derivatives, the rest by hand."""
 
 import copy
 import functools
@@ -42,7 +42,7 @@ def complex_step(function, arguments, name):
 
 
 def randomised(model, rng):
-    """Give every parameter, the biases too, a value of the usual size."""
+    """Give every parameter, including the biases, a value of the usual size."""
     model.parameters = rng.uniform(-0.7, 0.7, model.parameters.shape)
     return model
 
@@ -454,7 +454,7 @@ def test_train_lstm_is_sgd_on_the_last_output(capsys):
 
 
 def test_train_lstm_trace(capsys):
-    """Losses of this very program, frozen: a change of any number shows."""
+    """The frozen losses of this program show any change of a number."""
     np.random.seed(0)
     X, Y = toy_task()
     train_lstm(X, Y, 1, 5, 2, epochs=4)
@@ -874,7 +874,7 @@ HEADS = {
 
 
 def own_features(network, target, H, h_T, live):
-    """Return what the head sees."""
+    """Return the features that the head is applied to."""
     options = network.options
     if target == "last":
         parts = h_T[-2:] if options.bidirectional else h_T[-1:]
@@ -1145,7 +1145,7 @@ def test_models_can_be_copied():
 
 
 def test_everything_together():
-    """All that goes together, at once, along random directions."""
+    """Check all compatible options at once, along random directions."""
     options = FULL | {"cell_clip": 0.7, "dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": (0.2, 0.1)}
     options |= {"weight_dropout": 0.2, "gate_activation": "hard_sigmoid", "cell_activation": "relu"}
     test_option_pair_gradients(options | {"num_layers": 3, "coupled_gates": True}, "mask")
