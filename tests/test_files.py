@@ -356,7 +356,7 @@ ARCHITECTURE = {"input_dim": 1, "hidden_dim": 2, "output_dim": 1, "readout": "la
         (
             "architecture",
             ARCHITECTURE | {"readout": "sum"},
-            "does not take: readout is 'sum'; expected one of 'last', 'steps'",
+            "does not accept: readout is 'sum'; expected one of 'last', 'steps'",
         ),
         ("architecture", ARCHITECTURE | {"readout": None}, "readout is None"),
         ("architecture", ARCHITECTURE | {"readout": ["last"]}, "readout is ['last']"),
