@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -17,8 +17,9 @@ from lstm_ext.options import OptionArguments
 if TYPE_CHECKING:
     from lstm_ext import reference
 
-# N, T, I, H, O. They leave remainders of every vector width, of every tile, and of the blocks of steps and sequences
-# into which the passes are divided.
+_Shape: TypeAlias = tuple[int, int, int, int, int]  # N, T, I, H, O
+# These leave remainders of every vector width, of every tile, and of the blocks of steps and sequences into which the
+# passes are divided.
 _SHAPES = (
     (1, 1, 1, 1, 1),
     (2, 3, 2, 5, 3),
@@ -28,7 +29,7 @@ _SHAPES = (
     (1, 300, 3, 5, 2),
     (300, 2, 2, 5, 3),
 )
-_OPTION_SHAPE = (7, 6, 3, 13)
+_OPTION_SHAPE = (7, 6, 3, 13, 2)
 _TOLERANCE = {
     "float32": {"forward": 5e-6, "gradients": 2e-5},
     "float64": {"forward": 1e-12, "gradients": 1e-12},
@@ -155,13 +156,13 @@ def _verify_one(isa: str, dtype: str) -> Verification:
 def _pairs(rng: np.random.Generator, dtype: str, isa: int) -> Iterator[tuple[str, Array, Array]]:
     """Yield what is compared: "forward" or "gradients", our array, the oracle's. Other threads keep their `isa`."""
     for shape in _SHAPES:
-        yield from _layer_pairs(rng, dtype, isa, *shape[:4])
+        yield from _layer_pairs(rng, dtype, isa, shape)
         for readout in ("last", "steps"):
-            yield from _network_pairs(rng, dtype, isa, *shape, readout=readout)
+            yield from _network_pairs(rng, dtype, isa, shape, readout)
     for readout in POOLED:
-        yield from _network_pairs(rng, dtype, isa, *_OPTION_SHAPE, 2, readout=readout)
+        yield from _network_pairs(rng, dtype, isa, _OPTION_SHAPE, readout)
     for options in _option_sets():
-        yield from _layer_pairs(rng, dtype, isa, *_OPTION_SHAPE, ragged=True, **options)
+        yield from _layer_pairs(rng, dtype, isa, _OPTION_SHAPE, ragged=True, **options)
 
 
 def _option_sets() -> tuple[OptionArguments, ...]:
@@ -184,16 +185,14 @@ def _layer_pairs(
     rng: np.random.Generator,
     dtype: str,
     isa: int,
-    N: int,
-    T: int,
-    I: int,
-    H: int,
+    shape: _Shape,
     *,
     ragged: bool = False,
     **options: Unpack[OptionArguments],
 ) -> Iterator[tuple[str, Array, Array]]:
     from lstm_ext import reference
 
+    N, T, I, H, _ = shape
     ours, oracle = LSTM(I, H, dtype=dtype, seed=1, **options), reference.LSTM(I, H, dtype="float64", **options)
     ours._isa = isa
     oracle.parameters = ours.parameters
@@ -201,8 +200,8 @@ def _layer_pairs(
     cells, R = len(architecture.cells), architecture.state_dim
     states = [(N, R), (N, H)] if cells == 1 else [(cells, N, R), (cells, N, H)]
     X, h0, C0, dH, dh_T, dC_T = (
-        rng.standard_normal(shape).astype(dtype)
-        for shape in ((N, T, I), *states, (N, T, architecture.features), *states)
+        rng.standard_normal(sizes).astype(dtype)
+        for sizes in ((N, T, I), *states, (N, T, architecture.features), *states)
     )
     arguments: dict[str, Any] = {"return_tape": True}
     if ragged:
@@ -218,25 +217,17 @@ def _layer_pairs(
 
 
 def _network_pairs(
-    rng: np.random.Generator,
-    dtype: str,
-    isa: int,
-    N: int,
-    T: int,
-    I: int,
-    H: int,
-    O: int,
-    *,
-    readout: str,
+    rng: np.random.Generator, dtype: str, isa: int, shape: _Shape, readout: str
 ) -> Iterator[tuple[str, Array, Array]]:
+    N, T, I, H, O = shape
     ours = LSTMNetwork(I, H, O, readout=readout, dtype=dtype, seed=2)
     ours._isa = isa
     oracle = to_reference(ours)
     X = rng.standard_normal((N, T, I)).astype(dtype)
     yield "forward", ours.predict(X), oracle.predict(X)
-    shape = (N, T) if readout == "steps" else (N,)
+    rows = (N, T) if readout == "steps" else (N,)
     for loss in ("mse", "cross_entropy"):
-        Y = rng.standard_normal((*shape, O)).astype(dtype) if loss == "mse" else rng.integers(0, O, shape)
+        Y = rng.standard_normal((*rows, O)).astype(dtype) if loss == "mse" else rng.integers(0, O, rows)
         value_ours, gradient_ours = ours.gradient(X, Y, loss=loss)
         value_oracle, gradient_oracle = oracle.gradient(X, Y, loss=loss)
         yield "forward", np.array(value_ours), np.array(value_oracle)
