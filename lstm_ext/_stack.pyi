@@ -12,6 +12,7 @@ ACTIVATIONS: dict[str, int]
 
 @disjoint_base
 class LayerStack:
+    dtype: np.dtype[Any]
     bytes: int
     by_lanes: tuple[int, ...]
     def __init__(

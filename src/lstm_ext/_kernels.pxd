@@ -112,6 +112,9 @@ cdef extern from "kernels.h" nogil:
 
 
 cdef extern from "runtime.h" nogil:
+    enum:
+        CACHE_LINE  # bytes
+
     unsigned long long denormals_flush()
     void denormals_restore(unsigned long long)
     double wall_seconds()
