@@ -25,6 +25,7 @@ from helpers import relative_error
 import lstm_ext
 from lstm_ext import LSTM, LSTMCell, LSTMNetwork, ModelFileError, NonFiniteError, _kernels, _threads, reference, threads
 
+READOUTS = ("last", "steps", "mean", "max")
 REFUSALS = (TypeError, ValueError, NonFiniteError, ModelFileError)
 SECONDS_OF_A_CASE = 240  # under a sanitizer, on a busy machine
 # Norm-wise. The tests measure the errors of rounding; this finds wrong numbers.
@@ -126,27 +127,22 @@ class Case:
         self.N, self.T, I, H, O = draw_sizes(draw)
         self.options = draw_options(draw, H)
         self.dtype = draw.one_of("float32", "float64")
-        self.readout = draw.one_of("last", "steps", "mean", "max")
+        self.readout = draw.one_of(*READOUTS)
         self.loss = draw.one_of(*sorted(reference.LOSSES))
-        self.network = LSTMNetwork(I, H, draw.one_of(O, O, None), dtype=self.dtype, seed=seed, **self.options)
+        made = self.options | {"dtype": self.dtype, "readout": self.readout}
+        self.network = LSTMNetwork(I, H, draw.one_of(O, O, None), seed=seed, **made)
         self.network.parameters += draw.rng.uniform(-0.1, 0.1, self.network.parameters.shape).astype(self.dtype)
         self.width = self.network.output_dim or self.network.architecture.features
-        self.twin = self._twin(reference.LSTMNetwork, self.network)
+        self.twin = reference.LSTMNetwork(I, H, self.network.output_dim, **made | {"dtype": "float64"})
+        self.twin.parameters = self.network.parameters
         self.way = draw.one_of("whole", "lengths", "mask", "list")
         self.live = self._live()
         self.dropout_seed = draw.one_of(None, seed)
-        self.how = {"target": self.readout}
         self._draw_data(I)
         rough = ROUGH & self.options.keys() or self.readout == "max"
         self.comparable = self.dtype == "float64" or not rough
         self.tolerance = LOOSE_TOLERANCE if MAGNIFYING & self.options.keys() else TOLERANCE[self.dtype]
         self.may_diverge = "cell_activation" in self.options
-
-    def _twin(self, kind, model):
-        twin = kind(*model.sizes, *[None] * (kind is reference.LSTMNetwork and len(model.sizes) == 2),
-                    dtype="float64", **self.options)  # fmt: skip
-        twin.parameters = model.parameters
-        return twin
 
     def _live(self):
         """Return which of the N x T steps are there."""
@@ -191,6 +187,17 @@ class Case:
         return self.Y
 
     @property
+    def readouts(self):
+        """What `predict` can be asked for."""
+        if self.network.output_dim is None:
+            return READOUTS
+        return ("last", "steps") if self.readout in ("last", "steps") else (self.readout,)
+
+    @property
+    def has_steps(self):
+        return "steps" in self.readouts
+
+    @property
     def runs_forwards(self):
         return not {"bidirectional", "go_backwards"} & self.options.keys()
 
@@ -225,15 +232,16 @@ def assert_same(what, actual, expected):
 
 def check_predict(case):
     X, given = case.data(case.values)
-    first = case.network.predict(X, **given, **case.how, num_threads=1)
-    assert_close(case, "predict", first, case.twin.predict(case.data(case.clean)[0], **given, **case.how))
-    assert_same("predict with threads", case.network.predict(X, **given, **case.how, num_threads=3), first)
+    asked = case.draw.one_of({}, {"readout": case.draw.one_of(*case.readouts)})
+    first = case.network.predict(X, **given, **asked, num_threads=1)
+    assert_close(case, "predict", first, case.twin.predict(case.data(case.clean)[0], **given, **asked))
+    assert_same("predict with threads", case.network.predict(X, **given, **asked, num_threads=3), first)
     with ThreadPoolExecutor(2) as pool:
-        for other in pool.map(lambda n: case.network.predict(X, **given, **case.how, num_threads=n), (1, 2)):
+        for other in pool.map(lambda n: case.network.predict(X, **given, **asked, num_threads=n), (1, 2)):
             assert_same("predict by several callers", other, first)
     rows = np.sort(case.draw.rng.permutation(case.N)[: case.draw.one_of(1, 2, case.N)])
     X, given = case.data(case.values, rows)
-    some = case.network.predict(X, **given, **case.how)
+    some = case.network.predict(X, **given, **asked)
     for n, y in zip(rows, some, strict=True):
         steps = min(len(y), len(first[n]))  # a list of equal lengths comes back as an array
         assert_same("predict of a part of the batch", y[:steps], first[n][:steps])
@@ -241,7 +249,7 @@ def check_predict(case):
 
 def check_gradient(case):
     X, given = case.data(case.values)
-    arguments = given | case.how | {"loss": case.loss, "dropout_seed": case.dropout_seed}
+    arguments = given | {"loss": case.loss, "dropout_seed": case.dropout_seed}
     loss, gradient = case.network.gradient(X, case.targets(), **arguments, num_threads=1)
     clean, _ = case.data(case.clean)
     expected_loss, expected = case.twin.gradient(clean, case.targets(), **arguments)
@@ -259,7 +267,7 @@ def check_gradient(case):
 def check_train(case):
     """Check the bits of any training, and one step of SGD against the oracle's gradient."""
     draw, (X, given) = case.draw, case.data(case.values)
-    how = given | case.how | {"loss": case.loss, "seed": case.seed, "verbose": False}
+    how = given | {"loss": case.loss, "seed": case.seed, "verbose": False}
     chunked = case.runs_forwards and case.readout in ("last", "steps") and draw.chance(0.5)
     various = {
         "batch_size": draw.one_of(1, 3, case.N, 1000) if case.N < 40 else draw.one_of(31, 1000),
@@ -284,7 +292,7 @@ def check_train(case):
     assert_same("train", train(optimizer, **various, **memory, num_threads=3), first)
 
     stepped, _ = train(lambda: lstm_ext.SGD(0.01), epochs=1, batch_size=case.N, shuffle=False)
-    arguments = given | case.how | {"loss": case.loss}
+    arguments = given | {"loss": case.loss}
     drops = {"dropout", "recurrent_dropout", "zoneout", "weight_dropout"} & case.options.keys()
     seed = case.seed if drops else None
     clean, _ = case.data(case.clean)
@@ -309,7 +317,9 @@ def check_layer(case):
     X, given = case.data(case.values)
     first = run(layer, X, given, num_threads=1)
     assert_same("the layer with threads", run(layer, X, given, num_threads=3), first)
-    expected = run(case._twin(reference.LSTM, layer), *case.data(case.clean))
+    twin = reference.LSTM(*layer.sizes, dtype="float64", **case.options)
+    twin.parameters = layer.parameters
+    expected = run(twin, *case.data(case.clean))
     for name, *pair in zip(("H", "h", "C", "dX", "dh0", "dC0", "parameters"), first, expected, strict=True):
         assert_close(case, f"the layer's {name}", *pair)
 
@@ -327,10 +337,10 @@ def check_cell(case):
 
 def check_step(case):
     """Advance streams; their outputs are those of a whole sequence."""
-    if not case.runs_forwards:
+    if not (case.runs_forwards and case.has_steps):
         return
     network, X = case.network, case.clean.astype(case.dtype)
-    whole = network.predict(X, **case.how | {"target": "steps"})
+    whole = network.predict(X, readout="steps")
     state = network.initial_state(case.N, num_threads=case.draw.one_of(1, 3))
     for t in range(case.T):
         out = case.draw.one_of(None, np.empty((case.N, case.width), case.dtype))
@@ -368,7 +378,7 @@ WRONG = {
     "recompute_every": WRONG_COUNTS,
     "memory_budget": (*WRONG_COUNTS, 1, "1 parsec", "-3MB"),
     "clip_norm": (0, -1.0, np.nan, np.inf, "1"),
-    "target": ("first", None, 3, ["last"]),
+    "readout": ("first", 3, ["last"]),
     "loss": ("mean", 3, None, lstm_ext.MSE),
     "optimizer": ("adamant", 3, None, lstm_ext.Adam),
     "shuffle": (1, "yes", None),
@@ -383,9 +393,9 @@ WRONG = {
 }
 EVERYWHERE = ("num_threads", "mask", "lengths")
 ACCEPTED = {
-    "predict": (*EVERYWHERE, "target"),
-    "gradient": (*EVERYWHERE, "target", "loss", "dropout_seed", "recompute_every", "memory_budget"),
-    "train": [name for name in WRONG if name not in ("dropout_seed", "return_tape")],
+    "predict": (*EVERYWHERE, "readout"),
+    "gradient": (*EVERYWHERE, "loss", "dropout_seed", "recompute_every", "memory_budget"),
+    "train": [name for name in WRONG if name not in ("readout", "dropout_seed", "return_tape")],
     "forward": (*EVERYWHERE, "dropout_seed", "return_tape"),
 }
 
@@ -427,11 +437,10 @@ def check_refusals(case):
     draw, network = case.draw, case.network
     layer = LSTM(*network.sizes[:2], dtype=case.dtype, **case.options)
     X, given = case.data(case.clean)
-    Y, how = case.targets(), given | case.how
-    training = how | {"loss": case.loss, "epochs": 1, "verbose": False}
+    Y, training = case.targets(), given | {"loss": case.loss, "epochs": 1, "verbose": False}
     calls = {
-        "predict": lambda X, Y, **wrong: network.predict(X, **how | wrong),
-        "gradient": lambda X, Y, **wrong: network.gradient(X, Y, **how | {"loss": case.loss} | wrong),
+        "predict": lambda X, Y, **wrong: network.predict(X, **given | wrong),
+        "gradient": lambda X, Y, **wrong: network.gradient(X, Y, **given | {"loss": case.loss} | wrong),
         "train": lambda X, Y, **wrong: lstm_ext.train(network, X, Y, **training | wrong),
         "forward": lambda X, Y, **wrong: layer.forward(X, **given | wrong),
     }
@@ -443,6 +452,9 @@ def check_refusals(case):
             wrong, kind = spoiled(draw, case.clean, case.live)
             if kind != "rows" or given or name in ("gradient", "train"):
                 refuse(f"{name} with X spoiled: {kind}", lambda c=call, x=wrong: c(x, Y))
+    for readout in READOUTS:
+        if readout not in case.readouts:
+            refuse(f"predict with readout={readout!r}", lambda r=readout: network.predict(X, **given, readout=r))
     if case.way == "whole":
         wrong, kind = spoiled(draw, case.Y)
         refuse(f"train with Y spoiled: {kind}", lambda: calls["train"](X, wrong))
@@ -450,8 +462,8 @@ def check_refusals(case):
 
 def check_refused_steps(case):
     network = case.network
-    if not case.runs_forwards:
-        refuse("initial_state of a network that runs backwards", network.initial_state)
+    if not (case.runs_forwards and case.has_steps):
+        refuse("initial_state of a network without single steps", network.initial_state)
         return
     state = network.initial_state(case.N)
     x = case.clean[:, 0].astype(case.dtype)
@@ -482,10 +494,10 @@ def check_refused_weights(case):
     network, (X, given) = copy.deepcopy(case.network), case.data(case.values)
     place = case.draw.rng.integers(len(network.parameters))
     network.parameters[place] = case.draw.one_of(np.nan, np.inf, -np.inf)
-    before, how = bits(network.parameters), given | case.how
+    before = bits(network.parameters)
     with np.errstate(all="ignore"):
-        network.predict(X, **how)
-        training = how | {"loss": case.loss, "epochs": 1, "verbose": False}
+        network.predict(X, **given)
+        training = given | {"loss": case.loss, "epochs": 1, "verbose": False}
         refuse("train with weights not finite", lambda: lstm_ext.train(network, X, case.targets(), **training))
         with tempfile.TemporaryDirectory() as folder:
             refuse("save with weights not finite", lambda: network.save(Path(folder, "model")))
