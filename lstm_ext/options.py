@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection
+import itertools
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
@@ -215,6 +216,21 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
+GATES = ("i", "f", "C", "o")
+"""The order of the gates in storage, by the article's names (C is the candidate, elsewhere called g)."""
+
+
+def count_numbers(shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Return how many numbers weights of these shapes hold."""
+    return sum(rows * columns for rows, columns in shapes.values())
+
+
+def offsets_of(shapes: Mapping[str, tuple[int, int]], begin: int) -> dict[str, int]:
+    """Return where each of these weights begins if they follow one another from `begin` on."""
+    sizes = (rows * columns for rows, columns in shapes.values())
+    return dict(zip(shapes, itertools.accumulate(sizes, initial=begin), strict=False))
+
+
 class Cell(NamedTuple):
     """One cell of a network.
 
@@ -309,6 +325,11 @@ class Architecture:
         return max(options.dropout, options.recurrent_dropout, options.weight_dropout, *options.zoneout) > 0
 
     @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The gates with weights, in the order of storage."""
+        return tuple(gate for gate in GATES if gate != "f" or not self.options.coupled_gates)
+
+    @property
     def gates(self) -> int:
         """The number of gates with weights, G."""
         return 3 if self.options.coupled_gates else 4
@@ -341,6 +362,42 @@ class Architecture:
             for layer in range(self.options.num_layers)
             for direction in range(self.directions)
         )
+
+    def cell_shapes(self, input_dim: int) -> dict[str, tuple[int, int]]:
+        """Return the shapes of the weights of a cell with inputs of this width, in the order of storage.
+
+        Names have no suffix. The passes take the weights of a group as one array: W, b, from p to shift, h_0 and C_0.
+        """
+        H, R, options = self.hidden_dim, self.state_dim, self.options
+        shapes = {f"W_{gate}": (H, R + input_dim) for gate in self.gate_names}
+        if options.use_bias:
+            shapes |= {f"b_{gate}": (H, 1) for gate in self.gate_names}
+        if options.peephole:
+            shapes |= {f"p_{gate}": (H, 1) for gate in self.gate_names if gate != "C"}
+        if options.layer_norm:
+            GH = self.gates * H
+            shapes |= {"gain_x": (GH, 1), "gain_h": (GH, 1), "gain_C": (H, 1), "shift_C": (H, 1)}
+        if options.proj_size is not None:
+            shapes |= {"W_r": (R, H)}
+        if options.learn_initial_state:
+            shapes |= {"h_0": (R, 1), "C_0": (H, 1)}
+        return shapes
+
+    @cached_property
+    def offsets(self) -> tuple[dict[str, int], ...]:
+        """For each cell, where its weights begin in the flat parameter vector, by their names without suffix."""
+        begin, offsets = 0, []
+        for cell in self.cells:
+            shapes = self.cell_shapes(cell.input_dim)
+            offsets.append(offsets_of(shapes, begin))
+            begin += count_numbers(shapes)
+        return tuple(offsets)
+
+    @cached_property
+    def cell_parameters(self) -> int:
+        """The number of parameters of all cells, in a time that does not grow with the number of layers."""
+        first, others = (count_numbers(self.cell_shapes(width)) for width in (self.input_dim, self.features))
+        return self.directions * (first + (self.options.num_layers - 1) * others)
 
     @cached_property
     def is_plain(self) -> bool:

@@ -178,7 +178,7 @@ class PassRunner:
 
     def _begin_epoch(self) -> None:
         batches = self.batches
-        self.loop.set_order(batches.members, batches.draw_order, batches.starts, batches.first_steps)
+        self.loop.set_order(batches.members, batches.unsorted_positions, batches.starts, batches.first_steps)
 
     def _steps_at_once(self, architecture: Architecture, batch_size: int | None) -> int | None:
         """Return the maximum number of steps of a pass that keeps nothing; None: all."""
@@ -334,7 +334,7 @@ class PassRunner:
 
 
 def _check_tbptt(tbptt: int | None, architecture: Architecture) -> None:
-    """Raise unless sequences can be cut into chunks."""
+    """Raise unless sequences can be divided into chunks."""
     if tbptt is None:
         return
     options = architecture.options

@@ -63,7 +63,7 @@ class _Common(TypedDict):
     isa: int
 
 
-_VALIDATION = "validation_data: "  # put before errors about these data
+_VALIDATION = "validation_data: "  # the prefix of errors about these data
 
 Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
 """Called after each epoch. True stops training; None or False goes on."""

@@ -62,7 +62,7 @@ def test_a_loop_takes_one_head_and_one_stack():
 
 ORDERS = {
     "members": [lambda a: a[:-1], lambda a: a[::-1].copy(), lambda a: a + 1, lambda a: a - 1, lambda a: a.astype("i4")],
-    "draw_order": [lambda a: a[1:], lambda a: a.astype("i4")],
+    "unsorted_positions": [lambda a: a[1:], lambda a: a.astype("i4")],
     "starts": [lambda a: a + 3, lambda a: a - 1, lambda a: a[1:]],
     "first_steps": [lambda a: a + 2, lambda a: a - 1, lambda a: a[1:]],
 }
