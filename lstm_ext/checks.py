@@ -155,7 +155,7 @@ def as_positive(name: str, value: Any) -> float:
     return number
 
 
-def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+def as_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not (isinstance(value, str) and value in choices):
         raise ValueError(f"{name} is {short_repr(value)}; expected one of {', '.join(map(repr, choices))}")

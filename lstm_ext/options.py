@@ -9,12 +9,13 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 
+from lstm_ext._heads import READOUTS
 from lstm_ext.checks import as_choice, as_flag, as_number, as_positive, as_size, short_repr
 
 SIZES = ("input_dim", "hidden_dim", "output_dim")
@@ -253,7 +254,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and options together: all that the shape of a network follows from.
+    """Sizes, options and readout: what a network is, apart from its weights.
 
     Parameters
     ----------
@@ -263,19 +264,24 @@ class Architecture:
         The width of y_t; None without a head.
     options : Options
         Those of every cell.
+    readout : {"last", "steps", "mean", "max"}
+        What the head is applied to, as for `LSTMNetwork`. Cells and layers alone have the default. The parameters do
+        not depend on it.
 
     Raises
     ------
     TypeError, ValueError
-        If a size is not an integer of at least 1, or an option does not fit it.
+        If a size is not an integer of at least 1, an option does not fit it, or the readout is unknown.
     """
 
     input_dim: int
     hidden_dim: int
     output_dim: int | None = None
     options: Options = Options()
+    readout: str = "last"
 
     def __post_init__(self) -> None:
+        as_choice("readout", self.readout, READOUTS)
         for name, value in zip(SIZES, self.sizes, strict=False):
             object.__setattr__(self, name, as_size(name, value))
         proj_size = self.options.proj_size
@@ -284,12 +290,27 @@ class Architecture:
             raise ValueError(f"proj_size is {given}; expected less than hidden_dim, which is {hidden_dim}")
 
     def __str__(self) -> str:
-        """Return the arguments that make it: the sizes, and the options that are not at their defaults."""
+        """Return the arguments that make it: the sizes, and what is not at its default."""
         arguments = dict(zip(SIZES, self.sizes, strict=False))
-        return ", ".join(f"{name}={short_repr(value)}" for name, value in (arguments | self.options.changed()).items())
+        return ", ".join(f"{name}={short_repr(value)}" for name, value in (arguments | self.changed()).items())
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # nothing that follows from them
+
+    def changed(self) -> dict[str, Any]:
+        """Return the readout and those options that are not at their defaults.
+
+        Returns
+        -------
+        dict
+            Name to value, as keyword arguments of `LSTMNetwork`.
+        """
+        readout = {} if self.readout == Architecture.readout else {"readout": self.readout}
+        return readout | self.options.changed()
+
+    def with_readout(self, readout: str) -> Architecture:
+        """Return the same architecture with this readout."""
+        return self if readout == self.readout else replace(self, readout=readout)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -384,9 +405,11 @@ class Architecture:
         return self.options.changed().keys() <= {"forget_bias"}
 
 
-def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments) -> Architecture:
+def as_architecture(
+    input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments, readout: str = "last"
+) -> Architecture:
     """Return what the arguments of a constructor ask for; the errors are those of `Options` and `Architecture`."""
-    return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)))
+    return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)), readout)
 
 
 _MEANT = {
@@ -412,8 +435,10 @@ _MEANT = {
     "random_state": "seed",
     "batch_first": "X is (N, T, input_dim) always",
     "time_major": "X is (N, T, input_dim) always",
-    "return_sequences": "LSTM.forward always returns the outputs of all steps; for LSTMNetwork, pass target='steps' to "
-    "predict, gradient or train",
+    "return_sequences": "LSTM.forward always returns the outputs of all steps; LSTMNetwork has readout='steps'",
+    "targets": "Y",
+    "target": "readout",
+    "readout": "readout is an argument of LSTMNetwork",
     "stateful": "initial_state and step keep states",
     "lr": "learning_rate",
     "learning_rate": "pass optimizer=Adam(learning_rate=...) to train",
@@ -430,10 +455,7 @@ _Hinted = TypeVar("_Hinted", bound=Callable[..., Any])
 
 
 def hinting(function: _Hinted) -> _Hinted:
-    """Have a function, or a class's constructor, say which argument is meant by an unknown name.
-
-    Check the argument names first, then call: Python reports missing arguments.
-    """
+    """Have a function, or a class's constructor, say which argument is meant by an unknown name."""
     if isinstance(function, type):
         kind = cast(Any, function)
         kind.__init__ = hinting(kind.__init__)
@@ -446,10 +468,13 @@ def hinting(function: _Hinted) -> _Hinted:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"{name} is not an argument; {_hint(name, known)}")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(f"{name} is not an argument; {_hint(name, known)}") from None
+            raise
 
     return cast(_Hinted, call)
 

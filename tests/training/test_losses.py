@@ -43,8 +43,8 @@ def test_outputs_are_a_list_where_x_is_no_plain_array(given, tbptt):
         seen.append((outputs, goal))
         return squares(outputs, np.asarray(goal) if isinstance(outputs, np.ndarray) else goal)
 
-    network, twin = (LSTMNetwork(3, 4, 2, dtype="float64", seed=0) for _ in range(2))
-    common = {"target": "steps", "batch_size": 2, "epochs": 1, "shuffle": False, "tbptt": tbptt, "verbose": False}
+    network, twin = (LSTMNetwork(3, 4, 2, readout="steps", dtype="float64", seed=0) for _ in range(2))
+    common = {"batch_size": 2, "epochs": 1, "shuffle": False, "tbptt": tbptt, "verbose": False}
     train(network, sequences, targets, loss=loss, optimizer=SGD(0.1), **how, **common)
     train(twin, X, STEPS, optimizer=SGD(0.1), **common)
     assert np.allclose(network.parameters, twin.parameters, rtol=0, atol=1e-14)
@@ -58,16 +58,16 @@ def test_outputs_are_a_list_where_x_is_no_plain_array(given, tbptt):
 
 
 @pytest.mark.parametrize("how", [{}, {"lengths": [4, 1, 2, 3, 4]}])
-@pytest.mark.parametrize("target", ["last", "mean", "max"])
-def test_outputs_are_one_array_where_each_sequence_has_one(target, how):
+@pytest.mark.parametrize("readout", ["last", "mean", "max"])
+def test_outputs_are_one_array_where_each_sequence_has_one(readout, how):
     def loss(outputs, targets):
         assert isinstance(outputs, np.ndarray)
         assert outputs.shape == targets.shape == (5, 2)
         return squares(outputs, targets)
 
-    network = LSTMNetwork(3, 4, 2, dtype="float64", seed=0)
-    value, gradient = network.gradient(X, STEPS[:, 0], loss=loss, target=target, **how)
-    expected, slope = network.gradient(X, STEPS[:, 0], target=target, **how)
+    network = LSTMNetwork(3, 4, 2, readout=readout, dtype="float64", seed=0)
+    value, gradient = network.gradient(X, STEPS[:, 0], loss=loss, **how)
+    expected, slope = network.gradient(X, STEPS[:, 0], **how)
     assert np.isclose(value, expected, rtol=1e-14)
     assert np.allclose(gradient, slope, rtol=0, atol=1e-15)
 
@@ -89,12 +89,12 @@ LAST_AXIS = {
     "buffer": (X, array("d", ONE[:, 0]), {}),
     "list": (X, ONE[:, 0].tolist(), {}),
     "some integers": (X, [0, 1, 2.5, 3, np.float32(4)], {}),
-    "steps": (X, ONE, {"target": "steps"}),
-    "steps of a list": (X, ONE.tolist(), {"target": "steps"}),
-    "list of X": (list(X), ONE, {"target": "steps"}),
-    "different lengths": ([X[0], X[1, :2]], [ONE[0], [0, 1]], {"target": "steps"}),
-    "lengths": (X, ONE, {"target": "steps", "lengths": [4, 2, 3, 1, 4]}),
-    "mask": (X, ONE, {"target": "steps", "mask": np.eye(5, 4, -1) == 0}),
+    "steps": (X, ONE, {}),
+    "steps of a list": (X, ONE.tolist(), {}),
+    "list of X": (list(X), ONE, {}),
+    "different lengths": ([X[0], X[1, :2]], [ONE[0], [0, 1]], {}),
+    "lengths": (X, ONE, {"lengths": [4, 2, 3, 1, 4]}),
+    "mask": (X, ONE, {"mask": np.eye(5, 4, -1) == 0}),
 }
 
 
@@ -103,8 +103,9 @@ LAST_AXIS = {
 def test_floats_of_a_single_output_get_the_last_axis(given, tbptt):
     """Without it they would broadcast to every pair of an output and a target."""
     sequences, Y, how = LAST_AXIS[given]
+    readout = "last" if np.ndim(Y[0]) == 0 else "steps"
     how = how | {"tbptt": tbptt, "batch_size": 3, "optimizer": SGD(0.1), "epochs": 2, "seed": 0, "verbose": False}
-    network, twin = (LSTMNetwork(3, 4, 1, dtype="float64", seed=0) for _ in range(2))
+    network, twin = (LSTMNetwork(3, 4, 1, readout=readout, dtype="float64", seed=0) for _ in range(2))
     train(network, sequences, Y, loss=broadcasting, **how)
     train(twin, sequences, Y, **how)
     assert np.allclose(network.parameters, twin.parameters, rtol=0, atol=1e-14)
