@@ -379,6 +379,7 @@ def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> ND
                 "class: output_dim=2 for two classes"
             )
         raise ValueError(
-            f"{element} is {source[index]}; expected a class from 0 to {classes - 1}, one for each output of the network"
+            f"{element} is {source[index]}; expected a class from 0 to {classes - 1}, one for each output of the "
+            "network"
         )
     return np.array(source, np.intp, order="C")

@@ -16,8 +16,8 @@
 #define OWN_LINE __attribute__((aligned(CACHE_LINE)))
 #define PAUSES 1000 /* 20 to 40 us: the time that a worker spins before it sleeps */
 
-/* In seconds: the sleep of the caller from which it counts as a stall, and the helpers' rest after one, which doubles up
-   to the longest while stalls follow one another. */
+/* In seconds: the sleep of the caller from which it counts as a stall, and the helpers' rest after one, which doubles
+   up to the longest while stalls follow one another. */
 #define STALL 3e-4
 #define REST 5e-3
 #define LONGEST_REST 0.2
@@ -198,7 +198,7 @@ void team_close(ptrdiff_t done)
         begin_rest();
 }
 
-/* A helper may read a loop that is over: it can no longer claim anything then. While it can, the caller waits for it. */
+/* A helper may read a loop that is over: it can no longer claim anything then. While it can, the caller waits. */
 static void help(int worker, uint64_t generation)
 {
     int workers = GET(&team.workers);

@@ -2,7 +2,7 @@
 
    A loop is `count` independent calls of a task. Its indices are divided into one range for each worker; the caller is
    worker 0. A worker that has done its own range continues with those of the others. A range is one word (generation,
-   next, end), so a claim is one compare-and-swap, which fails once the loop is over: a helper that comes late, or never,
+   next, end), so a claim is one compare-and-swap, which fails once the loop is over: a helper that comes late or never
    delays nobody. Any worker may run any index, so the result of an index must not depend on the worker.
 
    A waiting worker spins for some microseconds, then sleeps on a lock of its own. A caller that has slept for long has
