@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from lstm_ext.scaling import SequenceScaler
     from lstm_ext.threads import get_num_threads, set_num_threads
     from lstm_ext.training.loop import History, train, train_lstm
-    from lstm_ext.training.losses import MSE, CrossEntropy, check_gradient
+    from lstm_ext.training.losses import MAE, MSE, CrossEntropy, check_gradient
     from lstm_ext.training.optimizers import SGD, Adam
     from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
 
 __all__ = [
     "LSTM",
+    "MAE",
     "MSE",
     "SGD",
     "Adam",
@@ -86,7 +87,7 @@ _NAMES: dict[str, list[str]] = {
     "scaling": ["SequenceScaler"],
     "threads": ["get_num_threads", "set_num_threads"],
     "training.loop": ["History", "train", "train_lstm"],
-    "training.losses": ["MSE", "CrossEntropy", "check_gradient"],
+    "training.losses": ["MAE", "MSE", "CrossEntropy", "check_gradient"],
     "training.optimizers": ["SGD", "Adam"],
     "verification": ["VerificationError", "from_reference", "to_reference", "verify"],
 }

@@ -42,7 +42,7 @@ from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parame
 from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
-from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
 from lstm_ext.training.plan import TARGETS, Plan, as_memory
 
 State = _inference.Streams
@@ -820,7 +820,7 @@ class LSTMNetwork(_Layers):
         X: Data,
         Y: Data,
         *,
-        loss: str | MSE | CrossEntropy | Loss = "mse",
+        loss: str | CompiledLoss | Loss = "mse",
         target: str = "last",
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,

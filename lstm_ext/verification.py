@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -12,6 +12,7 @@ from lstm_ext import _kernels
 from lstm_ext.checks import Array, as_dtype, short_repr
 from lstm_ext.network import LSTM, LSTMNetwork
 from lstm_ext.options import OptionArguments
+from lstm_ext.training.losses import LOSSES
 
 if TYPE_CHECKING:
     from lstm_ext import reference
@@ -171,8 +172,8 @@ def _option_sets() -> tuple[OptionArguments, ...]:
         {"layer_norm": True},
         {"coupled_gates": True, "recurrent_dropout": 0.3},
         {"zoneout": (0.2, 0.3), "weight_dropout": 0.3},
-        {"gate_activation": "hard_sigmoid", "cell_activation": "relu"},
-        {"cell_activation": "identity"},
+        *(OptionArguments(gate_activation=cast(Any, name)) for name in _kernels.GATE_ACTIVATIONS),
+        *(OptionArguments(cell_activation=cast(Any, name)) for name in _kernels.CELL_ACTIVATIONS),
     )
 
 
@@ -231,7 +232,8 @@ def _network_pairs(
         yield "forward", ours.predict(X, target=target), oracle.predict(X, target=target)
         Y = rng.standard_normal((*shape, O)).astype(dtype)
         labels = rng.integers(0, O, shape)
-        for loss, targets in (("mse", Y), ("cross_entropy", labels)):
+        for loss, make in LOSSES.items():
+            targets = labels if make().takes_labels else Y
             loss_ours, gradient_ours = ours.gradient(X, targets, loss=loss, target=target)
             loss_oracle, gradient_oracle = oracle.gradient(X, targets, loss=loss, target=target)
             yield "forward", np.array(loss_ours), np.array(loss_oracle)

@@ -18,7 +18,18 @@ from lstm_ext import _kernels
 
 PACKAGE = Path(lstm_ext.__file__).parent
 CITATION = Path(__file__).parent.parent / "CITATION.cff"
-COMPILED = {"_memoryviews", "_kernels", "_threads", "_products", "_passes", "_stack", "_heads", "_inference", "_epoch"}
+COMPILED = {
+    "_memoryviews",
+    "_kernels",
+    "_threads",
+    "_products",
+    "_passes",
+    "_stack",
+    "_heads",
+    "_inference",
+    "_updates",
+    "_epoch",
+}
 
 
 def name_of(path):

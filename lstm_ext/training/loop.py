@@ -33,7 +33,7 @@ from lstm_ext.options import hinting
 from lstm_ext.parameters import check_weights
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
-from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.training.losses import MSE, CompiledLoss, Loss, as_loss
 from lstm_ext.training.optimizers import SGD, Optimizer, as_optimizer
 from lstm_ext.training.plan import Plan, as_memory, draws_masks
 
@@ -63,7 +63,7 @@ class _Common(TypedDict):
     """The arguments of `Plan` that a training and its validation share."""
 
     target: str
-    loss: MSE | CrossEntropy | Loss
+    loss: CompiledLoss | Loss
     batch_size: int
     num_threads: int | None
     isa: int
@@ -82,7 +82,7 @@ def train(
     Y: Data,
     *,
     target: str = "last",
-    loss: str | MSE | CrossEntropy | Loss = "mse",
+    loss: str | CompiledLoss | Loss = "mse",
     optimizer: str | Optimizer = "adam",
     batch_size: int = 32,
     epochs: int = 10,

@@ -1,13 +1,15 @@
-"""Losses: `MSE` and `CrossEntropy` run in compiled code, a callable as `Loss` describes it runs from Python."""
+"""Losses: the subclasses of `CompiledLoss` here run in compiled code, a callable as `Loss` describes in Python."""
 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
-from typing import Any, Protocol, TypeGuard
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
 
+from lstm_ext import _kernels
 from lstm_ext.checks import Array, Data, as_number, as_positive, as_real, short_repr
 
 
@@ -43,31 +45,62 @@ class Loss(Protocol):
         """
 
 
-class MSE:
+class CompiledLoss:
+    """A loss that runs in compiled code; its kernel has the same name.
+
+    Attributes
+    ----------
+    name : str
+        The loss's name, also as an argument of `train`.
+    """
+
+    name: ClassVar[str]
+    _settings = array("d")  # what the kernel reads: floats, in its order
+
+    @property
+    def kind(self) -> int:
+        """The kernel's index."""
+        return _kernels.LOSSES[self.name]
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the target of a row of outputs is an integer class."""
+        return _kernels.takes_labels(self.kind)
+
+
+class MSE(CompiledLoss):
     """Mean squared error: the mean of (y - target)^2 over every element of the batch."""
 
-    takes_labels = False
+    name = "mse"
 
 
-class CrossEntropy:
+class MAE(CompiledLoss):
+    """Mean absolute error: the mean of abs(y - target) over every element of the batch; its slope at 0 is 0."""
+
+    name = "mae"
+
+
+class CrossEntropy(CompiledLoss):
     """Softmax cross-entropy: the mean of -log softmax(y)[class] over the batch; targets are integer classes."""
 
-    takes_labels = True
+    name = "cross_entropy"
 
 
-LOSSES: dict[str, MSE | CrossEntropy] = {"mse": MSE(), "cross_entropy": CrossEntropy()}
+LOSSES: dict[str, type[CompiledLoss]] = {loss.name: loss for loss in (MSE, MAE, CrossEntropy)}
 
 
-def is_compiled(loss: Any) -> TypeGuard[MSE | CrossEntropy]:
-    """Return whether a loss runs in compiled code; a subclass does not, for it may change anything."""
-    return type(loss) in (MSE, CrossEntropy)
+def is_compiled(loss: Any) -> TypeGuard[CompiledLoss]:
+    """Return whether a loss runs in compiled code; a subclass does not, because it may change anything."""
+    return type(loss) in LOSSES.values()
 
 
-def as_loss(loss: str | MSE | CrossEntropy | Loss) -> MSE | CrossEntropy | Loss:
+def as_loss(loss: str | CompiledLoss | Loss) -> CompiledLoss | Loss:
     """Return a loss given by name or as an object."""
     if isinstance(loss, str) and loss in LOSSES:
-        return LOSSES[loss]
-    if is_compiled(loss) or (callable(loss) and not isinstance(loss, type)):
+        return LOSSES[loss]()
+    if is_compiled(loss):
+        return loss
+    if callable(loss) and not isinstance(loss, type):
         return loss
     if isinstance(loss, type):
         raise ValueError(f"loss is {loss!r}; expected an object: {loss.__name__}()")

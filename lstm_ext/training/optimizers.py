@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_ext import _epoch, _kernels
+from lstm_ext import _kernels, _updates
 from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import (
     Array,
@@ -81,14 +81,14 @@ class _Setting:
 
 
 class _Compiled:
-    """The settings and the state of a compiled optimizer.
+    """The settings and the state of an optimizer that runs in compiled code; its kernel has the same name.
 
-    The state is the moments (rows, parameters), and the products of beta1 and of beta2 over all updates.
+    The state is the moments (rows, parameters), and a few numbers, the powers.
     """
 
     __slots__ = ("__weakref__", "_moments", "_powers", "_settings")
-    _fields: ClassVar[tuple[_Setting, ...]]
-    _row_counts: ClassVar[tuple[int, ...]]  # of the moments; which one depends on the settings
+    name: ClassVar[str]
+    _fields: ClassVar[tuple[_Setting, ...]]  # in the kernel's order
     _settings: array[float]
     _powers: NDArray[np.float64]
     _moments: Array | None
@@ -97,7 +97,13 @@ class _Compiled:
         self._settings = array("d", bytes(8 * len(settings)))
         for field, value in zip(self._fields, settings, strict=True):
             field.__set__(self, value)
-        self._powers, self._moments = np.ones(2), None
+        _, _, powers = _kernels.optimizer_sizes(self.kind)
+        self._powers, self._moments = np.ones(powers), None
+
+    @property
+    def kind(self) -> int:
+        """The kernel's index."""
+        return _kernels.OPTIMIZERS[self.name]
 
     def __copy__(self) -> _Compiled:
         return copy.deepcopy(self)  # a copy shares no state
@@ -119,14 +125,21 @@ class _Compiled:
         self._moments = None if value is None else self._read_moments(value)
 
     @property
+    def _max_rows(self) -> int:
+        _, rows, _ = _kernels.optimizer_sizes(self.kind)
+        return rows
+
+    @property
     def _rows(self) -> int:
-        return self._row_counts[-1]
+        """The number of moments to keep, which may depend on the settings."""
+        return self._max_rows
 
     def _read_moments(self, value: Any) -> Array:
         """Return a copy of moments that a user assigns."""
         if not isinstance(value, np.ndarray) or value.dtype != float_dtype(value):
             raise TypeError(f"moments is {short_repr(value)}; expected an array of float32 or float64, or None")
-        rows = value.shape[0] if value.shape[:1] in {(count,) for count in self._row_counts} else self._rows
+        low, high, _ = _kernels.optimizer_sizes(self.kind)
+        rows = len(value) if value.ndim > 0 and low <= len(value) <= high else self._rows
         check_shape("moments", value.shape, (rows, "n"))
         if rows == 0:
             return value.copy()
@@ -197,8 +210,8 @@ class _Compiled:
                 gradient = gradient.copy()
             before, backup = self._moments, new_backup(self, parameters)
             state = self._settings, self._powers, self._begin(parameters)
-            if not _epoch.update_parameters(
-                _kernels.current(), thread_count(None), *state, parameters, gradient, backup
+            if not _updates.update_parameters(
+                _kernels.current(), thread_count(None), self.kind, *state, parameters, gradient, backup
             ):
                 self._moments = before
                 raise NonFiniteError(NOT_FINITE_MESSAGE)
@@ -230,10 +243,10 @@ class SGD(_Compiled):
     """
 
     __slots__ = ()
+    name = "sgd"
     learning_rate = _Setting(0, _as_rate)
     momentum = _Setting(1, _as_decay)
     _fields = (learning_rate, momentum)
-    _row_counts = (0, 1)
 
     @hinting
     def __init__(self, learning_rate: float = 0.01, momentum: float = 0.0) -> None:
@@ -241,7 +254,7 @@ class SGD(_Compiled):
 
     @property
     def _rows(self) -> int:
-        return 1 if self._settings[1] > 0 else 0
+        return 1 if self.momentum > 0 else 0
 
 
 class Adam(_Compiled):
@@ -266,12 +279,12 @@ class Adam(_Compiled):
     """
 
     __slots__ = ()
+    name = "adam"
     learning_rate = _Setting(0, _as_rate)
     beta1 = _Setting(1, _as_decay)
     beta2 = _Setting(2, _as_decay)
     epsilon = _Setting(3, as_positive)
     _fields = (learning_rate, beta1, beta2, epsilon)
-    _row_counts = (2,)
 
     @hinting
     def __init__(
@@ -297,7 +310,7 @@ class Adam(_Compiled):
     def _check_settings(self, dtype: np.dtype[Any]) -> None:
         super()._check_settings(dtype)
         smallest = _LIMITS[dtype][0]
-        if self._settings[3] < smallest:
+        if self.epsilon < smallest:
             raise ValueError(f"epsilon is {self.epsilon}; expected at least {smallest:.2g} in {dtype}")
 
 
@@ -306,7 +319,7 @@ NOT_FINITE_MESSAGE = "the update leads to numbers that are not finite"
 
 def new_backup(optimizer: Optimizer | None, parameters: Array) -> Array:
     """Return an empty array for what an update changes: a row for the parameters and one for each compiled moment."""
-    rows = 1 + optimizer._row_counts[-1] if isinstance(optimizer, _Compiled) else int(optimizer is not None)
+    rows = 1 + optimizer._max_rows if isinstance(optimizer, _Compiled) else int(optimizer is not None)
     return np.empty((rows, parameters.size), parameters.dtype)
 
 
@@ -316,12 +329,12 @@ def _read_only(values: Array) -> Array:
     return view
 
 
-OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {"sgd": SGD, "adam": Adam}
+OPTIMIZERS: dict[str, Callable[[], SGD | Adam]] = {optimizer.name: optimizer for optimizer in (SGD, Adam)}
 
 
 def is_compiled(optimizer: Any) -> TypeGuard[SGD | Adam]:
     """Return whether an optimizer's updates run in the compiled loop; a subclass's do not."""
-    return type(optimizer) in (SGD, Adam)
+    return type(optimizer) in OPTIMIZERS.values()
 
 
 def as_optimizer(optimizer: str | Optimizer) -> Optimizer:

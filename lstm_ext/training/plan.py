@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_ext import _epoch, _kernels
+from lstm_ext import _epoch, _kernels, _updates
 from lstm_ext._heads import Head
 from lstm_ext._stack import LayerStack
 from lstm_ext.checks import (
@@ -36,7 +36,7 @@ from lstm_ext.options import Architecture, Options
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 from lstm_ext.training import losses, optimizers
-from lstm_ext.training.losses import MSE, CrossEntropy, Loss
+from lstm_ext.training.losses import CompiledLoss, Loss
 from lstm_ext.training.optimizers import Optimizer
 from lstm_ext.workspace import steps_at_once
 
@@ -96,7 +96,7 @@ class Plan:
         Y: Any,
         *,
         target: str,
-        loss: MSE | CrossEntropy | Loss | None,
+        loss: CompiledLoss | Loss | None,
         optimizer: Optimizer | None,
         batch_size: int | None,
         lengths: ArrayLike | None = None,
@@ -165,7 +165,7 @@ class Plan:
         self.stack = new_stack(segment)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.backup = optimizers.new_backup(optimizer, parameters)
-        self.sums = np.empty(-(-parameters.size // _epoch.NORM_BLOCK))
+        self.sums = np.empty(-(-parameters.size // _updates.NORM_BLOCK))
         carried = self.batch_size if steps < longest else 0
         cells = len(architecture.cells) if carried else 0
         self.carried_h = np.empty((cells, carried, architecture.state_dim), dtype)
@@ -218,7 +218,7 @@ class Plan:
         nothing = _Targets(None, np.empty((0, width), dtype), np.empty(0, np.intp), first, unchecked=False)
         if self.loss is None:
             return nothing
-        if isinstance(self.loss, MSE) and losses.is_compiled(self.loss):
+        if losses.is_compiled(self.loss) and not self.loss.takes_labels:
             rows = self._targets_in_place(Y)
             if rows is not None:
                 first = self.sequences.steps * np.arange(N, dtype=np.intp) if self.every_step else first
@@ -465,9 +465,9 @@ class _Targets(NamedTuple):
     Y : object
         For a loss in Python.
     rows : ndarray (n, output_dim)
-        For the mean squared error.
+        For a compiled loss of numbers.
     labels : ndarray of int (n,)
-        For the cross-entropy.
+        For a compiled loss of labels.
     first : ndarray of int (N,)
         The row, or the label, at which each sequence begins.
     unchecked : bool

@@ -28,6 +28,7 @@ from lstm_ext._products cimport (
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
+from lstm_ext._kernels import CELL_ACTIVATIONS, GATE_ACTIVATIONS
 from lstm_ext.checks import check_allocatable
 from lstm_ext.workspace import aligned_empty
 
@@ -42,8 +43,6 @@ cdef enum:  # kinds of masks
     ZONEOUT_C = 3
     WEIGHT_DROPOUT = 4
     KINDS = 8
-
-ACTIVATIONS = {"tanh": 0, "identity": 1, "relu": 2}
 
 
 cdef Drop make_drop(double probability, Py_ssize_t cell, int kind):
@@ -201,8 +200,9 @@ cdef class LayerStack:
             or options.gate_activation != "sigmoid" or options.cell_activation != "tanh" or max(options.zoneout) > 0
             or (s.draws and options.recurrent_dropout > 0)
         )
-        d.options.gates, d.options.hard = s.gates, options.gate_activation == "hard_sigmoid"
-        d.options.activation = ACTIVATIONS[options.cell_activation]
+        d.options.gates = s.gates
+        d.options.gate_activation = GATE_ACTIVATIONS[options.gate_activation]
+        d.options.cell_activation = CELL_ACTIVATIONS[options.cell_activation]
         d.options.clip = float("inf") if options.cell_clip is None else options.cell_clip
         cdef Py_ssize_t shared_cell = layer * s.directions
         if s.draws:

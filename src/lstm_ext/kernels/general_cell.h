@@ -95,40 +95,14 @@ static void NAME(normalize_backward)(ptrdiff_t n, const real *xhat, double rstd,
 
 /* --- the cell --- */
 
-/* x, or 0 where the condition does not hold. */
-#define WHERE(condition, x) ((vec)((bitvec)(condition) & (bitvec)(x)))
-
-INLINE vec NAME(gate)(int hard, vec z)
-{
-    return hard ? NAME(max)(K(0), NAME(min)(K(1), FMA(K(0.2), z, K(0.5)))) : NAME(vsigmoid)(z);
-}
-
-INLINE vec NAME(gate_slope)(int hard, vec y)
-{
-    return hard ? WHERE((y > K(0)) & (y < K(1)), K(0.2)) : FMA(-y, y, y);
-}
-
-INLINE vec NAME(activation)(int activation, vec x)
-{
-    if (activation == ACTIVATION_TANH)
-        return NAME(vtanh)(x);
-    return activation == ACTIVATION_RELU ? WHERE(~(x < K(0)), x) : x; /* NaN stays */
-}
-
-INLINE vec NAME(activation_slope)(int activation, vec y)
-{
-    if (activation == ACTIVATION_TANH)
-        return FMA(-y, y, K(1));
-    return activation == ACTIVATION_RELU ? WHERE(y > K(0), K(1)) : K(1);
-}
-
 /* i, f, g from their pre-activations. */
 INLINE void NAME(activate_ifg)(const cell_options *options, vec *z)
 {
-    if (!options->hard && options->activation == ACTIVATION_TANH)
+    if (options->gate_activation == GATE_SIGMOID && options->cell_activation == CELL_TANH)
         NAME(activate_gates)(3, z);
     else
-        EACH(3) z[l] = l == 2 ? NAME(activation)(options->activation, z[l]) : NAME(gate)(options->hard, z[l]);
+        EACH(3)
+            z[l] = l == 2 ? NAME(activation)(options->cell_activation, z[l]) : NAME(gate)(options->gate_activation, z[l]);
 }
 
 INLINE vec NAME(clipped)(const cell_options *options, vec c)
@@ -177,9 +151,9 @@ INLINE void NAME(cell_step_outputs)(const cell_options *options, ptrdiff_t units
 {
     const vec c = NAME(load_n)(m, units), z_o = NAME(load_n)(o, units);
     const vec normed = gain ? NAME(scaled)(units, NAME(normalized)(c, of), gain, shift) : c;
-    const vec o_t = NAME(gate)(options->hard, p_o ? FMA(NAME(load_n)(p_o, units), c, z_o) : z_o);
+    const vec o_t = NAME(gate)(options->gate_activation, p_o ? FMA(NAME(load_n)(p_o, units), c, z_o) : z_o);
     NAME(store_n)(o, o_t, units);
-    NAME(store_n)(m, o_t * NAME(activation)(options->activation, normed), units);
+    NAME(store_n)(m, o_t * NAME(activation)(options->cell_activation, normed), units);
 }
 
 static void NAME(cell_step)(const cell_options *options, ptrdiff_t hidden_dim, real *z, const real *C_prev,
@@ -215,9 +189,9 @@ INLINE vec NAME(cell_sum)(const cell_options *options, ptrdiff_t units, ptrdiff_
 /* From m = o act(n(c)) to o's pre-activation; returns dL/dn(c). */
 INLINE vec NAME(output_gradient)(const cell_options *options, vec normed, vec o, vec dm, vec dC, vec *dz_o)
 {
-    const vec y = NAME(activation)(options->activation, normed);
-    *dz_o = (dm * y) * NAME(gate_slope)(options->hard, o);
-    return FMA(dm * o, NAME(activation_slope)(options->activation, y), dC);
+    const vec y = NAME(activation)(options->cell_activation, normed);
+    *dz_o = (dm * y) * NAME(gate_slope)(options->gate_activation, o);
+    return FMA(dm * o, NAME(activation_slope)(options->cell_activation, y), dC);
 }
 
 /* With layer norm: dz's last row is that of o, its second dL/dc by way of m. Its first is scratch. */
@@ -252,7 +226,7 @@ INLINE void NAME(cell_step_backward_units)(const cell_options *options, ptrdiff_
     for (int g = 0; g < options->gates; g++) /* of a later row */
         __builtin_prefetch(gates + (ROWS_AHEAD * options->gates + g) * hidden_dim);
     __builtin_prefetch(C_prev + ROWS_AHEAD * hidden_dim);
-    const int hard = options->hard, coupled = options->gates == 3, zoned = zone || options->zoneout != 0;
+    const int gate = options->gate_activation, coupled = options->gates == 3, zoned = zone || options->zoneout != 0;
     const ptrdiff_t at_o = (options->gates - 1) * hidden_dim, at_g = at_o - hidden_dim;
     const vec i = NAME(load_n)(gates, units), g = NAME(load_n)(gates + at_g, units);
     const vec o = NAME(load_n)(gates + at_o, units), before = NAME(load_n)(C_prev, units);
@@ -268,8 +242,9 @@ INLINE void NAME(cell_step_backward_units)(const cell_options *options, ptrdiff_
     if (peepholes)
         dc = FMA(NAME(load_n)(peepholes + at_g, units), dz_o, dc);
     dc = WHERE(c_t == sum, dc);
-    const vec slope_i = NAME(gate_slope)(hard, i), dz_g = (dc * i) * NAME(activation_slope)(options->activation, g);
-    const vec dz_f = (dc * before) * NAME(gate_slope)(hard, f);
+    const vec slope_i = NAME(gate_slope)(gate, i);
+    const vec dz_g = (dc * i) * NAME(activation_slope)(options->cell_activation, g);
+    const vec dz_f = (dc * before) * NAME(gate_slope)(gate, f);
     const vec dz_i = coupled ? (dc * (g - before)) * slope_i : (dc * g) * slope_i;
     vec dC_prev = dc * f;
     if (zoned)

@@ -12,6 +12,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "activations.h"
+#include "losses.h"
+#include "optimizers.h"
+
 /* Panels and packed blocks are at most this many vectors wide: the four gates of V units. */
 #define TILE_VECTORS 4
 
@@ -33,14 +37,12 @@ static inline ptrdiff_t lanes_scratch(ptrdiff_t input_dim, ptrdiff_t hidden_dim)
     return forward > backward ? forward : backward;
 }
 
-/* The arithmetic of a cell with options; plain are 4, 0, ACTIVATION_TANH, infinity, 0 and NULLs. Arrays hold the
-   table's type. G gates; act is `activation`. */
-enum { ACTIVATION_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU };
-
+/* The options of a cell. A plain cell has 4 gates, GATE_SIGMOID, CELL_TANH, clip infinity, zoneout 0 and NULLs. Arrays
+   hold the table's type. */
 typedef struct {
     int gates;              /* G: 4 (i, f, g, o) or 3 (i, g, o; f = 1 - i) */
-    int hard;               /* the gates are max(0, min(1, 0.2 z + 0.5)), not sigmoid(z) */
-    int activation;         /* of g and of c */
+    int gate_activation;    /* gate(z), of i, f and o */
+    int cell_activation;    /* act(z), of g and c */
     double clip;            /* of c to [-clip, clip] */
     double zoneout;         /* the part of C_{t-1} in C_t where no mask is given */
     const void *peepholes;  /* (G - 1, H): p_i, [p_f,] p_o; or NULL */
@@ -171,22 +173,14 @@ typedef struct {
         /* sum_j x[j]^2 in double, in 16 lanes (j mod 16) added in their order; n <= SUM_BLOCK. */          \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \
                                                                                                             \
-        /* Returns sum_j (y[j] - target[j])^2 in 16 such lanes; dy[j] = scale * (y[j] - target[j]). */      \
-        double (*squared_error)(ptrdiff_t n, const real *y, const real *target, double scale, real *dy);    \
+        /* losses[kind]: returns the loss of one row; dy (outputs) = scale * its derivative by y. The sum   \
+           over targets is in double, in 16 lanes as above. */                                              \
+        double (*losses[LOSS_KINDS])(const loss_row *row, const real *y, real *dy);                         \
                                                                                                             \
-        /* Returns -log softmax(logits)[label]; dlogits = scale * (softmax(logits) - onehot(label)). */     \
-        double (*cross_entropy)(ptrdiff_t n, const real *logits, ptrdiff_t label, double scale,             \
-                                real *dlogits);                                                             \
-                                                                                                            \
-        /* velocity = momentum * velocity + scale * gradient;  parameters -= learning_rate * velocity       \
-           velocity may be NULL: momentum is 0 */                                                           \
-        void (*sgd)(ptrdiff_t n, real *parameters, const real *gradient, real *velocity, double scale,      \
-                    double learning_rate, double momentum);                                                 \
-                                                                                                            \
-        /* g = scale * gradient;  m += (1 - beta1)(g - m);  v = beta2 v + (1 - beta2) g^2;                  \
-           parameters -= step_size * m / (sqrt(v) / root_correction + epsilon) */                           \
-        void (*adam)(ptrdiff_t n, real *parameters, const real *gradient, real *m, real *v, double scale,   \
-                     double step_size, double root_correction, double beta1, double beta2, double epsilon); \
+        /* updates[kind]: one step of an optimizer on n parameters; moments (MAX_MOMENTS) pointers, NULL    \
+           for those that are not kept. */                                                                  \
+        void (*updates[OPTIMIZER_KINDS])(const update_step *step, ptrdiff_t n, real *parameters,            \
+                                         const real *gradient, real *const *moments);                       \
     } table
 
 DECLARE_KERNELS(kernels_float, float);
