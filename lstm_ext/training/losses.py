@@ -46,44 +46,39 @@ class Loss(Protocol):
 
 
 class CompiledLoss:
-    """A loss that runs in compiled code; its kernel has the same name.
+    """A loss that runs in compiled code.
 
     Attributes
     ----------
     name : str
-        The loss's name, also as an argument of `train`.
+        The name as an argument of `train`, and of the kernel.
+    kind : int
+        The kernel's index.
+    takes_labels : bool
+        Whether the target of a row of outputs is an integer class, not numbers.
     """
 
     name: ClassVar[str]
-    _settings = array("d")  # what the kernel reads: floats, in its order
+    kind: ClassVar[int]
+    takes_labels: ClassVar[bool]
+    _settings = array("d")  # what the kernel reads, in its order
 
-    @property
-    def kind(self) -> int:
-        """The kernel's index."""
-        return _kernels.LOSSES[self.name]
-
-    @property
-    def takes_labels(self) -> bool:
-        """Whether the target of a row of outputs is an integer class."""
-        return _kernels.takes_labels(self.kind)
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        if name is not None:  # a user's subclass has none
+            cls.name, cls.kind = name, _kernels.LOSSES[name]
+            cls.takes_labels = _kernels.takes_labels(cls.kind)
 
 
-class MSE(CompiledLoss):
+class MSE(CompiledLoss, name="mse"):
     """Mean squared error: the mean of (y - target)^2 over every element of the batch."""
 
-    name = "mse"
 
-
-class MAE(CompiledLoss):
+class MAE(CompiledLoss, name="mae"):
     """Mean absolute error: the mean of abs(y - target) over every element of the batch; its slope at 0 is 0."""
 
-    name = "mae"
 
-
-class CrossEntropy(CompiledLoss):
+class CrossEntropy(CompiledLoss, name="cross_entropy"):
     """Softmax cross-entropy: the mean of -log softmax(y)[class] over the batch; targets are integer classes."""
-
-    name = "cross_entropy"
 
 
 LOSSES: dict[str, type[CompiledLoss]] = {loss.name: loss for loss in (MSE, MAE, CrossEntropy)}

@@ -81,29 +81,33 @@ class _Setting:
 
 
 class _Compiled:
-    """The settings and the state of an optimizer that runs in compiled code; its kernel has the same name.
+    """The settings and the state of an optimizer that runs in compiled code.
 
-    The state is the moments (rows, parameters), and a few numbers, the powers.
+    The state is the moments (rows, parameters) and a few numbers, the powers.
     """
 
     __slots__ = ("__weakref__", "_moments", "_powers", "_settings")
-    name: ClassVar[str]
+    name: ClassVar[str]  # as an argument of `train`, and of the kernel
+    kind: ClassVar[int]  # the kernel's index
+    _min_rows: ClassVar[int]  # of the moments; how many there are depends on the settings
+    _max_rows: ClassVar[int]
+    _power_count: ClassVar[int]
+    _square_rows: ClassVar[tuple[int, ...]] = ()  # the moments that are means of squares
     _fields: ClassVar[tuple[_Setting, ...]]  # in the kernel's order
     _settings: array[float]
     _powers: NDArray[np.float64]
     _moments: Array | None
 
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        if name is not None:  # a user's subclass has none
+            cls.name, cls.kind = name, _kernels.OPTIMIZERS[name]
+            cls._min_rows, cls._max_rows, cls._power_count = _kernels.optimizer_sizes(cls.kind)
+
     def __init__(self, *settings: float) -> None:
         self._settings = array("d", bytes(8 * len(settings)))
         for field, value in zip(self._fields, settings, strict=True):
             field.__set__(self, value)
-        _, _, powers = _kernels.optimizer_sizes(self.kind)
-        self._powers, self._moments = np.ones(powers), None
-
-    @property
-    def kind(self) -> int:
-        """The kernel's index."""
-        return _kernels.OPTIMIZERS[self.name]
+        self._powers, self._moments = np.ones(self._power_count), None
 
     def __copy__(self) -> _Compiled:
         return copy.deepcopy(self)  # a copy shares no state
@@ -125,11 +129,6 @@ class _Compiled:
         self._moments = None if value is None else self._read_moments(value)
 
     @property
-    def _max_rows(self) -> int:
-        _, rows, _ = _kernels.optimizer_sizes(self.kind)
-        return rows
-
-    @property
     def _rows(self) -> int:
         """The number of moments to keep, which may depend on the settings."""
         return self._max_rows
@@ -138,14 +137,15 @@ class _Compiled:
         """Return a copy of moments that a user assigns."""
         if not isinstance(value, np.ndarray) or value.dtype != float_dtype(value):
             raise TypeError(f"moments is {short_repr(value)}; expected an array of float32 or float64, or None")
-        low, high, _ = _kernels.optimizer_sizes(self.kind)
-        rows = len(value) if value.ndim > 0 and low <= len(value) <= high else self._rows
+        fits = value.ndim > 0 and self._min_rows <= len(value) <= self._max_rows
+        rows = len(value) if fits else self._rows
         check_shape("moments", value.shape, (rows, "n"))
         if rows == 0:
             return value.copy()
         moments = as_real("moments", value, value.dtype).copy()
-        if rows == 2 and moments[1].min() < 0:
-            raise ValueError(f"moments[1] holds {moments[1].min()}; expected means of squares, at least 0")
+        for row in self._square_rows:
+            if moments[row].min() < 0:
+                raise ValueError(f"moments[{row}] holds {moments[row].min()}; expected means of squares, at least 0")
         return moments
 
     def check(self, parameters: Array) -> None:
@@ -224,7 +224,7 @@ class _Compiled:
         return kept
 
 
-class SGD(_Compiled):
+class SGD(_Compiled, name="sgd"):
     """Stochastic gradient descent with momentum.
 
     v = momentum * v + g;  p = p - learning_rate * v   (as in PyTorch).
@@ -243,7 +243,6 @@ class SGD(_Compiled):
     """
 
     __slots__ = ()
-    name = "sgd"
     learning_rate = _Setting(0, _as_rate)
     momentum = _Setting(1, _as_decay)
     _fields = (learning_rate, momentum)
@@ -257,7 +256,7 @@ class SGD(_Compiled):
         return 1 if self.momentum > 0 else 0
 
 
-class Adam(_Compiled):
+class Adam(_Compiled, name="adam"):
     """Adam (Kingma and Ba 2015, algorithm 1, epsilon outside the bias-corrected root).
 
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
@@ -279,12 +278,12 @@ class Adam(_Compiled):
     """
 
     __slots__ = ()
-    name = "adam"
     learning_rate = _Setting(0, _as_rate)
     beta1 = _Setting(1, _as_decay)
     beta2 = _Setting(2, _as_decay)
     epsilon = _Setting(3, as_positive)
     _fields = (learning_rate, beta1, beta2, epsilon)
+    _square_rows = (1,)
 
     @hinting
     def __init__(
