@@ -70,7 +70,7 @@ def repeated(iterate: Callable[[], Any]) -> Callable[[int], int]:
 
 
 class Ours(Contestant):
-    """lstm_ext through its public functions; `train` makes its plan anew in every slot, untimed."""
+    """lstm_ext through its public functions; `train` lays out its data again in every slot, untimed."""
 
     packages = ("lstm_ext",)
 

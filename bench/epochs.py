@@ -17,9 +17,8 @@ import report
 from scoreboard import quartiles
 
 import lstm_ext
-from lstm_ext import _epoch
+from lstm_ext.training.driver import EVERY_PHASE, PassRunner
 from lstm_ext.training.losses import MSE
-from lstm_ext.training.plan import Plan
 
 EPOCHS, ROUNDS = 5, 15
 
@@ -52,16 +51,15 @@ def measure(job: Job) -> tuple[list[float], list[float]]:
     sizes = job.input_dim, job.hidden_dim, job.output_dim
     network, other = (lstm_ext.LSTMNetwork(*sizes, seed=0) for _ in range(2))
     settings = {"target": "last", "loss": MSE(), "optimizer": lstm_ext.Adam(), "batch_size": job.batch}
-    plan = Plan(other.parameters, other.architecture, X, Y, num_threads=1, **settings)
-    plan.order = rng.permutation(job.sequences)
-    every_phase = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
+    runner = PassRunner(other.parameters, other.architecture, X, Y, num_threads=1, **settings)
+    runner.set_order(rng.permutation(job.sequences))
     whole, steps = [], []
     for _ in range(ROUNDS):
         started = time.perf_counter()
         lstm_ext.train(network, X, Y, batch_size=job.batch, epochs=EPOCHS, seed=0, verbose=False, num_threads=1)
         middle = time.perf_counter()
         for _ in range(EPOCHS):
-            _epoch.run(plan, 0, plan.batches, every_phase, np.inf)
+            runner.loop.run(0, runner.batches.passes, EVERY_PHASE, np.inf)
         whole.append((middle - started) / EPOCHS)
         steps.append((time.perf_counter() - middle) / EPOCHS)
     return whole, steps

@@ -24,13 +24,12 @@ from scoreboard import HERE, quartiles
 import lstm_ext
 from lstm_ext import _epoch
 from lstm_ext.options import Architecture
+from lstm_ext.training.driver import EVERY_PHASE, PassRunner
 from lstm_ext.training.losses import MSE
-from lstm_ext.training.plan import Plan
 
 BURST = 0.005  # seconds, at least
 SIZES = ((50, 32, 8, 32), (100, 64, 32, 128))  # T, B, I, H
 ACTIVATIONS = 160  # multiply-adds that those of a unit and step, and their derivatives, take as long as
-EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 CHECKPOINTS, CHECKPOINT_EVERY = (2000, 8, 8, 64), 45
 LONG = """
 import time
@@ -79,12 +78,12 @@ def duration(call: Call, count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def plan_of(rows: Rows, hidden_dim: int, **options: Any) -> Plan:
-    """Return the plan of a network with these options."""
+def runner_of(rows: Rows, hidden_dim: int, **options: Any) -> PassRunner:
+    """Return what runs the passes of a network with these options."""
     memory = {"recompute_every": options.pop("recompute_every", None)}
     seed = 0 if any("dropout" in name or name == "zoneout" for name in options) else None
     network = lstm_ext.LSTMNetwork(rows.X.shape[2], hidden_dim, 1, seed=0, **options)
-    return Plan(
+    return PassRunner(
         network.parameters,
         network.architecture,
         rows.X,
@@ -100,15 +99,15 @@ def plan_of(rows: Rows, hidden_dim: int, **options: Any) -> Plan:
     )
 
 
-def step(plan: Plan, phases: int = EVERY_PHASE) -> Call:
+def step(runner: PassRunner, phases: int = EVERY_PHASE) -> Call:
     """Return one training step, or some phases of it."""
-    return lambda: _epoch.run(plan, 0, 1, phases, np.inf)
+    return lambda: runner.loop.run(0, 1, phases, np.inf)
 
 
 def training_step(size: tuple[int, ...], input_dim: int | None = None, **options: Any) -> Call:
     """Return a training step of a network with these options, with inputs of another width if one is given."""
     T, B, I, H = size
-    return step(plan_of(data(T, B, input_dim or I), H, **options))
+    return step(runner_of(data(T, B, input_dim or I), H, **options))
 
 
 def operations(size: tuple[int, ...], **options: Any) -> Any:
@@ -234,7 +233,7 @@ def ragged_rows(size: tuple[int, ...], seconds: float) -> list[list[str]]:
         ragged = data(T, B, I, some)
         for what, ours, whole in (
             ("layer", layer_pass(ragged, H), layer_pass(full, H)),
-            ("network's training step", step(plan_of(ragged, H)), step(plan_of(full, H))),
+            ("network's training step", step(runner_of(ragged, H)), step(runner_of(full, H))),
         ):
             times, of_full = alternate(ours, whole, seconds)
             cells = [f"{what}, {label}", sizes_of(size), report.duration(quartiles(times)[1])]
@@ -256,7 +255,7 @@ def against_torch(ours: Call, rows: Rows, hidden_dim: int, seconds: float) -> li
 def checkpoint_row(seconds: float) -> list[str]:
     """Return the row of a training step that keeps the activations of some steps only."""
     T, B, I, H = CHECKPOINTS
-    kept, whole = (plan_of(data(T, B, I), H, recompute_every=every) for every in (CHECKPOINT_EVERY, None))
+    kept, whole = (runner_of(data(T, B, I), H, recompute_every=every) for every in (CHECKPOINT_EVERY, None))
     forward = step(whole, _epoch.FORWARD)
     passes: list[float] = []
 
@@ -272,7 +271,7 @@ def checkpoint_row(seconds: float) -> list[str]:
         *(report.duration(quartiles(values)[1]) for values in (with_checkpoints, without, passes)),
         report.spread(quartiles(np.divide(with_checkpoints, without))),
         report.spread(quartiles((np.array(with_checkpoints) - without) / passes)),
-        *(f"{plan.stack.bytes / 1e6:.1f} MB" for plan in (kept, whole)),
+        *(f"{runner.stack.bytes / 1e6:.1f} MB" for runner in (kept, whole)),
     ]
 
 

@@ -86,10 +86,10 @@ def training_numbers(T: int, B: int, I: int, H: int, O: int, per_line: int = 16)
     """Return how many numbers lstm_ext trains in, beyond data and parameters.
 
     About T B (I + 6 H) are kept from forward to backward; W packed, W_h packed, the gradient and the parameters before
-    an update are about 12 H (I + H) + 4 H^2; the rest is one chunk of the weight gradient. They are the work arrays of
-    lstm_ext/workspace.py, with `per_line` numbers in a cache line and in a vector. Left out are an optimizer's moments
-    and their values before an update (Adam has four numbers for each parameter) and the head's few numbers for each
-    sequence.
+    an update are about 12 H (I + H) + 4 H^2; the rest is one chunk of the weight gradient. They are the arrays of
+    src/lstm_ext/_stack.pyx, with `per_line` numbers in a cache line and in a vector. Left out are an optimizer's
+    moments and their values before an update (Adam has four numbers for each parameter) and the head's few numbers for
+    each sequence.
     """
 
     def padded(columns: int) -> int:

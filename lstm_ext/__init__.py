@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from lstm_ext.parameters import parameter_layout
     from lstm_ext.scaling import SequenceScaler
     from lstm_ext.threads import get_num_threads, set_num_threads
-    from lstm_ext.training.loop import History, train, train_lstm
+    from lstm_ext.training.article import train_lstm
+    from lstm_ext.training.loop import History, train
     from lstm_ext.training.losses import MAE, MSE, CrossEntropy, check_gradient
     from lstm_ext.training.optimizers import SGD, Adam
     from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
@@ -86,7 +87,8 @@ _NAMES: dict[str, list[str]] = {
     "reference": [],
     "scaling": ["SequenceScaler"],
     "threads": ["get_num_threads", "set_num_threads"],
-    "training.loop": ["History", "train", "train_lstm"],
+    "training.article": ["train_lstm"],
+    "training.loop": ["History", "train"],
     "training.losses": ["MAE", "MSE", "CrossEntropy", "check_gradient"],
     "training.optimizers": ["SGD", "Adam"],
     "verification": ["VerificationError", "from_reference", "to_reference", "verify"],

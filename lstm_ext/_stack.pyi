@@ -13,6 +13,7 @@ GATE_ACTIVATIONS: dict[str, int]
 
 @disjoint_base
 class LayerStack:
+    dtype: np.dtype[Any]
     bytes: int
     by_lanes: tuple[int, ...]
     def __init__(

@@ -1,4 +1,4 @@
-"""Sigmoid and tanh on arrays, by the kernels' own code (within 4 ULP; README)."""
+"""Sigmoid and tanh on arrays, by the kernels' own code (within 4 ULP)."""
 
 from __future__ import annotations
 

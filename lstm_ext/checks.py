@@ -7,7 +7,6 @@ import math
 import operator
 import os
 import reprlib
-import sys
 from collections.abc import Collection, Sequence
 from mmap import mmap
 from pathlib import Path
@@ -175,13 +174,6 @@ def check_length(name: str, value: Any, length: int) -> None:
         ) from None
     if given != length:
         raise ValueError(f"{name} has length {given}; expected {length}, one entry for each sequence of X")
-
-
-def check_allocatable(what: str, *factors: int) -> None:
-    """Raise if a product of sizes, in elements of eight bytes, is more than a machine can address."""
-    if math.prod(factors) > sys.maxsize // 16:
-        sizes = " x ".join(map(short_repr, factors))
-        raise ValueError(f"{what} would have {sizes} elements; expected a size that memory can hold")
 
 
 def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = None) -> Array:

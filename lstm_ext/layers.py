@@ -16,10 +16,10 @@ from lstm_ext import _stack
 from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
-from lstm_ext.sequences import Sequences
-from lstm_ext.workspace import steps_at_once
+from lstm_ext.sequences import Sequences, count_live, longest_first
 
 INFERENCE_ROWS = 192  # sequences that run side by side where nothing is kept
+INFERENCE_NUMBERS = 2**20  # of the outputs of a layer, or of the head, at a time where nothing is kept
 
 States: TypeAlias = tuple[Array | None, Array | None]
 """h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
@@ -78,16 +78,24 @@ def batches(sequences: Sequences, most: int, dropout_seed: int | None) -> Iterat
         yield Batch(N, sequences.longest, None, None, None, None, dropout_seed)
         return
     lengths = sequences.lengths
-    order = np.argsort(-lengths, kind="stable")
+    order = longest_first(lengths)
     for start in range(0, N, most):
         members = order[start : start + most]
         first, steps = sequences.first[members], lengths[members]
         if steps[0] == steps[-1]:
             yield Batch(len(members), int(steps[0]), first, None, None, members, dropout_seed)
         else:
-            ends = np.bincount(steps)  # how many have so many steps
-            batch_sizes = (len(members) - np.cumsum(ends)[:-1]).astype(np.intp)
-            yield Batch(len(members), int(steps[0]), first, steps, batch_sizes, members, dropout_seed)
+            yield Batch(len(members), int(steps[0]), first, steps, count_live(steps), members, dropout_seed)
+
+
+def steps_at_once(architecture: Architecture, rows: int, width: int, steps: int) -> int:
+    """Return how many steps of some sequences, with outputs of this width, to run at a time where nothing is kept.
+
+    All of them where the network begins at the sequences' ends.
+    """
+    if architecture.directions == 2 or architecture.options.go_backwards:
+        return steps
+    return min(steps, max(1, INFERENCE_NUMBERS // (rows * width)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from lstm_ext import _heads, _inference, _kernels, layers
+from lstm_ext._products import check_allocatable
 from lstm_ext.checks import (
     Array,
     Data,
@@ -28,7 +29,6 @@ from lstm_ext.checks import (
     as_seed,
     as_shape,
     as_size,
-    check_allocatable,
     check_live,
     check_output,
     check_shape,
@@ -42,8 +42,9 @@ from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parame
 from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
+from lstm_ext.training.driver import TARGETS, PassRunner
 from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
-from lstm_ext.training.plan import TARGETS, Plan, as_memory
+from lstm_ext.training.memory import as_memory
 
 State = _inference.Streams
 """Where `LSTMNetwork.step` is in a batch of streams; `h` and `C` are copies of the states."""
@@ -747,7 +748,7 @@ class LSTMNetwork(_Layers):
             How many steps of each sequence of a padded X are live.
         mask : array_like of bool (N, T), optional
             Which steps of X are live; the others are skipped: the network does not see their inputs. If targets alone
-            are missing, see docs/layers.md, "Missing targets".
+            are missing, see docs/guide/sequences.md, "Missing targets".
         num_threads : int, optional
             The most threads to use (`set_num_threads`).
 
@@ -779,7 +780,7 @@ class LSTMNetwork(_Layers):
                 return outputs
         if every_step and sequences.mask is not None:
             return self._masked_outputs(X, mask, thread_count(num_threads))
-        plan = Plan(
+        runner = PassRunner(
             self._parameters,
             self._architecture,
             sequences,
@@ -792,7 +793,7 @@ class LSTMNetwork(_Layers):
             num_threads=num_threads,
             isa=self._isa_in_use(),
         )
-        outputs = plan.predict()
+        outputs = runner.predict()
         return sequences.scatter(outputs) if every_step else outputs
 
     def _infer(self, X: Any, num_threads: int | None, *, every_step: bool) -> Any:
@@ -857,7 +858,7 @@ class LSTMNetwork(_Layers):
         TypeError, ValueError
             As for `train`.
         """
-        plan = Plan(
+        runner = PassRunner(
             self._parameters,
             self._architecture,
             X,
@@ -873,8 +874,8 @@ class LSTMNetwork(_Layers):
             num_threads=num_threads,
             isa=self._isa_in_use(),
         )
-        plan.gradients(0)
-        return float(plan.losses[0]), plan.gradient
+        runner.gradients(0)
+        return float(runner.loop.losses[0]), runner.gradient
 
     def initial_state(self, batch: int = 1, *, num_threads: int | None = None) -> State:
         """Return the initial state of some streams, zeros or learned, with the weights packed as they are now.

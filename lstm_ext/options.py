@@ -281,6 +281,12 @@ class Architecture:
         return (self.input_dim, self.hidden_dim, *head)
 
     @property
+    def draws_masks(self) -> bool:
+        """Whether training drops or keeps anything at random."""
+        options = self.options
+        return max(options.dropout, options.recurrent_dropout, options.weight_dropout, *options.zoneout) > 0
+
+    @property
     def gates(self) -> int:
         """The number of gates with weights, G."""
         return 3 if self.options.coupled_gates else 4

@@ -196,6 +196,27 @@ class Sequences:
         return np.arange(self.steps) < self.lengths[:, None] if self.mask is None else self.mask
 
 
+def longest_first(lengths: Index, batch_size: int | None = None) -> Index:
+    """Return the order that sorts sequences by length, the longest first, all or within each batch; ties keep theirs.
+
+    Parameters
+    ----------
+    lengths : ndarray of int (N,)
+        The sequences' lengths.
+    batch_size : int, optional
+        The number of sequences of a batch; the last may be smaller.
+    """
+    if batch_size is None or batch_size >= len(lengths):
+        return np.argsort(-lengths, kind="stable")
+    return np.lexsort((-lengths, np.arange(len(lengths)) // batch_size))
+
+
+def count_live(lengths: Index) -> Index:
+    """Return, for each t below the largest length, how many of these sequences have more than t steps."""
+    ended = np.cumsum(np.bincount(lengths)[:-1])
+    return (len(lengths) - ended).astype(np.intp, copy=False)
+
+
 def _live_rows(source: Array, live: NDArray[np.bool_], dtype: np.dtype[Any]) -> Array:
     """Return the live rows as finite numbers."""
     try:

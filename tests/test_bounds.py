@@ -1,17 +1,14 @@
 """What the passes do with memory: how much stack they need, and whether they stay within their arrays."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_python
 
-import lstm_ext
 from lstm_ext import LSTM, LSTMNetwork, _heads, _kernels, _stack, train
-from lstm_ext.training import plan
-from lstm_ext.workspace import aligned_empty
+from lstm_ext._products import aligned_empty
+from lstm_ext.training import driver
 
 DEEP_CALLS = """
 import sys, threading, numpy as np
@@ -39,18 +36,11 @@ for name, call in CALLS.items():
 """
 
 
-def run_python(code, *arguments):
-    """Run code in a Python of its own, which may crash."""
-    path = {"PYTHONPATH": str(Path(lstm_ext.__file__).parents[1])}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | path, capture_output=True, text=True, timeout=60)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' calls may need more stack themselves")
 @pytest.mark.parametrize(("stack_size", "depth"), [(131072, 18), (65536, 5)])
 def test_a_small_stack_is_enough(stack_size, depth):
     """Musl's threads have 128 KiB; Python itself stands some 24 callbacks there, and 10 in 64 KiB."""
-    result = run_python(DEEP_CALLS, stack_size, depth)
+    result = run_python("-c", DEEP_CALLS, stack_size, depth)
     assert result.returncode == 0, (result.stdout, result.stderr)
 
 
@@ -99,7 +89,7 @@ def poisoned(monkeypatch):
 
     for module in (_stack, _heads):
         monkeypatch.setattr(module, "aligned_empty", poison)
-    for module in (_stack, plan):
+    for module in (_stack, driver):
         monkeypatch.setattr(module, "LayerStack", recorded)
     return check
 
@@ -143,7 +133,7 @@ def test_training_writes_no_further_than_its_arrays(target, memory, poisoned):
 GUARDED = """
 import ctypes, mmap, sys, numpy as np
 from lstm_ext import MSE, LSTMNetwork, _kernels
-from lstm_ext.training.plan import Plan
+from lstm_ext.training.driver import PassRunner
 from lstm_ext.sequences import Sequences
 PAGE, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
 def guarded(array, at_end):
@@ -178,16 +168,16 @@ for dtype in ("float32", "float64"):
                     for given in sequences:
                         given.rows = guarded(given.rows, at_end)
                         Y = guarded(np.zeros((N, 3), dtype), at_end)
-                        plan = Plan(network.parameters, network.architecture, given, Y, target="last", loss=MSE(),
-                                    optimizer=None, batch_size=None, isa=isa)
-                        plan.gradients(0)
+                        runner = PassRunner(network.parameters, network.architecture, given, Y, target="last",
+                                            loss=MSE(), optimizer=None, batch_size=None, isa=isa)
+                        runner.gradients(0)
 print("ended")
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are guarded by Linux's mprotect")
 def test_nothing_is_read_outside_of_what_is_given():
-    result = run_python(GUARDED)
+    result = run_python("-c", GUARDED)
     assert result.stdout == "ended\n", (result.returncode, result.stderr)
 
 

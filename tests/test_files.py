@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import run_python
 
 import lstm_ext
 from lstm_ext import (
@@ -601,7 +602,7 @@ except lstm_ext.ModelFileError as error:
 def test_a_file_that_is_cut_while_it_is_read(path):
     """A process that has mapped it dies of SIGBUS, so that it has to be another one."""
     LARGE.save(path)
-    done = subprocess.run([sys.executable, "-c", CUT_WHILE_IT_IS_READ, path], capture_output=True, text=True)
+    done = run_python("-c", CUT_WHILE_IT_IS_READ, path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{path} is not a model file of lstm_ext, or is cut short or damaged\n"
 
@@ -801,7 +802,7 @@ def leave_a_part(path):
         "import os, pathlib, sys; from lstm_ext import files\n"
         "files.write_whole(pathlib.Path(sys.argv[1]), lambda file: os._exit(7))"
     )
-    assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == 7
+    assert run_python("-c", code, path).returncode == 7
 
 
 def test_the_next_save_removes_what_a_killed_one_left(path, network):
@@ -923,24 +924,8 @@ def test_a_file_that_may_not_grow(path, network):
     assert [file.name for file in path.parent.iterdir()] == ["model"]
 
 
-@pytest.fixture
-def full_disk(tmp_path):
-    """Yield a folder on a file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a file system can be mounted by root on Linux only")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk(full_disk, network):
-    path = full_disk / "model"
+def test_a_full_disk(small_disk, network):
+    path = small_disk / "model"
     network.save(path)
     before = path.read_bytes()
     for _ in range(2):
@@ -948,7 +933,7 @@ def test_a_full_disk(full_disk, network):
             LARGE.save(path)
         assert caught.value.errno == errno.ENOSPC
         assert path.read_bytes() == before
-        assert os.listdir(full_disk) == ["model"]
+        assert os.listdir(small_disk) == ["model"]
     network.save(path)
 
 

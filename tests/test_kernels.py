@@ -28,7 +28,7 @@ from lstm_ext import (
     to_reference,
     train,
 )
-from lstm_ext.training.plan import Plan
+from lstm_ext.training.driver import PassRunner
 
 FUNCTIONS = {"sigmoid": sigmoid, "tanh": tanh}
 KERNELS = {"sigmoid": _kernels.apply_sigmoid, "tanh": _kernels.apply_tanh}
@@ -669,11 +669,11 @@ def test_the_masks_of_an_update_are_the_oracles(seed, update):
     network = LSTMNetwork(2, 5, 1, dtype="float64", seed=0, recurrent_dropout=0.5)
     X, Y = RNG.standard_normal((3, 4, 2)), RNG.standard_normal((3, 1))
     how = {"target": "last", "loss": MSE(), "optimizer": None, "batch_size": None, "dropout_seed": seed}
-    plan = Plan(network.parameters, network.architecture, X, Y, **how)
-    plan.updates[0] = update
-    plan.gradients(0)
+    runner = PassRunner(network.parameters, network.architecture, X, Y, **how)
+    runner.loop.updates = update
+    runner.gradients(0)
     _, expected = to_reference(network).gradient(X, Y, dropout_seed=seed, update=update)
-    assert_near(plan.gradient, expected, 1e-12)
+    assert_near(runner.gradient, expected, 1e-12)
 
 
 @pytest.mark.parametrize("n", [*LENGTHS, 4099])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, train, workspace
-from lstm_ext.training.plan import Plan, as_memory
+from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, layers, train
+from lstm_ext.training.driver import PassRunner
+from lstm_ext.training.memory import as_memory
 
 LENGTHS = np.array([9, 1, 4, 9, 2, 5, 3])
 FORWARDS = {
@@ -43,8 +44,8 @@ def passes_bytes(steps=101, **how):
     model = LSTMNetwork(3, 8, 2, dtype="float64", seed=0)
     X, Y = np.ones((2, steps, 3)), np.ones((2, 2))
     parts = {"target": "last", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
-    plan = Plan(model.parameters, model.architecture, X, Y, **parts, **how)
-    return plan.stack.bytes + plan.head.bytes
+    runner = PassRunner(model.parameters, model.architecture, X, Y, **parts, **how)
+    return runner.stack.bytes + runner.head.bytes
 
 
 def test_a_budget_takes_the_largest_segment_that_fits():
@@ -61,13 +62,13 @@ def test_a_budget_takes_the_largest_segment_that_fits():
 def test_the_smallest_budget_may_be_that_of_all_steps():
     """States that begin segments take more than the activations of a few steps."""
     model = LSTMNetwork(3, 3, 2, seed=0)
-    plan = {"target": "max", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
+    settings = {"target": "max", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
     data = model.parameters, model.architecture, np.ones((1, 5, 3)), np.ones((1, 2))
-    whole = Plan(*data, **plan)
+    whole = PassRunner(*data, **settings)
     needed = whole.stack.bytes + whole.head.bytes
-    assert Plan(*data, **plan, memory_budget=needed).stack.bytes == whole.stack.bytes
+    assert PassRunner(*data, **settings, memory_budget=needed).stack.bytes == whole.stack.bytes
     with pytest.raises(ValueError, match=f"need at least {needed}$"):
-        Plan(*data, **plan, memory_budget=needed - 1)
+        PassRunner(*data, **settings, memory_budget=needed - 1)
 
 
 BUDGETS = {
@@ -98,7 +99,7 @@ def in_chunks(monkeypatch):
     def both(call):
         whole = call()
         with monkeypatch.context() as patch:
-            patch.setattr(workspace, "INFERENCE_NUMBERS", 7 * 8 * 2)  # 2 steps of 7 sequences with 8 outputs
+            patch.setattr(layers, "INFERENCE_NUMBERS", 7 * 8 * 2)  # 2 steps of 7 sequences with 8 outputs
             return whole, call()
 
     return both
@@ -146,7 +147,7 @@ def test_validation_in_chunks_has_the_bits_of_whole_ones(in_chunks, target):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(workspace, "INFERENCE_NUMBERS", 2**13)
+    monkeypatch.setattr(layers, "INFERENCE_NUMBERS", 2**13)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"peephole": True}], ids=str)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import assert_close, assert_parameters_close
 
 import lstm_ext
 from lstm_ext import LSTM, LSTMCell, LSTMNetwork, NonFiniteError, _inference, parameter_layout, reference
@@ -50,23 +51,6 @@ LANES_SHAPES += [
 # Too many units for the sequences, or more weights than the cache holds: units in the lanes on every set.
 UNITS_SHAPES = [(1, 1, 2, 13, 1), (7, 1, 34, 101, 5), (33, 1, 1200, 5, 1), (33, 1, 2500, 5, 1)]
 LOSSES = [(loss, target) for loss in ("mse", "cross_entropy") for target in ("last", "steps")]
-
-
-def assert_close(actual, expected, tolerance, what=""):
-    """Compare norm-wise."""
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected)
-    assert actual.shape == expected.shape, what
-    scale = np.linalg.norm(expected) or 1
-    error = np.linalg.norm(actual - expected) / scale
-    assert error <= tolerance, f"{what}: relative error {error}"
-
-
-def assert_parameters_close(actual, expected, tolerance, *sizes):
-    """Compare two flat vectors, each named parameter by itself."""
-    assert actual.shape == expected.shape
-    for name, (offset, (rows, columns)) in parameter_layout(*sizes).items():
-        part = slice(offset, offset + rows * columns)
-        assert_close(actual[part], expected[part], tolerance, name)
 
 
 def assert_same_bits(actual, expected):
@@ -194,12 +178,12 @@ def test_cell_agrees_with_the_oracle(isa, shape, dtype):
     twin = oracle(cell)
     for actual, expected in zip(cell.forward(x, h, C), twin.forward(x, h, C), strict=True):
         assert actual.dtype == dtype
-        assert_close(actual, expected, FORWARD[dtype])
+        assert_close(actual, expected, tolerance=FORWARD[dtype])
     *actual, gradient = cell.backward(x, h, C, dh, dC)
     *expected, expected_gradient = twin.backward(x, h, C, dh, dC)
     for ours, theirs in zip(actual, expected, strict=True):
-        assert_close(ours, theirs, GRADIENT[dtype])
-    assert_parameters_close(gradient, expected_gradient, GRADIENT[dtype], I, H)
+        assert_close(ours, theirs, tolerance=GRADIENT[dtype])
+    assert_parameters_close(gradient, expected_gradient, parameter_layout(I, H), GRADIENT[dtype])
     assert_same_bits(cell.forward(x[:, 0], h[:, 0], C[:, 0]), cell.forward(x, h, C))
 
 
@@ -211,12 +195,12 @@ def test_layer_agrees_with_the_oracle(rounding_isa, shape, dtype):
     actual, expected = layer_results(lstm, data), expected_of_layer(shape, dtype)
     assert all(array.dtype == dtype for array in actual)
     for name, *pair in zip(("H", "h_T", "C_T"), actual, expected, strict=False):
-        assert_close(*pair, FORWARD[dtype], name)
+        assert_close(*pair, name, FORWARD[dtype])
     for t in range(shape[1]):
-        assert_close(actual[3][:, t], expected[3][:, t], GRADIENT[dtype], f"dX, t = {t}")
+        assert_close(actual[3][:, t], expected[3][:, t], f"dX, t = {t}", GRADIENT[dtype])
     for name, *pair in zip(("dh0", "dC0"), actual[4:6], expected[4:6], strict=True):
-        assert_close(*pair, GRADIENT[dtype], name)
-    assert_parameters_close(actual[6], expected[6], GRADIENT[dtype], I, H)
+        assert_close(*pair, name, GRADIENT[dtype])
+    assert_parameters_close(actual[6], expected[6], parameter_layout(I, H), GRADIENT[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -227,25 +211,25 @@ def test_network_agrees_with_the_oracle(rounding_isa, shape, dtype):
     for target, expected in expected_predictions.items():
         actual = network.predict(data.X, target=target)
         assert actual.dtype == dtype
-        assert_close(actual, expected, FORWARD[dtype])
+        assert_close(actual, expected, tolerance=FORWARD[dtype])
     outputs = network.forward(data.X[-1])
     assert isinstance(outputs, list)
     assert {y.shape for y in outputs} == {(shape[4], 1)}
-    assert_close(outputs, expected_outputs, FORWARD[dtype])
+    assert_close(outputs, expected_outputs, tolerance=FORWARD[dtype])
     for (loss, target), Y in data.Y.items():
         value, gradient = network.gradient(data.X, Y, loss=loss, target=target)
         expected, expected_gradient = expected_gradients[loss, target]
         assert isinstance(value, float)
         assert gradient.dtype == dtype
-        assert_close(value, expected, FORWARD[dtype], f"{loss}, {target}")
-        assert_parameters_close(gradient, expected_gradient, GRADIENT[dtype], *shape[2:])
+        assert_close(value, expected, f"{loss}, {target}", FORWARD[dtype])
+        assert_parameters_close(gradient, expected_gradient, parameter_layout(*shape[2:]), GRADIENT[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_default_weights_agree_without_biases_too(isa, dtype):
     network = LSTMNetwork(3, 34, 2, dtype=dtype, seed=5)
     data = problem((5, 17, 3, 34, 2), dtype)
-    assert_close(network.predict(data.X), oracle(network).predict(data.X), FORWARD[dtype])
+    assert_close(network.predict(data.X), oracle(network).predict(data.X), tolerance=FORWARD[dtype])
 
 
 def test_omitted_states_and_gradients_are_zeros(isa):
@@ -298,8 +282,8 @@ def test_cross_entropy_of_large_logits(isa, target):
     Y = data.Y["cross_entropy", target]
     value, gradient = network.gradient(data.X, Y, loss="cross_entropy", target=target)
     expected = oracle(network).gradient(data.X, Y, loss="cross_entropy", target=target)
-    assert_close(value, expected[0], 1e-12)
-    assert_close(gradient, expected[1], 1e-12)
+    assert_close(value, expected[0], tolerance=1e-12)
+    assert_close(gradient, expected[1], tolerance=1e-12)
 
 
 # --- bit for bit ---
@@ -751,7 +735,7 @@ def test_a_written_view_changes_vector_and_results():
         assert not np.array_equal(network.predict(X), before)
         setattr(owner, name, getattr(owner, name) * 0.5)
         assert network.parameters[offset] == (old + 0.25) / 2
-        assert_close(network.predict(X), oracle(network).predict(X), 1e-12)
+        assert_close(network.predict(X), oracle(network).predict(X), tolerance=1e-12)
     network.parameters[...] = 0
     assert not network.lstm_cell.W_o.any()
     assert not network.predict(X).any()

@@ -1,35 +1,23 @@
 """The package as a whole: who imports whom, what an import brings, how the instruction set is chosen."""
 
 import ast
-import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 import lstm_ext
 from lstm_ext import _kernels
 
 PACKAGE = Path(lstm_ext.__file__).parent
 CITATION = Path(__file__).parent.parent / "CITATION.cff"
-COMPILED = {
-    "_memoryviews",
-    "_kernels",
-    "_threads",
-    "_products",
-    "_passes",
-    "_stack",
-    "_heads",
-    "_inference",
-    "_updates",
-    "_epoch",
-}
+SOURCES = Path(__file__).parents[1] / "src/lstm_ext"
 
 
 def name_of(path):
@@ -44,17 +32,32 @@ ORACLE = {name for name in MODULES if name.split(".")[0] == "reference"}
 LAYERS = [
     {"__main__"},
     {"cli", "cli.commands"},
-    {"__init__", "cli.reports"},
-    {"forecasting.plots"},
+    {"cli.arguments", "cli.messages", "cli.reports"},
+    {"__init__", "forecasting.plots"},
     {"forecasting", "forecasting.forecaster", "verification", "config"},
-    {"training", "training.loop"},
+    {"forecasting.evaluation"},
+    {"forecasting.examples"},
+    {"training", "training.article", "training.loop"},
     {"network"},
-    {"layers", "training.plan", "files"},
-    {"training.losses", "training.optimizers", "workspace", "parameters", "sequences", "activations", "scaling"},
+    {"training.driver"},
+    {"training.targets"},
+    {"layers", "files", "training.batches"},
+    {"training.callbacks", "training.memory", "training.progress"},
+    {"training.losses", "training.optimizers", "parameters", "sequences", "activations", "scaling"},
+    {"forecasting.series"},
     {"forecasting.co2", "forecasting.tables", "forecasting.windows", "threads", "options"},
     {"checks", "_version"},
-    COMPILED,
+    {"_epoch", "_inference"},
+    {"_losses", "_updates"},
+    {"_heads"},
+    {"_stack"},
+    {"_passes"},
+    {"_products"},
+    {"_threads"},
+    {"_kernels"},
+    {"_memoryviews"},
 ]
+COMPILED = set.union(*LAYERS[-9:])
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
@@ -72,27 +75,17 @@ def imports(module):
 
 def siblings(module):
     """Return which modules of the package a module imports; the package itself is `__init__`."""
+    return within_the_package(imports(module))
+
+
+def within_the_package(names):
     known = (MODULES.keys() | COMPILED) - {"__init__"}
     found = set()
-    for name in imports(module):
+    for name in names:
         if name.split(".")[0] == "lstm_ext":
             own = name.removeprefix("lstm_ext").removeprefix(".")
             found.add(next((place for place in (own, own.rpartition(".")[0]) if place in known), "__init__"))
     return found
-
-
-def python(*arguments, cwd=None, **environment):
-    """Run another Python on the package under test."""
-    path = {"PYTHONPATH": str(PACKAGE.parent), **environment}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={name: value for name, value in os.environ.items() if name != "LSTM_EXT_ISA"} | path,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 # --- architecture ---
@@ -106,6 +99,21 @@ def test_every_module_has_its_place():
 def test_imports_go_one_way(module):
     for other in siblings(module) - ORACLE:
         assert RANK[module] < RANK[other], f"{module} imports {other}"
+
+
+@pytest.mark.skipif(not SOURCES.is_dir(), reason="the compiled half's sources are not installed")
+def test_imports_of_the_compiled_half_go_one_way():
+    """None of the Python half, and of its own modules those below."""
+    sources = {path: path.stem for path in SOURCES.glob("*.p[xy][xd]")}
+    assert set(sources.values()) == COMPILED - {"_memoryviews"}
+    for path, module in sources.items():
+        lines = re.findall(
+            r"^\s*(?:from\s+(\S+)\s+c?import\s+\(?\s*(\w+)|c?import\s+(\S+))", path.read_text("utf-8"), re.M
+        )
+        names = {whole or f"{base}.{name}" for base, name, whole in lines}
+        for other in within_the_package(names) - {module}:
+            assert other in COMPILED, f"{path.name} imports {other}"
+            assert RANK[module] < RANK[other], f"{path.name} imports {other}"
 
 
 def test_the_oracle_imports_numpy_alone():
@@ -122,11 +130,13 @@ def test_the_oracle_is_imported_for_verification_alone():
 
 def test_the_package_needs_numpy_alone():
     optional = {
+        "cli.arguments": {"click"},
         "cli.commands": {"click"},
+        "cli.messages": {"click"},
         "files": {"safetensors"},
         "forecasting.plots": {"matplotlib"},
         "forecasting.tables": {"pyarrow"},
-        "training.loop": {"tqdm"},
+        "training.progress": {"tqdm"},
     }
     for module in MODULES:
         foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names
@@ -135,7 +145,9 @@ def test_the_package_needs_numpy_alone():
 
 def modules_after(code, given="import numpy"):
     """Return the modules that another Python loads for some code, without those of the first import."""
-    result = python("-c", f"import sys; {given}; before = set(sys.modules); {code}; print(*set(sys.modules) - before)")
+    result = run_python(
+        "-c", f"import sys; {given}; before = set(sys.modules); {code}; print(*set(sys.modules) - before)"
+    )
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())
 
@@ -206,7 +218,7 @@ assert set(lstm_ext.__all__) <= set(names)
 
 def test_names_are_there_from_the_start():
     """In another Python, where nothing has loaded them."""
-    result = python("-c", NAMES)
+    result = run_python("-c", NAMES)
     assert result.returncode == 0, result.stderr
 
 
@@ -246,7 +258,7 @@ def test_show_config_prints_what_a_bug_report_needs(capsys, restored_isa):
 
 def test_show_config_names_the_variable():
     name = _kernels.available_isas()[-1]
-    result = python("-c", "import lstm_ext; lstm_ext.show_config()", LSTM_EXT_ISA=name)
+    result = run_python("-c", "import lstm_ext; lstm_ext.show_config()", LSTM_EXT_ISA=name)
     assert re.search(rf"\nLSTM_EXT_ISA +{name}\n", result.stdout), result.stderr
 
 
@@ -266,18 +278,18 @@ PRINT_ISA = "from lstm_ext import _kernels; print(_kernels.isa())"
 
 def test_the_widest_set_is_the_default():
     for value in ({}, {"LSTM_EXT_ISA": ""}):
-        result = python("-c", PRINT_ISA, **value)
+        result = run_python("-c", PRINT_ISA, **value)
         assert result.stdout.strip() == _kernels.available_isas()[0], result.stderr
 
 
 @pytest.mark.parametrize("name", _kernels.available_isas())
 def test_the_variable_chooses_the_set(name):
-    result = python("-c", PRINT_ISA, LSTM_EXT_ISA=name)
+    result = run_python("-c", PRINT_ISA, LSTM_EXT_ISA=name)
     assert result.stdout.strip() == name, result.stderr
 
 
 def test_an_unknown_set_is_an_import_error_that_lists_the_others():
-    result = python("-c", "import lstm_ext", LSTM_EXT_ISA="nonsense")
+    result = run_python("-c", "import lstm_ext", LSTM_EXT_ISA="nonsense")
     assert result.returncode == 1
     error = result.stderr.strip().splitlines()[-1]
     assert error.startswith("ImportError: LSTM_EXT_ISA")
@@ -306,7 +318,7 @@ def test_without_the_compiled_half_the_error_says_what_to_do(tmp_path):
         if path.suffix == ".py":
             shutil.copy(path, target)
     # without site: an editable install would lend its own
-    result = python("-S", "-c", "import lstm_ext", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    result = run_python("-S", "-c", "import lstm_ext", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert result.returncode == 1
     error = result.stderr.strip().splitlines()[-1]
     assert error.startswith("ImportError: ")

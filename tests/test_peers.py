@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from helpers import assert_close, import_torch
 
 import lstm_ext
 from lstm_ext import reference
@@ -21,21 +22,7 @@ def module(request):
     return MODULES[request.param]
 
 
-def assert_close(actual, expected, what, tolerance=1e-12):
-    assert actual.shape == expected.shape, what
-    scale = np.linalg.norm(expected)
-    error = np.linalg.norm(actual - expected) / (scale if scale > 0 else 1.0)
-    assert error <= tolerance, f"{what}: relative error {error}"
-
-
 # --- PyTorch ---
-
-
-def import_torch():
-    """Return PyTorch, on one thread: its own would wait for one another on a busy machine."""
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
-    return torch
 
 
 def torch_cells(layer):

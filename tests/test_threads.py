@@ -3,20 +3,19 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 import lstm_ext
 from lstm_ext import _kernels, _threads, reference, threads
-from lstm_ext.training import loop
+from lstm_ext.training import loop, progress
 
 THREADS = (2, 8)
 # Sequences in a batch, steps, input, hidden and output widths: rows cut among the threads, units cut (few rows, or many
@@ -144,17 +143,11 @@ def test_every_index_of_a_loop_is_done_once(lateness):
         _threads._adjust(rests=False)
 
 
-def run_python(code, **environment):
-    """Return what another Python prints."""
-    path = {"PYTHONPATH": str(Path(lstm_ext.__file__).parents[1])}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | path | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout.split()
+def output_of(code, **environment):
+    """Return the words that another Python prints."""
+    done = run_python("-c", code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 BIG = """
@@ -170,7 +163,7 @@ network = lstm_ext.LSTMNetwork(8, 100, 1, seed=0)
 
 def test_small_work_starts_no_thread_and_helpers_do_not_keep_a_process_alive():
     code = BIG + "network.predict(X[:1, :5], num_threads=8); print(threading.active_count())"
-    assert run_python(code + "; network.predict(X, num_threads=3); print(threading.active_count())") == ["1", "3"]
+    assert output_of(code + "; network.predict(X, num_threads=3); print(threading.active_count())") == ["1", "3"]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -187,7 +180,7 @@ def test_an_interrupt_while_a_helper_starts_leaves_later_calls_their_helpers(mom
         "network.predict(X, num_threads=2)\n"
         "print('lstm_ext-1' in [thread.name for thread in threading.enumerate()])\n"
     )
-    assert run_python(code) == ["interrupted", "True"]
+    assert output_of(code) == ["interrupted", "True"]
 
 
 def test_idle_helpers_use_no_cpu():
@@ -329,7 +322,7 @@ def test_an_interrupt_anywhere_ends_a_training_for_others():
     interrupts, moment, left = [], 0, 0
 
     def enter(frame, event, arg):
-        if frame.f_code.co_filename != loop.__file__:
+        if frame.f_code.co_filename not in (loop.__file__, progress.__file__):
             return None
         frame.f_trace_opcodes = True
         return step
@@ -459,7 +452,7 @@ def test_a_forked_child_computes():
             "print(same, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))\n"
         )
     )
-    assert run_python(code) == ["True", "0"]
+    assert output_of(code) == ["True", "0"]
 
 
 POOL_X, _ = data(33, 21, 7, 2)
@@ -527,7 +520,7 @@ for _ in range(100):
         break
 print(*codes - {0})
 """
-    assert run_python(code) == ["7"]
+    assert output_of(code) == ["7"]
 
 
 @forks
@@ -557,7 +550,7 @@ done.set()
 thread.join()
 train(child)
 """
-    assert run_python(code) == ["0", "0"]
+    assert output_of(code) == ["0", "0"]
 
 
 def test_a_process_ends_while_a_daemon_thread_computes():
@@ -567,7 +560,7 @@ def test_a_process_ends_while_a_daemon_thread_computes():
         "threading.Thread(target=lambda: [network.predict(X, num_threads=4) for _ in range(99)], daemon=True).start()\n"
         "time.sleep(0.3)\n"
     )
-    assert run_python(code) == []
+    assert output_of(code) == []
 
 
 # --- signals ---
@@ -722,14 +715,14 @@ HOW_MANY = "import lstm_ext; print(lstm_ext.get_num_threads(), lstm_ext.threads.
 
 
 def test_the_default_is_what_the_environment_allows():
-    (count, cpus), (one, _) = run_python(HOW_MANY, OMP_NUM_THREADS=""), run_python(HOW_MANY, OMP_NUM_THREADS="1,4")
+    (count, cpus), (one, _) = output_of(HOW_MANY, OMP_NUM_THREADS=""), output_of(HOW_MANY, OMP_NUM_THREADS="1,4")
     assert count == cpus
     assert one == "1"
-    assert run_python(HOW_MANY, OMP_NUM_THREADS="1000") == [cpus, cpus]
-    assert run_python(HOW_MANY, OMP_NUM_THREADS="many") == [cpus, cpus]
-    assert run_python("import multiprocessing as m; m.current_process().daemon = True; " + HOW_MANY)[0] == "1"
+    assert output_of(HOW_MANY, OMP_NUM_THREADS="1000") == [cpus, cpus]
+    assert output_of(HOW_MANY, OMP_NUM_THREADS="many") == [cpus, cpus]
+    assert output_of("import multiprocessing as m; m.current_process().daemon = True; " + HOW_MANY)[0] == "1"
     named = "import multiprocessing as m; m.current_process().name = 'LokyProcess-3'; "
-    assert run_python(named + HOW_MANY)[0] == "1"
+    assert output_of(named + HOW_MANY)[0] == "1"
 
 
 WORKERS = """
@@ -768,13 +761,13 @@ def test_a_worker_of_a_pool_has_one_thread_and_a_process_of_its_own_all(tmp_path
     code = f"import runpy; runpy.run_path({str(tmp_path / 'workers.py')!r}, run_name='__main__')"
     spawned = ["1", "1", "1", "8"]  # the second: while it imports the main module
     methods = multiprocessing.get_all_start_methods()
-    assert run_python(code) == [n for method in methods for n in (["1", "1", "8"] if method == "fork" else spawned)]
+    assert output_of(code) == [n for method in methods for n in (["1", "1", "8"] if method == "fork" else spawned)]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
 def test_the_default_follows_affinity():
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
-    assert run_python(code + HOW_MANY) == ["1", "1"]
+    assert output_of(code + HOW_MANY) == ["1", "1"]
 
 
 @pytest.mark.parametrize(

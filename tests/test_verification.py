@@ -8,7 +8,7 @@ import pytest
 
 from lstm_ext import LSTM, LSTMNetwork, VerificationError, _inference, _kernels, layers, sigmoid, train
 from lstm_ext import verification as module
-from lstm_ext.training import plan
+from lstm_ext.training import driver
 
 ISAS = _kernels.available_isas()
 
@@ -92,7 +92,7 @@ def test_every_set_is_run(monkeypatch, capsys):
 
     record(_inference, "infer", _inference.infer)
     record(layers._stack, "layers", layers._stack.LayerStack)
-    record(plan, "loop", plan.LayerStack)
+    record(driver, "loop", driver.LayerStack)
     rows = module.verify()
     assert [(row.isa, row.dtype) for row in rows] == [(isa, dtype) for isa in ISAS for dtype in ("float32", "float64")]
     assert set(map(frozenset, used.values())) == {frozenset(map(_kernels.isa_index, ISAS))}

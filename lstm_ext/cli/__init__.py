@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: `lstm-ext`, also `python -m lstm_ext`."""

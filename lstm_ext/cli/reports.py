@@ -1,4 +1,4 @@
-"""What the command line tells of tables, trainings and models: as data for JSON, and as lines for people."""
+"""Reports of the command line on tables, trainings and models: data for JSON (`describe_*`), and lines of text."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 
 from lstm_ext._kernels import isa
-from lstm_ext.forecasting.forecaster import Evaluation, Fit, Forecaster
-from lstm_ext.forecasting.tables import Series, gap_lengths
+from lstm_ext.forecasting.evaluation import Evaluation
+from lstm_ext.forecasting.forecaster import Fit, Forecaster
+from lstm_ext.forecasting.series import Series, gap_lengths
 from lstm_ext.network import Model
 from lstm_ext.options import SIZES
 from lstm_ext.threads import get_num_threads
 
-_LONGEST_LIST = 8
-_MOST_SERIES = 10  # that are told of one by one
+_MAX_VALUES = 8  # in a list that is printed in full
+_MAX_SERIES = 10  # that are printed one by one
 
 
 def describe_fit(forecaster: Forecaster, fit: Fit) -> dict[str, Any]:
-    """Return what `train` tells of the training, for JSON."""
+    """Return the training's windows and epochs, and where the training rows end."""
     return {"trained_before": forecaster.trained_before, "windows": fit.examples, "epochs": fit.epochs}
 
 
-def describe_series(forecaster: Forecaster, series: Series) -> dict[str, Any]:
-    """Return what there is of a series, and its gaps in every column."""
-    columns = [forecaster.target, *forecaster.inputs]
+def describe_series(series: Series) -> dict[str, Any]:
+    """Return the rows, times and gaps of a series."""
     first, last = (str(series.times(row)) for row in (0, len(series.values) - 1))
-    gaps = {name: gap_lengths(column) for name, column in zip(columns, series.values.T, strict=True)}
+    gaps = {name: gap_lengths(column) for name, column in zip(series.columns, series.values.T, strict=True)}
     return {
         "series": series.name,
         "rows": len(series.values),
@@ -40,7 +40,7 @@ def describe_series(forecaster: Forecaster, series: Series) -> dict[str, Any]:
 
 
 def describe_evaluation(forecaster: Forecaster, evaluation: Evaluation) -> dict[str, Any]:
-    """Return the errors, for JSON."""
+    """Return the errors of each model, over all observations and by steps ahead."""
     by_step = evaluation.rmse_by_step()
     return {
         "target": forecaster.target,
@@ -55,7 +55,7 @@ def describe_evaluation(forecaster: Forecaster, evaluation: Evaluation) -> dict[
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """Return what a model file holds, for JSON."""
+    """Return the contents of a model file, with the shapes of its weights."""
     network = model.network
     return {
         "architecture": {name: getattr(network, name) for name in SIZES},
@@ -68,30 +68,30 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def table_lines(table: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield what `describe_series` says of every series."""
-    for one in table[:_MOST_SERIES]:
+    """Yield the lines of `describe_series` of every series."""
+    for one in table[:_MAX_SERIES]:
         name = f"{one['series']}: " if one["series"] else ""
         yield f"{name}{one['rows']} rows, steps of {one['step']}, from {one['first']} to {one['last']}"
         for column, missing in one["missing"].items():
             if missing:
                 yield f"  {column}: {missing} missing, at most {one['longest_gap'][column]} in a row"
-    if len(table) > _MOST_SERIES:
-        yield f"and {len(table) - _MOST_SERIES} more series"
+    if len(table) > _MAX_SERIES:
+        yield f"and {len(table) - _MAX_SERIES} more series"
 
 
 def fit_lines(report: dict[str, Any], seconds: float) -> Iterator[str]:
-    """Yield what `describe_fit` says, and what it took."""
+    """Yield the line of `describe_fit`, with the time that both trainings took."""
     ends = set(report["trained_before"].values())
     before = f" before {ends.pop()}" if len(ends) == 1 else ""
     threads = get_num_threads()
     yield (
-        f"trained on {report['windows']} windows{before} in {report['epochs']} passes; {seconds:.2f} s in all "
+        f"trained on {report['windows']} windows{before} for {report['epochs']} epochs; {seconds:.2f} s in total "
         f"({isa()}, {'one thread' if threads == 1 else f'up to {threads} threads'})"
     )
 
 
 def evaluation_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yield what `describe_evaluation` says."""
+    """Yield the lines of `describe_evaluation`."""
     steps = "one step" if report["horizon"] == 1 else f"{report['horizon']} steps"
     yield f"{steps} ahead from {report['origins']} rows, {report['first_origin']} to {report['last_origin']}:"
     for name, error in report["rmse"].items():
@@ -103,11 +103,11 @@ def evaluation_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def outline(part: Any, depth: int = 0) -> Iterator[str]:
-    """Yield the lines of what JSON holds; a long list by its length."""
+    """Yield JSON data as indented lines; a long list is replaced by its length."""
     items = part.items() if isinstance(part, dict) else enumerate(part, 1)
     for key, value in items:
         nested = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
-        long = isinstance(value, list) and len(value) > _LONGEST_LIST
+        long = isinstance(value, list) and len(value) > _MAX_VALUES
         indent = "  " * depth
         if long:
             yield f"{indent}{key}: {len(value)} values"

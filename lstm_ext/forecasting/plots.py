@@ -1,4 +1,4 @@
-"""The picture of an evaluation. Needs the package matplotlib."""
+"""The picture of an evaluation. This module needs matplotlib."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, BinaryIO, cast
 import matplotlib
 import numpy as np
 
-from lstm_ext.forecasting.forecaster import Evaluation, Forecaster
-from lstm_ext.forecasting.tables import Series
+from lstm_ext.forecasting.evaluation import Evaluation
+from lstm_ext.forecasting.forecaster import Forecaster
+from lstm_ext.forecasting.series import Series
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -16,7 +17,7 @@ FORMATS = ("png", "svg", "pdf")
 def draw_evaluation(
     file: BinaryIO, file_format: str, forecaster: Forecaster, series: Series, evaluation: Evaluation
 ) -> None:
-    """Draw the forecasts of one series over what was observed, and the errors of all series by steps ahead.
+    """Draw the forecasts of one series over its observations, and the errors of all series by steps ahead.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ def draw_evaluation(
         figure, (above, below) = pyplot.subplots(2, 1, figsize=(9, 7), height_ratios=(3, 2), layout="constrained")
         _draw_forecasts(above, forecaster, series, evaluation)
         _draw_errors(below, evaluation)
-        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format)  # the same file each time
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format)  # reproducible files
         figure.savefig(file, format=file_format, dpi=120, metadata=undated)
         pyplot.close(figure)
 
@@ -58,18 +59,16 @@ def _draw_forecasts(axes: matplotlib.axes.Axes, forecaster: Forecaster, series: 
                 axes.plot(ahead, forecast[n], color=f"C{number % 2}", linewidth=1, label=label)
                 next_free, number = row + forecaster.horizon, number + 1
     axes.axvline(cast(float, series.times(rows[0])), color="0.3", linestyle=":", linewidth=1)
-    axes.set(
-        ylabel=forecaster.target, title=f"{series.name or forecaster.target}: record and forecasts of what was held out"
-    )
+    axes.set(ylabel=forecaster.target, title=f"{series.name or forecaster.target}: observations and held-out forecasts")
     axes.legend(loc="upper left")
 
 
 def _draw_errors(axes: matplotlib.axes.Axes, evaluation: Evaluation) -> None:
     errors = evaluation.rmse()
-    for place, (name, by_step) in enumerate(evaluation.rmse_by_step().items()):
+    for position, (name, by_step) in enumerate(evaluation.rmse_by_step().items()):
         label = f"{name} ({errors[name]:.3g})"
         if len(by_step) == 1:
-            axes.barh(place, by_step, label=label)
+            axes.barh(position, by_step, label=label)
         else:
             axes.plot(np.arange(1, len(by_step) + 1), by_step, label=label)
     if evaluation.observed.shape[1] == 1:

@@ -1,12 +1,10 @@
-"""Training: `train`, and the article's `train_lstm`."""
+"""The training loop: `train` and its `History`."""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypedDict
 
@@ -15,32 +13,29 @@ from numpy.typing import ArrayLike
 
 from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import (
-    Array,
     Data,
     NonFiniteError,
-    as_column,
     as_flag,
     as_positive,
     as_seed,
     as_size,
-    as_targets,
-    check_length,
     make_generator,
     short_repr,
 )
 from lstm_ext.network import LSTMNetwork
 from lstm_ext.options import hinting
 from lstm_ext.parameters import check_weights
-from lstm_ext.sequences import Sequences
-from lstm_ext.threads import thread_count
-from lstm_ext.training.losses import MSE, CompiledLoss, Loss, as_loss
-from lstm_ext.training.optimizers import SGD, Optimizer, as_optimizer
-from lstm_ext.training.plan import Plan, as_memory, draws_masks
+from lstm_ext.training.callbacks import as_callbacks, run_callbacks
+from lstm_ext.training.driver import PassRunner
+from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
+from lstm_ext.training.memory import as_memory
+from lstm_ext.training.optimizers import Optimizer, as_optimizer
+from lstm_ext.training.progress import showing_progress
 
 
 @dataclass
 class History:
-    """What `train` saw, one entry for each epoch.
+    """What `train` recorded, one entry for each epoch.
 
     Attributes
     ----------
@@ -60,7 +55,7 @@ class History:
 
 
 class _Common(TypedDict):
-    """The arguments of `Plan` that a training and its validation share."""
+    """The arguments of `PassRunner` that a training and its validation share."""
 
     target: str
     loss: CompiledLoss | Loss
@@ -130,7 +125,7 @@ def train(
         Number of live steps of each sequence in a padded X.
     mask : array_like of bool (N, T), optional
         True for the live steps of X. The other steps are skipped, including their inputs. For missing targets, use a
-        loss that leaves them out instead, as in docs/layers.md, "Missing targets".
+        loss that leaves them out instead, as in docs/guide/sequences.md, "Missing targets".
     tbptt : int, optional
         Truncated backpropagation through time: run every batch in chunks of `tbptt` steps, with an update after each.
         States are carried from chunk to chunk; gradients are not. For ``target="last"``, a chunk in which no sequence
@@ -191,11 +186,11 @@ def train(
         "num_threads": num_threads,
         "isa": network._isa_in_use(),
     }
-    if draws_masks(network.options):
+    if network.architecture.draws_masks:
         dropout_seed = as_seed("seed", seed) if seed is not None else int(rng.integers(2**64, dtype=np.uint64))
     else:
         dropout_seed = None
-    plan = Plan(
+    runner = PassRunner(
         network.parameters,
         network.architecture,
         X,
@@ -211,7 +206,7 @@ def train(
     )
     validation = None
     if validation_data is not None:
-        validation = _validation_plan(network, validation_data, common)
+        validation = _validation_runner(network, validation_data, common)
 
     history = History()
     with (
@@ -219,115 +214,24 @@ def train(
         ExclusiveUse(
             optimizer, "optimizer is being used by another call; expected one at a time: use one for each training"
         ),
-        _progress(epochs, plan.batches, verbose) as progress,
+        showing_progress(epochs, runner.batches.count, verbose=verbose) as progress,
     ):
         for epoch in range(epochs):
             if shuffle:
-                plan.order = rng.permutation(len(plan.sequences))
+                runner.set_order(rng.permutation(len(runner.sequences)))
             started = time.perf_counter()
-            _run_epoch(plan, epoch, epochs, progress.advance)
+            runner.run_epoch(epoch, epochs, progress.advance)
             history.seconds.append(time.perf_counter() - started)
-            history.loss.append(plan.mean_loss())
+            history.loss.append(runner.mean_loss())
             if validation is not None:
-                history.validation_loss.append(_evaluate(validation, epoch, epochs))
-            progress.end_epoch(history)
+                history.validation_loss.append(_validation_loss(validation, epoch, epochs))
+            progress.end_epoch(history.loss[-1], history.validation_loss[-1] if validation is not None else None)
             if run_callbacks(callbacks, network, history):
                 break
     return history
 
 
-def train_lstm(
-    X: Sequence[ArrayLike] | np.ndarray[Any, Any],
-    Y: Sequence[ArrayLike] | np.ndarray[Any, Any],
-    input_dim: int,
-    hidden_dim: int,
-    output_dim: int,
-    learning_rate: float = 0.01,
-    epochs: int = 100,
-    *,
-    num_threads: int | None = None,
-) -> LSTMNetwork:
-    """Train as the article's program does: float64, its initial weights, one SGD update for each sequence in order.
-
-    Parameters
-    ----------
-    X : array_like (N, T, input_dim), or a sequence of arrays (T_n, input_dim)
-        The sequences; their lengths may differ.
-    Y : sequence of array_like (output_dim, 1) or (output_dim,)
-        The target of each sequence's last output; the loss is ``mean((outputs[-1] - Y[i])**2)``. If output_dim is 1,
-        also an array (N,).
-    input_dim, hidden_dim, output_dim : int
-        The network's sizes, at least 1.
-    learning_rate : float
-        Above or equal to 0.
-    epochs : int
-        How often to go through the data, at least once.
-    num_threads : int, optional
-        The most threads to use (`set_num_threads`).
-
-    Returns
-    -------
-    LSTMNetwork
-        The trained network. Each epoch prints its mean loss.
-
-    Raises
-    ------
-    NonFiniteError
-        If a loss, a gradient or the result of an update is NaN or infinite.
-    TypeError, ValueError
-        If an argument is not as above.
-    """
-    epochs, output_dim = as_size("epochs", epochs), as_size("output_dim", output_dim)
-    num_threads = thread_count(num_threads)
-    sizes = as_size("input_dim", input_dim), as_size("hidden_dim", hidden_dim), output_dim
-    optimizer = SGD(learning_rate)
-    sequences = Sequences(X, sizes[0], np.dtype(np.float64))
-    targets = _article_targets(Y, len(sequences), output_dim)
-    network = LSTMNetwork(*sizes, dtype="float64", init="reference")  # drawn when nothing can be wrong any more
-    plan = Plan(
-        network.parameters,
-        network.architecture,
-        sequences,
-        targets,
-        target="last",
-        loss=MSE(),
-        optimizer=optimizer,
-        batch_size=1,
-        num_threads=num_threads,
-    )
-    for epoch in range(epochs):
-        _run_epoch(plan, epoch, epochs, lambda _: None)
-        print(f"Epoch {epoch + 1}/{epochs}, Loss: {plan.mean_loss()}")
-    return network
-
-
-def _article_targets(Y: Any, N: int, output_dim: int) -> Array:
-    """Return Y, an array or a sequence of columns (output_dim, 1) or vectors, as float64 (N, output_dim)."""
-    dtype = np.dtype(np.float64)
-    if isinstance(Y, (np.ndarray, memoryview)):
-        Y = np.asarray(Y)
-        return as_targets("Y", Y[:, :, 0] if Y.ndim == 3 and Y.shape[2] == 1 else Y, dtype, (N,), output_dim)
-    check_length("Y", Y, N)
-    return np.stack([as_column(f"Y[{n}]", y, dtype, output_dim)[:, 0] for n, y in enumerate(Y)])
-
-
-def _run_epoch(plan: Plan, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
-    step = batches = 0
-    while step < plan.passes:
-        try:
-            step = plan.run(step)
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"{error} in epoch {epoch + 1} of {epochs}, {plan.name_of(error.step)}; training stopped before that "
-                "update: a smaller learning rate or a clip_norm may help",
-                error.step,
-            ) from None
-        done = plan.batch_of(step)
-        advance(done - batches)
-        batches = done
-
-
-def _validation_plan(network: LSTMNetwork, data: Any, common: _Common) -> Plan:
+def _validation_runner(network: LSTMNetwork, data: Any, common: _Common) -> PassRunner:
     if not isinstance(data, Mapping):
         try:
             X, Y = data
@@ -337,7 +241,7 @@ def _validation_plan(network: LSTMNetwork, data: Any, common: _Common) -> Plan:
     elif not {"X", "Y"} <= data.keys() <= {"X", "Y", "lengths", "mask"}:
         raise ValueError(f"validation_data has the keys {list(data)}; expected 'X', 'Y', and maybe 'lengths' or 'mask'")
     try:
-        return Plan(
+        return PassRunner(
             network.parameters,
             network.architecture,
             optimizer=None,
@@ -350,117 +254,10 @@ def _validation_plan(network: LSTMNetwork, data: Any, common: _Common) -> Plan:
         raise type(error)(f"{_VALIDATION}{error}") from None
 
 
-def _evaluate(plan: Plan, epoch: int, epochs: int) -> float:
+def _validation_loss(runner: PassRunner, epoch: int, epochs: int) -> float:
     try:
-        for step in range(plan.passes):
-            plan.forward(step)
+        for step in range(runner.batches.passes):
+            runner.forward(step)
     except NonFiniteError as error:
         raise NonFiniteError(f"{_VALIDATION}{error} after epoch {epoch + 1} of {epochs}", error.step) from None
-    return plan.mean_loss()
-
-
-def as_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
-    """Return the callbacks of a training, each of which can be called."""
-    try:
-        result = tuple(callbacks)
-    except (TypeError, NotImplementedError):  # the latter from a memoryview
-        raise TypeError(f"callbacks is {short_repr(callbacks)}; expected an iterable of callables") from None
-    for n, callback in enumerate(result):
-        if not callable(callback):
-            raise TypeError(f"callbacks[{n}] is {short_repr(callback)}; expected a callable")
-    return result
-
-
-def run_callbacks(callbacks: Sequence[Callback], network: LSTMNetwork, history: History) -> bool:
-    """Call all callbacks and return whether one of them stops the training."""
-    answers = [callback(network, history) for callback in callbacks]
-    for n, answer in enumerate(answers):
-        if answer is not None and not isinstance(answer, (bool, np.bool_)):
-            returned = short_repr(answer)
-            raise TypeError(f"callbacks[{n}] returned {returned}; expected True to stop, or None or False to go on")
-    return any(answers)
-
-
-class _Progress:
-    """Shows nothing, as for ``verbose=False``."""
-
-    def advance(self, batches: int) -> None:
-        """Tell that some batches are done."""
-
-    def end_epoch(self, history: History) -> None:
-        """Tell that an epoch is done."""
-
-    def close(self) -> None:
-        """Tell that the training has ended."""
-
-
-_UNWRITABLE = suppress(OSError, ValueError)  # a standard error that is closed ends no training
-
-
-class _Bar(_Progress):
-    def __init__(self, tqdm: Any, total: int) -> None:
-        self._bar = tqdm(total=total, unit="batch")
-
-    def advance(self, batches: int) -> None:
-        with _UNWRITABLE:
-            self._bar.update(batches)
-
-    def end_epoch(self, history: History) -> None:
-        self._bar.set_postfix_str(_losses(history), refresh=False)
-
-    def close(self) -> None:
-        with _UNWRITABLE:
-            self._bar.close()
-
-
-class _Lines(_Progress):
-    """Writes one line for each epoch, at most one a second, and that of the last epoch."""
-
-    def __init__(self, epochs: int) -> None:
-        self._epochs, self._written, self._waiting = epochs, -math.inf, ""
-
-    def end_epoch(self, history: History) -> None:
-        self._waiting = f"epoch {len(history.loss)}/{self._epochs}: {_losses(history)}"
-        if time.monotonic() - self._written >= 1:
-            self.close()
-
-    def close(self) -> None:
-        if self._waiting:
-            with _UNWRITABLE:
-                print(self._waiting, file=sys.stderr, flush=True)
-            self._written, self._waiting = time.monotonic(), ""
-
-
-def _losses(history: History) -> str:
-    """Return the last losses as text."""
-    validation = f", validation loss {history.validation_loss[-1]:#.4g}" if history.validation_loss else ""
-    return f"loss {history.loss[-1]:#.4g}{validation}"
-
-
-@contextmanager
-def _progress(epochs: int, batches: int, verbose: bool) -> Iterator[_Progress]:
-    """Yield what shows the progress of a training of so many epochs, of so many batches each."""
-    progress = _Progress()
-    if verbose and sys.stderr is not None:
-        tqdm = _tqdm() if _is_terminal(sys.stderr) else None
-        with _UNWRITABLE:
-            progress = _Lines(epochs) if tqdm is None else _Bar(tqdm, epochs * batches)
-    try:
-        yield progress
-    finally:
-        progress.close()
-
-
-def _is_terminal(file: Any) -> bool:
-    try:
-        return bool(file.isatty())
-    except (AttributeError, ValueError):  # an object of the user's, or a closed file
-        return False
-
-
-def _tqdm() -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm
+    return runner.mean_loss()

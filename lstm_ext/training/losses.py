@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lstm_ext import _kernels
 from lstm_ext.checks import Array, Data, as_number, as_positive, as_real, short_repr
@@ -56,12 +56,14 @@ class CompiledLoss:
         The kernel's index.
     takes_labels : bool
         Whether the target of a row of outputs is an integer class, not numbers.
+    settings : ndarray of float64
+        What the kernel reads, in its order.
     """
 
     name: ClassVar[str]
     kind: ClassVar[int]
     takes_labels: ClassVar[bool]
-    _settings = array("d")  # what the kernel reads, in its order
+    settings: NDArray[np.float64] = np.empty(0)
 
     def __init_subclass__(cls, *, name: str | None = None) -> None:
         if name is not None:  # a user's subclass has none

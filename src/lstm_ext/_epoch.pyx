@@ -1,16 +1,24 @@
-"""The training loop: gather a batch, forward, loss, backward, clip, update; many batches in one call, without the GIL.
+"""The training loop: forward, loss, backward, clip, update; many batches in one call, without the GIL.
 
-`run` takes a plan (plan.py) and a range of passes: batches, or with truncated backpropagation chunks of their steps.
-Its phases can be asked for one by one, so that a loss or an optimizer written in Python goes between them; the loop is
-the same.
+Design
+------
+- A pass runs one batch, or with truncated backpropagation a chunk of its steps. Its phases can be asked for one by one,
+  so that a loss or an optimizer written in Python runs between them.
+- `TrainingLoop` declares everything that the loop reads and writes, and checks each array when it is given: the passes
+  rely on dtypes, shapes and indices.
 """
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport isfinite
 from libc.stdint cimport uint64_t
 
+import numpy as np
+
 from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_backward, head_forward
-from lstm_ext._kernels cimport are_finite, kernels, philox_key, real
-from lstm_ext._losses cimport Loss, batch_loss, make_loss
+from lstm_ext._kernels cimport SUM_BLOCK, are_finite, kernels, philox_key, real, traits_of_loss
+from lstm_ext._losses cimport Loss, batch_loss
 from lstm_ext._passes cimport Rows
+from lstm_ext._products cimport ceil_div
 from lstm_ext._stack cimport (
     Batch, StackData, LayerStack, States, layers_backward, layers_forward, pack_layers, stack_work,
 )
@@ -22,6 +30,7 @@ cdef enum:
     _LOSS = 2
     _BACKWARD = 4
     _UPDATE = 8
+    PASS_WORK = 5000  # multiply-adds that a pass costs apart from its products
 
 cdef enum:  # how a run ended
     _DONE = 0
@@ -30,72 +39,105 @@ cdef enum:  # how a run ended
 
 FORWARD, LOSS, BACKWARD, UPDATE = _FORWARD, _LOSS, _BACKWARD, _UPDATE
 DONE, NOT_FINITE, UPDATE_NOT_FINITE = _DONE, _NOT_FINITE, _UPDATE_NOT_FINITE
+INDEX = np.dtype(np.intp)
 
 
 cdef struct Chunk:
-    # What one pass runs: steps of some sequences, the longest first.
+    # The steps that one pass runs of some sequences, the longest first.
     Batch batch
-    Py_ssize_t *first  # (size): the row that each begins at
-    Py_ssize_t *lengths  # (size) and (steps): what batch.lengths and batch.batch_sizes are where they are not NULL
-    Py_ssize_t *batch_sizes
-    Py_ssize_t rows, ended  # in all; the first sequence that ends within the chunk
+    const Py_ssize_t *members  # (size): which of all sequences each one is
+    Py_ssize_t first_step  # of its sequences
+    Py_ssize_t *first  # (size): the row of X at which each begins
+    Py_ssize_t *lengths  # (size): batch.lengths, unless that is NULL
+    Py_ssize_t *batch_sizes  # (steps): batch.batch_sizes, unless that is NULL
+    Py_ssize_t rows  # steps of all sequences
+    Py_ssize_t ended  # the first sequence that ends in this chunk
 
 
-cdef struct Data:
-    # Where the sequences are in the rows of X, and in those of the targets or labels.
-    const Py_ssize_t *first
-    const Py_ssize_t *lengths
-    const Py_ssize_t *target_first
+cdef struct LoopData:
+    # What the loop reads and writes: n parameters, N sequences, B of them in a batch, P passes in an epoch.
+    StackData *stack
+    HeadData *head
+    void *parameters  # (n)
+    void *gradient  # (n); NULL: no backward pass
+    Rows x  # the rows of X, and `chunk.first`
+    const Py_ssize_t *first  # (N): the row of X at which each sequence begins
+    const Py_ssize_t *lengths  # (N): its steps
+    Loss loss  # with the rows of Y; its `targets` NULL: none
+    bint unchecked_X, unchecked_Y  # whether the rows of X and Y may hold NaN or Inf
+    const Py_ssize_t *members  # (N): the sequences in the order of their batches, in each the longest first
+    const Py_ssize_t *draw_order  # (N): the position of each member in its batch before it was sorted; NULL: its own
+    const Py_ssize_t *starts  # (P): the index in `members` at which the batch of each pass begins
+    const Py_ssize_t *first_steps  # (P): the step at which each pass begins
+    double *losses  # (P): the mean loss of each pass
+    double *counts  # (P): the outputs that it is the mean of
+    double *norms  # (P): the norm of its gradient
+    Py_ssize_t sequences, batch_size, passes  # N, B, P
+    uint64_t seed, updates  # of the masks; the updates so far
+    bint draws  # whether masks are drawn
+    double clip_norm  # the maximum norm of a gradient
+    States carried  # (cells, B, ...): the states after a chunk, for the next one; NULL if all passes are whole batches
+    Chunk chunk
 
 
-cdef void take_chunk(
-    Chunk *chunk, const Data *data, const Py_ssize_t *members, Py_ssize_t count, Py_ssize_t first_step, Py_ssize_t most,
-) noexcept nogil:
-    """The steps from `first_step` on, at most so many, of the members of a batch that have them.
-
-    members  sequences, the longest first
-    """
+cdef void take_chunk(LoopData *loop, Py_ssize_t step) noexcept nogil:
+    """Set the chunk to what a pass runs: from its first step on, the sequences of its batch that have not ended."""
+    cdef Chunk *chunk = &loop.chunk
     cdef Batch *batch = &chunk.batch
-    cdef Py_ssize_t b = 0, t, n, length
+    cdef Py_ssize_t start = loop.starts[step], count = min(loop.batch_size, loop.sequences - start)
+    cdef Py_ssize_t longest = loop.stack.steps, b = 0, n, length
+    chunk.members, chunk.first_step = loop.members + start, loop.first_steps[step]
     chunk.rows = chunk.ended = 0
     while b < count:
-        n = members[b]
-        length = data.lengths[n] - first_step
+        n = chunk.members[b]
+        length = loop.lengths[n] - chunk.first_step
         if length <= 0:
             break
-        if length > most:
-            length = most
+        if length > longest:
+            length = longest
             chunk.ended = b + 1
-        chunk.first[b], chunk.lengths[b] = data.first[n] + first_step, length
+        chunk.first[b], chunk.lengths[b] = loop.first[n] + chunk.first_step, length
         chunk.rows += length
         b += 1
     batch.size, batch.steps, batch.lengths, batch.batch_sizes = b, chunk.lengths[0], NULL, NULL
-    if chunk.lengths[b - 1] == batch.steps:
-        return
-    batch.lengths, batch.batch_sizes = chunk.lengths, chunk.batch_sizes
-    for t in range(batch.steps):
-        while chunk.lengths[b - 1] <= t:
-            b -= 1
-        chunk.batch_sizes[t] = b
+    if chunk.lengths[b - 1] < batch.steps:
+        batch.lengths, batch.batch_sizes = chunk.lengths, chunk.batch_sizes
+        count_live(b, chunk.lengths, chunk.batch_sizes)
 
 
-cdef bint chunk_is_finite(
-    const kernels *table, const Chunk *chunk, const real *rows, Py_ssize_t width, const real *targets,
-    Py_ssize_t output_dim, const Py_ssize_t *target_first, const Py_ssize_t *members, Py_ssize_t first_step,
-    bint every_step,
-) noexcept nogil:
-    """Whether a chunk's inputs and targets are finite; rows, targets NULL: not looked at."""
-    cdef Py_ssize_t b, n
+cdef void count_live(Py_ssize_t size, const Py_ssize_t *lengths, Py_ssize_t *batch_sizes) noexcept nogil:
+    """batch_sizes[t]: how many sequences, the longest first, have more than t steps."""
+    cdef Py_ssize_t t
+    for t in range(lengths[0]):
+        while lengths[size - 1] <= t:
+            size -= 1
+        batch_sizes[t] = size
+
+
+cdef void draw_masks(LoopData *loop, Py_ssize_t step) noexcept nogil:
+    """Set the counters of the chunk's masks, which are those of the update that its pass makes."""
+    cdef Batch *batch = &loop.chunk.batch
+    philox_key(loop.seed, loop.updates, batch.masks.key)
+    batch.masks.first_step = loop.chunk.first_step
+    batch.masks.mask_rows = loop.draw_order + loop.starts[step] if loop.draw_order != NULL else NULL
+
+
+cdef bint chunk_is_finite(const LoopData *loop, const real *tag) noexcept nogil:
+    """Whether the chunk's inputs and targets are finite, where that has not been checked."""
+    cdef const Chunk *chunk = &loop.chunk
+    cdef const kernels *table = loop.head.table
+    cdef bint every_step = loop.head.readout == READOUT_STEPS
+    cdef Py_ssize_t width = loop.loss.targets_per_row, input_dim = loop.x.width, b, row, n
     for b in range(chunk.batch.size):
-        n = chunk.lengths[b]
-        if rows != NULL and not are_finite(table, n * width, rows + chunk.first[b] * width):
+        n, row = chunk.lengths[b] * input_dim, chunk.first[b]
+        if loop.unchecked_X and not are_finite(table, n, <const real *> loop.x.data + row * input_dim):
             return False
-        if targets == NULL:
+        if not loop.unchecked_Y:
             continue
+        n, row = width, loop.loss.target_first[chunk.members[b]]
         if every_step:
-            if not are_finite(table, n * output_dim, targets + (target_first[members[b]] + first_step) * output_dim):
-                return False
-        elif not are_finite(table, output_dim, targets + target_first[members[b]] * output_dim):
+            n, row = chunk.lengths[b] * width, row + chunk.first_step
+        if not are_finite(table, n, <const real *> loop.loss.targets + row * width):
             return False
     return True
 
@@ -106,146 +148,391 @@ cdef States no_states() noexcept nogil:
     return states
 
 
-def _run(
-    const real[:, ::1] rows, plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds,
-):
-    cdef real[::1] parameters = plan.parameters, gradient = plan.gradient
-    cdef const real[:, ::1] targets = plan.targets
-    cdef const Py_ssize_t[::1] labels = plan.labels, members = plan.members
-    cdef const Py_ssize_t[::1] sequence_first = plan.sequences.first, sequence_lengths = plan.sequences.lengths
-    cdef const Py_ssize_t[::1] target_first = plan.target_first
-    cdef const Py_ssize_t[::1] draw_order = plan.draw_order, starts = plan.starts, first_steps = plan.first_steps
-    cdef Py_ssize_t[::1] first = plan.first, lengths = plan.lengths, batch_sizes = plan.batch_sizes
-    cdef double[::1] losses = plan.losses, counts = plan.counts, norms = plan.norms
-    cdef uint64_t[::1] updates = plan.updates
-    cdef real[:, :, ::1] carried_h = plan.carried_h, carried_C = plan.carried_C
-    cdef double clip_norm = plan.clip_norm, scale
-    optimizer = plan.optimizer
-    cdef bint scores = phases & _LOSS, learns = phases & _UPDATE, draws = plan.dropout_seed is not None
-    if learns:
-        optimizer.check(plan.parameters)  # callbacks may have changed its settings
-    cdef const double[::1] settings = optimizer._settings if learns else None
-    cdef double[::1] powers = optimizer._powers if learns else None
-    cdef real[:, ::1] moments = optimizer._begin(plan.parameters) if learns else None
-    cdef real[:, ::1] backup = plan.backup
-    cdef double[::1] sums = plan.sums
+cdef Rows no_rows() noexcept nogil:
+    cdef Rows rows
+    rows.data, rows.first, rows.width, rows.step_stride, rows.sequence_stride = NULL, NULL, 0, 0, 0
+    return rows
 
-    cdef const double[::1] loss_settings = plan.loss._settings if scores else None
 
-    cdef LayerStack stack = plan.stack
-    cdef Head top = plan.head
-    cdef Loss loss
-    cdef Optimizer updater
-    cdef StackData *s = &stack.data
-    cdef HeadData *head = &top.data
-    cdef const real *weights = &parameters[0]
-    cdef const real *all_targets = &targets[0, 0] if targets.shape[0] > 0 else NULL
-    cdef const real *unchecked_rows = &rows[0, 0] if plan.unchecked_X and phases & _FORWARD else NULL
-    cdef const real *unchecked_targets = all_targets if plan.unchecked_Y and phases & _FORWARD else NULL
+cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t step, const real *parameters) except -1 nogil:
+    """Compute the outputs of the chunk; a chunk that does not begin its batch goes on from the carried states."""
+    cdef StackData *s = loop.stack
+    cdef HeadData *head = loop.head
+    cdef const Chunk *chunk = &loop.chunk
+    cdef States zeros = no_states()
+    cdef Rows nowhere = no_rows()
+    pack_layers(region, s, parameters, &chunk.batch, False, False)
+    layers_forward(
+        region, s, parameters, &chunk.batch, &loop.x, &loop.carried if chunk.first_step > 0 else &zeros, &nowhere,
+        &loop.carried,
+    )
+    head_forward(
+        region, head, s, &chunk.batch, chunk.first_step, 0 if head.readout == READOUT_STEPS else chunk.ended,
+        parameters,
+    )
+    loop.losses[step], loop.counts[step], loop.norms[step] = 0, head.rows, 0
+    return 0
+
+
+cdef int backward_pass(Region *region, LoopData *loop, const real *parameters, real *gradient) except -1 nogil:
+    """Compute the gradient, from that of the outputs in the head."""
+    cdef StackData *s = loop.stack
+    cdef const Batch *batch = &loop.chunk.batch
+    cdef States none = no_states()
+    cdef Rows dH, nowhere = no_rows()
     cdef const real *dfinal
-    cdef Py_ssize_t N = members.shape[0], batch_size = first.shape[0], start, first_output
-    cdef uint64_t seed = plan.dropout_seed if draws else 0
-    cdef States none = no_states(), initial, carried = none
-    cdef Rows x, dH, nowhere
-    cdef Data data
-    cdef Chunk chunk
-    cdef Batch *batch = &chunk.batch
-    cdef double head_work = <double> head.output_dim * head.features
+    head_backward(region, loop.head, s, batch, parameters, &dH, &dfinal, gradient)
+    pack_layers(region, s, parameters, batch, True, False)
+    layers_backward(region, s, parameters, batch, &dH, dfinal, &none, &none, &nowhere, gradient)
+    return 0
+
+
+cdef int run_pass(
+    Region *region, LoopData *loop, const Optimizer *optimizer, Py_ssize_t step, int phases, const real *parameters,
+    real[::1] gradient, double[::1] sums,
+) except -1 nogil:
+    """Run some phases of a pass; return whether it went well, or what was not finite. See `TrainingLoop`."""
+    cdef const kernels *table = loop.head.table
+    cdef double scale
+    take_chunk(loop, step)
+    if loop.draws:
+        draw_masks(loop, step)
+    if phases & _FORWARD:
+        if (loop.unchecked_X or loop.unchecked_Y) and not chunk_is_finite(loop, parameters):
+            return _NOT_FINITE
+        forward_pass(region, loop, step, parameters)
+    if loop.counts[step] == 0:  # no sequence ends in this chunk
+        return _DONE
+    if phases & _LOSS:
+        loop.losses[step] = batch_loss(
+            region, loop.head, &loop.loss, loop.chunk.members, loop.chunk.first_step, parameters,
+        )
+        if not isfinite(loop.losses[step]):
+            return _NOT_FINITE
+    if phases & _BACKWARD:
+        backward_pass(region, loop, parameters, &gradient[0])
+        loop.norms[step] = norm(region, table, gradient, sums)
+        if not isfinite(loop.norms[step]):
+            return _NOT_FINITE
+    if phases & _UPDATE:
+        scale = loop.clip_norm / loop.norms[step] if loop.norms[step] > loop.clip_norm else 1
+        if not update(region, optimizer, scale, parameters):
+            return _UPDATE_NOT_FINITE
+        loop.updates += 1
+    return _DONE
+
+
+cdef double pass_work(const LoopData *loop, Py_ssize_t step) noexcept nogil:
+    """A pass in multiply-adds, roughly: what it costs in any case, and three products for each row."""
+    cdef double head_work = <double> loop.head.output_dim * loop.head.features
+    return PASS_WORK + 3 * (loop.chunk.rows * <double> loop.stack.parameter_count + loop.counts[step] * head_work)
+
+
+cdef tuple run_passes(
+    TrainingLoop loop, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds, const real *tag,
+):
+    """See `TrainingLoop.run`."""
+    cdef LoopData *data = &loop.data
+    cdef bint learns = phases & _UPDATE
     cdef Region region
     cdef Timer timer
-    cdef int outcome = _DONE
-
-    nowhere.data, nowhere.first, nowhere.width, nowhere.step_stride, nowhere.sequence_stride = NULL, NULL, 0, 0, 0
-    x.data, x.first, x.width, x.step_stride, x.sequence_stride = <void *> &rows[0, 0], &first[0], rows.shape[1], 1, 0
-    data.first, data.lengths, data.target_first = &sequence_first[0], &sequence_lengths[0], &target_first[0]
-    chunk.first, chunk.lengths, chunk.batch_sizes = &first[0], &lengths[0], &batch_sizes[0]
-    batch.state_rows, batch.masks.mask_rows = NULL, NULL
-    if carried_h.shape[0] > 0:
-        carried.h, carried.C, carried.rows = &carried_h[0, 0, 0], &carried_C[0, 0, 0], batch_size
-    batch.size, batch.steps = batch_size, s.steps
-    if scores:
-        loss = make_loss[real](plan.loss.kind, loss_settings, targets, labels, &target_first[0])
+    cdef int outcome = _DONE, threads
+    optimizer = loop.optimizer
+    if learns:
+        optimizer.check(loop.parameters)  # callbacks may have changed its settings
+    cdef real[::1] parameters = loop.parameters, gradient = loop.gradient
+    cdef real[:, ::1] moments = optimizer._begin(loop.parameters) if learns else None
+    cdef real[:, ::1] backup = loop.backup if learns else None
+    cdef const double[::1] settings = optimizer._settings if learns else None
+    cdef double[::1] powers = optimizer._powers if learns else None
+    cdef double[::1] sums = loop.sums
+    cdef Optimizer updater
     if learns:
         make_optimizer[real](
-            &updater, head.table, optimizer.kind, settings, powers, moments, parameters, gradient, backup,
+            &updater, data.head.table, optimizer.kind, settings, powers, moments, parameters, gradient, backup,
         )
-    cdef int threads = recruit(plan.threads, stack_work(s, batch, phases & _BACKWARD))
-
+    threads = recruit(loop.threads, shared_work_of_batch(data, phases & _BACKWARD))
     with nogil:
         begin_region(&region, threads)
         start_timer(&timer, seconds)
         try:
             while step < last_step:
-                start = starts[step]
-                take_chunk(&chunk, &data, &members[start], min(batch_size, N - start), first_steps[step], s.steps)
-                if unchecked_rows != NULL or unchecked_targets != NULL:
-                    if not chunk_is_finite(
-                        head.table, &chunk, unchecked_rows, x.width, unchecked_targets, head.output_dim,
-                        data.target_first, &members[start], first_steps[step], head.readout == READOUT_STEPS,
-                    ):
-                        outcome = _NOT_FINITE
-                        break
-                if draws:
-                    philox_key(seed, updates[0], batch.masks.key)
-                    batch.masks.first_step = first_steps[step]
-                    if draw_order.shape[0] > 0:
-                        batch.masks.mask_rows = &draw_order[start]
-                initial = carried if first_steps[step] > 0 else none
-                if phases & _FORWARD:
-                    pack_layers(&region, s, weights, batch, False, False)
-                    layers_forward(&region, s, weights, batch, &x, &initial, &nowhere, &carried)
-                    first_output = 0 if head.readout == READOUT_STEPS else chunk.ended
-                    head_forward(&region, head, s, batch, first_steps[step], first_output, weights)
-                    losses[step], counts[step], norms[step] = 0, head.rows, 0
-                if phases & _LOSS and counts[step] > 0:
-                    losses[step] = batch_loss(&region, head, &loss, &members[start], first_steps[step], weights)
-                    if not isfinite(losses[step]):
-                        outcome = _NOT_FINITE
-                        break
-                if phases & _BACKWARD and counts[step] > 0:
-                    head_backward(&region, head, s, batch, weights, &dH, &dfinal, &gradient[0])
-                    pack_layers(&region, s, weights, batch, True, False)
-                    layers_backward(
-                        &region, s, weights, batch, &dH, dfinal, &none, &none, &nowhere, &gradient[0],
-                    )
-                    norms[step] = norm(&region, head.table, gradient, sums)
-                    if not isfinite(norms[step]):
-                        outcome = _NOT_FINITE
-                        break
-                if phases & _UPDATE and counts[step] > 0:
-                    scale = clip_norm / norms[step] if norms[step] > clip_norm else 1
-                    if not update(&region, &updater, scale, weights):
-                        outcome = _UPDATE_NOT_FINITE
-                        break
-                    updates[0] += 1
+                outcome = run_pass(&region, data, &updater, step, phases, <const real *> &parameters[0], gradient, sums)
+                if outcome != _DONE:
+                    break
                 step += 1
-                if elapsed(&timer, 5000 + 3 * (chunk.rows * <double> s.parameter_count + counts[step - 1] * head_work)):
+                if elapsed(&timer, pass_work(data, step - 1)):
                     break
         finally:
             end_region(&region)
     return step, outcome
 
 
-def run(plan, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds):
-    """Run steps of an epoch until `last_step`, until `seconds` have passed at a step's end, or until one fails.
+cdef double shared_work_of_batch(const LoopData *loop, bint backward) noexcept nogil:
+    """The work of the largest pass that threads can share."""
+    cdef Batch batch
+    batch.size, batch.steps = loop.batch_size, loop.stack.steps
+    return stack_work(loop.stack, &batch, backward)
+
+
+cdef int check_rows(
+    str name, Py_ssize_t rows, Py_ssize_t N, const Py_ssize_t *first, const Py_ssize_t *lengths,
+) except -1:
+    """Raise unless the rows of all N sequences are there; lengths NULL: each has one."""
+    cdef Py_ssize_t n, length = 1
+    for n in range(N):
+        if lengths != NULL:
+            length = lengths[n]
+        if not (length >= 1 and 0 <= first[n] <= rows - length):
+            raise ValueError(f"{name} has {rows} rows; sequence {n} would have {length} from {first[n]} on")
+    return 0
+
+
+cdef bint order_fits(const LoopData *loop, Py_ssize_t passes) noexcept nogil:
+    """Whether every pass begins at a step of a batch whose members are sequences, the longest first."""
+    cdef Py_ssize_t step, start, n
+    for n in range(loop.sequences):
+        if not 0 <= loop.members[n] < loop.sequences:
+            return False
+    for step in range(passes):
+        start = loop.starts[step]
+        if not (0 <= start < loop.sequences and 0 <= loop.first_steps[step] < loop.lengths[loop.members[start]]):
+            return False
+        for n in range(start + 1, min(start + loop.batch_size, loop.sequences) if loop.first_steps[step] == 0 else 0):
+            if loop.lengths[loop.members[n]] > loop.lengths[loop.members[n - 1]]:
+                return False
+    return True
+
+
+@cython.auto_pickle(False)
+cdef class TrainingLoop:
+    """A network's parameters, its data and the arrays of their passes: everything that the compiled loop reads.
+
+    Each array is checked when it is given, and its memory is kept: its shape, dtype and place must not change.
 
     Parameters
     ----------
-    plan : Plan
-        The arrays and settings (plan.py); parameters, optimizer state, losses and norms change in place.
-    step, last_step : int
-        The range of passes: entries of ``plan.starts``.
-    phases : int
-        A sum of FORWARD, LOSS, BACKWARD, UPDATE. BACKWARD alone takes the loss's gradient from ``head.doutputs``.
-    seconds : float
-        When to come back, for progress, callbacks and signals.
+    stack, head : LayerStack, Head
+        Made for one network, dtype, batch size and number of steps of a pass.
+    parameters : ndarray (n,)
+        The network's flat vector; updates change it.
+    gradient : ndarray (n,) or (0,)
+        Where the gradient is written; empty for a loop without backward passes.
+    rows : ndarray (rows of X, input_dim)
+        The steps of all sequences.
+    first, lengths : ndarray of intp (N,)
+        The row of X at which each sequence begins, and its number of steps.
+    loss : CompiledLoss or None
+        None for a loop without losses.
+    targets : ndarray (rows of Y, output_dim), or of intp (rows of Y,)
+        What the loss takes, numbers or labels in [0, output_dim).
+    target_first : ndarray of intp (N,)
+        The row of `targets` that belongs to each sequence, or to its first step if every step has one.
+    unchecked_X, unchecked_Y : bool
+        Whether `rows` and `targets` may hold NaN or Inf; each pass then checks those that it reads.
+    optimizer : compiled optimizer or None
+        None for a loop without updates.
+    backup : ndarray (vectors, n)
+        What an update changes, as it was before: the parameters and the optimizer's moments.
+    clip_norm : float
+        The maximum norm of a gradient; infinity for none.
+    dropout_seed : int, optional
+        The seed of the masks; None: nothing is dropped.
+    threads : int
+        The maximum number of threads.
 
-    Returns
-    -------
-    step : int
-        The next step; if not DONE, the step that failed, whose update was not made.
-    outcome : int
-        NOT_FINITE if this step's loss or its gradient's norm is NaN or infinite, or its data where they are unchecked;
-        UPDATE_NOT_FINITE if its update leads to such a number; else DONE.
+    Attributes
+    ----------
+    losses, counts, norms : ndarray (passes,)
+        For each pass of the epoch its mean loss, the number of outputs of which it is the mean, and the norm of its
+        gradient. A pass without outputs has the loss 0.
+    updates : int
+        The number of updates so far.
+    unchecked_X, unchecked_Y : bool
+        As above; may be set.
     """
-    return _run(plan.rows, plan, step, last_step, phases, seconds)
+
+    cdef LoopData data
+    cdef LayerStack stack
+    cdef Head head
+    cdef readonly object parameters, gradient, losses, counts, norms
+    cdef object optimizer, backup, sums
+    cdef list arrays  # whose memory `data` points into, those of the order last
+    cdef Py_ssize_t kept  # the number of those before
+    cdef int threads
+
+    def __init__(
+        self, LayerStack stack, Head head, *, parameters, gradient, rows, first, lengths, loss, targets,
+        target_first, bint unchecked_X, bint unchecked_Y, optimizer, backup, double clip_norm, dropout_seed,
+        int threads,
+    ):
+        cdef LoopData *loop = &self.data
+        cdef StackData *s = &stack.data
+        cdef HeadData *h = &head.data
+        cdef Py_ssize_t N = len(lengths), n = s.parameter_count
+        cdef bint every_step = h.readout == READOUT_STEPS
+        cdef char code = ord(stack.dtype.char)
+        if h.is_linear:
+            n += h.output_dim * (h.features + 1)
+        self.stack, self.head, self.optimizer, self.threads = stack, head, optimizer, threads
+        self.parameters, self.gradient, self.backup = parameters, gradient, backup
+        self.sums, self.arrays = np.empty(ceil_div(n, SUM_BLOCK)), []
+        loop.stack, loop.head, loop.sequences, loop.batch_size, loop.clip_norm = s, h, N, s.batch, clip_norm
+        loop.draws, loop.seed = dropout_seed is not None, dropout_seed or 0
+        outputs = s.batch * s.steps if every_step else s.batch
+        self.take("head.outputs", head.outputs, code, outputs, h.output_dim)
+        loop.parameters = self.take("parameters", parameters, code, n)
+        loop.gradient = self.take("gradient", gradient, code, n if len(gradient) > 0 else 0)
+        loop.x.data = self.take("rows", rows, code, len(rows), s.input_dim)
+        loop.first = <Py_ssize_t *> self.take("first", first, c"n", N)
+        loop.lengths = <Py_ssize_t *> self.take("lengths", lengths, c"n", N)
+        loop.unchecked_X, loop.unchecked_Y = unchecked_X, unchecked_Y
+        check_rows("rows", len(rows), N, loop.first, loop.lengths)
+        if loss is not None:
+            self.take_loss(loss, targets, target_first, code)
+        self.make_arrays(lengths.max() > s.steps)
+        self.kept = len(self.arrays)
+
+    cdef int take_loss(self, loss, targets, target_first, char code) except -1:
+        cdef LoopData *loop = &self.data
+        cdef Loss *data = &loop.loss
+        cdef bint labels
+        data.kind = loss.kind
+        labels = traits_of_loss(data.kind).takes_labels
+        data.settings = <double *> self.take("loss.settings", loss.settings, c"d", len(loss.settings))
+        data.targets_per_row = 1 if labels else loop.head.output_dim
+        data.row_bytes = data.targets_per_row * <Py_ssize_t> targets.itemsize
+        data.targets = <char *> self.take(
+            "targets", targets, c"n" if labels else code, len(targets), -1 if labels else data.targets_per_row,
+        )
+        data.target_first = <Py_ssize_t *> self.take("target_first", target_first, c"n", loop.sequences)
+        check_rows(
+            "targets", len(targets), loop.sequences, data.target_first,
+            loop.lengths if loop.head.readout == READOUT_STEPS else NULL,
+        )
+        return 0
+
+    cdef int make_arrays(self, bint in_chunks) except -1:
+        """Make what passes write to, apart from the arrays of the stack and the head."""
+        cdef LoopData *loop = &self.data
+        cdef StackData *s = loop.stack
+        loop.chunk.first = <Py_ssize_t *> self.new(INDEX, (s.batch,))
+        loop.chunk.lengths = <Py_ssize_t *> self.new(INDEX, (s.batch,))
+        loop.chunk.batch_sizes = <Py_ssize_t *> self.new(INDEX, (s.steps,))
+        loop.x.first, loop.x.width, loop.x.step_stride = loop.chunk.first, s.input_dim, 1
+        if in_chunks:
+            loop.carried.h = self.new(self.stack.dtype, (s.count, s.batch, s.state_dim))
+            loop.carried.C = self.new(self.stack.dtype, (s.count, s.batch, s.hidden_dim))
+            loop.carried.rows = s.batch
+        return 0
+
+    cdef void *new(self, dtype, tuple shape) except NULL:
+        """Keep a new array; return where it begins."""
+        cdef Py_buffer view
+        array = np.empty(shape, dtype)
+        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+        PyBuffer_Release(&view)
+        self.arrays.append(array)
+        return view.buf
+
+    cdef void *take(self, str name, array, char code, Py_ssize_t rows, Py_ssize_t columns=-1) except? NULL:
+        """Keep an array; return where it begins, NULL if it is empty. Raise unless it is as expected.
+
+        code  'f' or 'd' for floats, 'n' for intp
+        """
+        cdef Py_buffer view
+        cdef bint fits = False
+        if array.flags.c_contiguous:
+            PyObject_GetBuffer(array, &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS)
+            fits = view.format[1] == 0 and view.ndim == (1 if columns < 0 else 2) and view.shape[0] == rows
+            fits = fits and (columns < 0 or view.shape[1] == columns)
+            if code == c"n":
+                fits = fits and view.format[0] in b"lq" and view.itemsize == sizeof(Py_ssize_t)
+            else:
+                fits = fits and view.format[0] == code
+            PyBuffer_Release(&view)
+        if not fits:
+            dtype, shape = np.dtype(np.intp if code == c"n" else chr(code)), [rows, columns][:2 if columns >= 0 else 1]
+            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}; expected a C-contiguous {dtype} {shape}")
+        self.arrays.append(array)
+        return view.buf if view.len > 0 else NULL
+
+    def set_order(self, members, draw_order, starts, first_steps):
+        """Take the order of an epoch's passes, and forget the losses of the epoch before.
+
+        Parameters
+        ----------
+        members : ndarray of intp (N,)
+            The sequences in the order of their batches, in each batch the longest first.
+        draw_order : ndarray of intp (N,) or (0,)
+            The position of each member in its batch before the batch was sorted; empty if it is where it was.
+        starts, first_steps : ndarray of intp (passes,)
+            The index in `members` at which the batch of each pass begins, and the step at which the pass begins.
+        """
+        cdef LoopData *loop = &self.data
+        cdef Py_ssize_t N = loop.sequences, passes = len(starts)
+        del self.arrays[self.kept:]
+        loop.passes = 0  # until all is checked
+        loop.members = <Py_ssize_t *> self.take("members", members, c"n", N)
+        loop.draw_order = <Py_ssize_t *> self.take("draw_order", draw_order, c"n", N if len(draw_order) > 0 else 0)
+        loop.starts = <Py_ssize_t *> self.take("starts", starts, c"n", passes)
+        loop.first_steps = <Py_ssize_t *> self.take("first_steps", first_steps, c"n", passes)
+        if not order_fits(loop, passes):
+            raise ValueError("the passes are not those of batches of these sequences, the longest first")
+        results = np.zeros((3, passes))
+        self.losses, self.counts, self.norms = results
+        loop.losses = <double *> self.take("losses", results, c"d", 3, passes)
+        loop.counts, loop.norms = loop.losses + passes, loop.losses + 2 * passes
+        loop.passes = passes
+
+    @property
+    def updates(self):
+        return self.data.updates
+
+    @updates.setter
+    def updates(self, uint64_t value):
+        self.data.updates = value
+
+    @property
+    def unchecked_X(self):
+        return self.data.unchecked_X
+
+    @property
+    def unchecked_Y(self):
+        return self.data.unchecked_Y
+
+    def trust_data(self):
+        """Check the rows of X and Y no more: an epoch has checked all of them."""
+        self.data.unchecked_X = self.data.unchecked_Y = False
+
+    def run(self, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds):
+        """Run passes of the epoch until `last_step`, until `seconds` have passed at a pass's end, or until one fails.
+
+        Parameters
+        ----------
+        step, last_step : int
+            The range of passes.
+        phases : int
+            A sum of FORWARD, LOSS, BACKWARD, UPDATE. BACKWARD alone takes the loss's gradient from `head.doutputs`.
+        seconds : float
+            When to return, for progress, callbacks and signals.
+
+        Returns
+        -------
+        step : int
+            The next pass; if not DONE, the one that failed, whose update was not made.
+        outcome : int
+            NOT_FINITE if this pass's loss or the norm of its gradient is NaN or infinite, or its unchecked data;
+            UPDATE_NOT_FINITE if its update leads to such a number; else DONE.
+        """
+        if not 0 <= step <= last_step <= self.data.passes:
+            raise ValueError(f"passes {step} to {last_step} are not among the {self.data.passes} of the epoch")
+        if (
+            (phases & _LOSS and self.data.loss.targets == NULL)
+            or (phases & _BACKWARD and (self.data.gradient == NULL or not self.data.stack.keeps))
+            or (phases & _UPDATE and self.optimizer is None)
+        ):
+            raise ValueError(f"phases is {phases}; expected those that this loop was made for")
+        if self.stack.dtype.itemsize == sizeof(float):
+            return run_passes(self, step, last_step, phases, seconds, <const float *> NULL)
+        return run_passes(self, step, last_step, phases, seconds, <const double *> NULL)

@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport TILE_VECTORS, kernels, lanes, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, kernels, lanes, real, table_at
 from lstm_ext._passes cimport Rows
 from lstm_ext._products cimport (
     OUTER_ROWS, part_begin, batch_size_at, multiply, pack_panels, panels_size, num_tasks, weight_gradient,
@@ -24,7 +24,7 @@ from lstm_ext._products cimport (
 from lstm_ext._stack cimport Batch, StackData, layer_outputs, length_of
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
-from lstm_ext.workspace import aligned_empty
+from lstm_ext._products import aligned_empty
 
 READOUTS = {"last": READOUT_LAST, "steps": READOUT_STEPS, "mean": READOUT_MEAN, "max": READOUT_MAX}
 
@@ -83,7 +83,7 @@ cdef class Head:
 
     cdef object array(self, Py_ssize_t size, dtype):
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
-        array = aligned_empty((size + TILE_VECTORS * 64 // <Py_ssize_t> dtype.itemsize,), dtype)
+        array = aligned_empty((size + TILE_VECTORS * CACHE_LINE // <Py_ssize_t> dtype.itemsize,), dtype)
         self.arrays.append(array)
         self.bytes += array.nbytes
         return array

@@ -15,15 +15,15 @@ from libc.string cimport memcpy, memset
 
 from numpy import empty, ndarray, zeros
 
-from lstm_ext._kernels cimport TILE_VECTORS, all_finite, are_finite, kernels, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, all_finite, are_finite, kernels, real, table_at
 from lstm_ext._passes cimport (
     Cell, Forward, Rows, apply_head, lanes_rows, lanes_scratch_size, run_forward, shared_work,
 )
-from lstm_ext._products cimport multiply, pack_cell, pack_panels, panels_size, ceil_div
+from lstm_ext._products cimport ceil_div, multiply, odd_lines, pack_cell, pack_panels, panels_size, whole_lines
 from lstm_ext._stack cimport Batch, StackData, LayerStack, States, layers_forward, pack_layers
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit
 
-from lstm_ext.workspace import aligned_empty
+from lstm_ext._products import aligned_empty
 
 
 cdef struct NetworkLayout:
@@ -35,21 +35,19 @@ cdef struct NetworkLayout:
 cdef int lay_out(
     int isa, tuple sizes, Py_ssize_t batch, Py_ssize_t itemsize, bint by_lanes, NetworkLayout *layout,
 ) except -1:
-    """Every part begins on a cache line if the first does; a row has an odd number of them, so that no stack of rows
-    falls into one set of the cache.
-    """
+    """Lay the parts out, each on a cache line if the first is."""
     cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t V = table.f32.lanes if itemsize == sizeof(float) else table.f64.lanes, line = 64 // itemsize, K
+    cdef Py_ssize_t V = table.f32.lanes if itemsize == sizeof(float) else table.f64.lanes, K
     layout.input_dim, layout.hidden_dim, layout.output_dim = sizes
     layout.batch = batch
     K = layout.input_dim + layout.hidden_dim
     layout.head = ceil_div(layout.hidden_dim, V) * (1 + K) * TILE_VECTORS * V
-    layout.b_y = layout.head + ceil_div(panels_size(layout.hidden_dim, layout.output_dim, V), line) * line
-    layout.hx = layout.b_y + ceil_div(layout.output_dim, line) * line
-    layout.ld = (ceil_div(K, line) | 1) * line
+    layout.b_y = layout.head + whole_lines(panels_size(layout.hidden_dim, layout.output_dim, V), itemsize)
+    layout.hx = layout.b_y + whole_lines(layout.output_dim, itemsize)
+    layout.ld = odd_lines(K, itemsize)
     layout.C = layout.hx + 2 * batch * layout.ld
-    layout.scratch = layout.C + ceil_div(batch * layout.hidden_dim, line) * line
-    layout.size = layout.scratch + line  # one line more, to begin on one
+    layout.scratch = layout.C + whole_lines(batch * layout.hidden_dim, itemsize)
+    layout.size = layout.scratch + CACHE_LINE // itemsize  # one line more, to begin on one
     if by_lanes:
         layout.size += lanes_scratch_size(table, itemsize, batch, layout.input_dim, layout.hidden_dim, False)
     return 0
@@ -57,7 +55,7 @@ cdef int lay_out(
 
 cdef inline void *first_line(void *scratch) noexcept nogil:
     """The first cache line's beginning at or after an address."""
-    return <char *> scratch + (-<Py_ssize_t> scratch & 63)
+    return <char *> scratch + (-<Py_ssize_t> scratch & (CACHE_LINE - 1))
 
 
 cdef int pack_network(

@@ -1,6 +1,6 @@
 # The loss of a batch, for every kind of loss (kernels/losses.h).
 from lstm_ext._heads cimport READOUT_STEPS, HeadData
-from lstm_ext._kernels cimport loss_row, losses, real, traits_of_loss
+from lstm_ext._kernels cimport loss_row, losses, real
 from lstm_ext._products cimport batch_size_at
 from lstm_ext._threads cimport Region, check_signals
 
@@ -12,23 +12,9 @@ cdef struct Loss:
     # A compiled loss and the targets of all sequences.
     int kind
     const double *settings
-    const char *targets  # rows of `targets_per_row` numbers, or of one label
+    const char *targets  # rows of `targets_per_row` numbers, or of one label of type Py_ssize_t
     Py_ssize_t targets_per_row, row_bytes
     const Py_ssize_t *target_first  # the row of each sequence, or of its first step if every step has one
-
-
-cdef inline Loss make_loss(
-    int kind, const double[::1] settings, const real[:, ::1] targets, const Py_ssize_t[::1] labels,
-    const Py_ssize_t *target_first,
-) noexcept:
-    cdef Loss loss
-    loss.kind, loss.settings, loss.target_first = kind, &settings[0], target_first
-    if traits_of_loss(kind).takes_labels:
-        loss.targets, loss.targets_per_row, loss.row_bytes = <const char *> &labels[0], 1, sizeof(Py_ssize_t)
-    else:
-        loss.targets, loss.targets_per_row = <const char *> &targets[0, 0], targets.shape[1]
-        loss.row_bytes = targets.shape[1] * <Py_ssize_t> sizeof(real)
-    return loss
 
 
 cdef inline double batch_loss(

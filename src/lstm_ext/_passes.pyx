@@ -27,7 +27,7 @@ from lstm_ext._kernels cimport (
 )
 from lstm_ext._products cimport (
     LONGEST_TASK, StepRows, batch_size_at, ceil_div, column_sums, multiply, num_tasks, part_begin, prefetch_share,
-    weight_gradient,
+    weight_gradient, whole_lines,
 )
 from lstm_ext._threads cimport Region, parallel_for, team_task
 
@@ -119,8 +119,7 @@ cdef inline Py_ssize_t task_scratch(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *tag,
 ) noexcept nogil:
     """The elements of one task's scratch: whole cache lines, so that no task writes to another's."""
-    cdef Py_ssize_t line = 64 // sizeof(real)
-    return ceil_div(lanes_scratch(input_dim, hidden_dim) * lanes(table, tag), line) * line
+    return whole_lines(lanes_scratch(input_dim, hidden_dim) * lanes(table, tag), sizeof(real))
 
 
 cdef inline real *scratch_of(const Cell *cell, Py_ssize_t task, const real *tag) noexcept nogil:

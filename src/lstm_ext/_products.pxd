@@ -1,4 +1,4 @@
-from lstm_ext._kernels cimport TILE_VECTORS, kernels, real
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, kernels, real
 from lstm_ext._threads cimport Region
 
 cdef enum:
@@ -10,6 +10,18 @@ cdef enum:
 cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t tile) noexcept nogil:
     """How many tiles of up to `tile` elements cover n."""
     return (n + tile - 1) // tile
+
+
+cdef inline Py_ssize_t whole_lines(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
+    """n elements, rounded up to whole cache lines."""
+    cdef Py_ssize_t line = CACHE_LINE // itemsize
+    return ceil_div(n, line) * line
+
+
+cdef inline Py_ssize_t odd_lines(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
+    """n elements, rounded up to an odd number of cache lines: rows with this stride fall into all sets of the cache."""
+    cdef Py_ssize_t line = CACHE_LINE // itemsize
+    return (ceil_div(n, line) | 1) * line
 
 
 cdef inline Py_ssize_t part_begin(Py_ssize_t n, Py_ssize_t count, Py_ssize_t part) noexcept nogil:
@@ -38,7 +50,7 @@ cdef inline const real *prefetch_share(
     const real *panel, Py_ssize_t size, Py_ssize_t i, Py_ssize_t depth,
 ) noexcept nogil:
     """What the i-th tile on a panel fetches, a line for each k: its share of the next panel, until all is fetched."""
-    cdef Py_ssize_t offset = i * depth * (64 // <Py_ssize_t> sizeof(real))
+    cdef Py_ssize_t offset = i * depth * (CACHE_LINE // <Py_ssize_t> sizeof(real))
     return panel + size + offset if offset < size else panel
 
 

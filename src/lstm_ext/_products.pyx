@@ -8,15 +8,37 @@ Design
 
 Notation: B batch, T steps, I input_dim, H hidden_dim, gates in the order i, f, g, o.
 """
+import math
+import sys
+
 from libc.string cimport memcpy, memset
 
+import numpy as np
+
 from lstm_ext._kernels cimport (
-    TILE_VECTORS, kernels, lanes, matmul, outer, real, tile_rows, transpose, zeros_f32, zeros_f64,
+    CACHE_LINE, TILE_VECTORS, kernels, lanes, matmul, outer, real, tile_rows, transpose, zeros_f32, zeros_f64,
 )
 from lstm_ext._threads cimport Region, parallel_for, team_task
 
 cdef enum:
     OUTER_COLUMNS = 192  # of dy, which one pass over the panels of x works on
+
+
+def check_allocatable(str what, *factors):
+    """Raise if a product of sizes, in elements of eight bytes, is more than a machine can address."""
+    if math.prod(factors) > sys.maxsize // 16:
+        sizes = " x ".join([str(n) if n <= sys.maxsize else f"more than {sys.maxsize}" for n in factors])
+        raise ValueError(f"{what} would have {sizes} elements; expected a size that memory can hold")
+
+
+def aligned_empty(tuple shape, dtype):
+    """Return an uninitialised array that starts on a cache line."""
+    check_allocatable("a work array", *shape)
+    cdef Py_ssize_t size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + CACHE_LINE, np.uint8)
+    cdef Py_ssize_t start = -buffer.ctypes.data % CACHE_LINE
+    return buffer[start:start + size].view(dtype).reshape(shape)
+
 
 cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
     """The elements that `pack_panels` writes."""

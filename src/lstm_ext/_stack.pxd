@@ -66,6 +66,7 @@ cdef class LayerStack:
     cdef StackData data
     cdef unsigned char[::1] memory
     cdef unsigned char *arena  # where it begins: all arrays are in it
+    cdef readonly object dtype
     cdef readonly Py_ssize_t bytes
     cdef list gaps
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1

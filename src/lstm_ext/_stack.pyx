@@ -18,22 +18,21 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport TILE_VECTORS, dropout, mask, philox_key, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
     Backward, Cell, Drop, Rows, copy_states, draw, store_outputs, lanes_rows, lanes_scratch_size,
     run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
-    OUTER_ROWS, column_sums, part_begin, batch_size_at, pack_cell, pack_panels, panels_size, num_tasks, ceil_div,
+    OUTER_ROWS, batch_size_at, ceil_div, column_sums, num_tasks, odd_lines, pack_cell, pack_panels, panels_size,
+    part_begin, whole_lines,
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
 from lstm_ext._kernels import CELL_ACTIVATIONS, GATE_ACTIVATIONS
-from lstm_ext.checks import check_allocatable
-from lstm_ext.workspace import aligned_empty
+from lstm_ext._products import aligned_empty, check_allocatable
 
 cdef enum:
-    LINE = 64  # bytes of a cache line
     MOST_ARRAYS = 64  # of a cell: sizes are checked for their sum not to overflow
 
 cdef enum:  # kinds of masks
@@ -97,7 +96,7 @@ cdef class LayerStack:
         list gaps=None,
     ):
         cdef StackData *s = &self.data
-        options = architecture.options
+        self.dtype, options = dtype, architecture.options
         s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
         s.count = s.layers * s.directions
         s.input_dim, s.hidden_dim, s.state_dim = architecture.input_dim, architecture.hidden_dim, architecture.state_dim
@@ -191,7 +190,7 @@ cdef class LayerStack:
         """Set what is the same for every batch, and lay out a cell's arrays."""
         cdef StackData *s = &self.data
         cdef Cell *cell = &d.f.cell
-        cdef Py_ssize_t itemsize = dtype.itemsize, line = 64 // itemsize, B = s.batch, segment = s.segment
+        cdef Py_ssize_t itemsize = dtype.itemsize, B = s.batch, segment = s.segment
         cdef Py_ssize_t V = s.table.f32.lanes if itemsize == sizeof(float) else s.table.f64.lanes
         cdef Py_ssize_t layer = n // s.directions, input_dim = s.input_dim if layer == 0 else s.features
         cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, rows, segments = ceil_div(s.steps, segment)
@@ -218,7 +217,7 @@ cdef class LayerStack:
         cell.x_backwards = (n % s.directions == 1) != (s.go_backwards and layer == 0)
         d.f.H_backwards = n % s.directions == 1
         cell.slots = segment + 1 if s.keeps else 2
-        cell.ld = (ceil_div(R + input_dim, line) | 1) * line
+        cell.ld = odd_lines(R + input_dim, itemsize)
         cell.slot = B * cell.ld
         cell.hx = cell.h = self.array(cell.slots * cell.slot, dtype)
         cell.h_slot, cell.ld_h = cell.slot, cell.ld
@@ -263,10 +262,10 @@ cdef class LayerStack:
     ) except -1:
         cdef StackData *s = &self.data
         cdef Backward *w = &d.w
-        cdef Py_ssize_t line = 64 // dtype.itemsize, B = s.batch, input_dim = d.f.cell.input_dim
+        cdef Py_ssize_t itemsize = dtype.itemsize, B = s.batch, input_dim = d.f.cell.input_dim
         cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
         w.dz_rows = max(1, min(s.segment, <Py_ssize_t> OUTER_ROWS // B)) * B
-        w.ld_dz = (ceil_div(GH, line) | 1) * line
+        w.ld_dz = odd_lines(GH, itemsize)
         d.backward_h = self.array(panels_size(GH, R, V), dtype)
         w.panels_h = d.backward_h
         if want_dX:
@@ -282,21 +281,21 @@ cdef class LayerStack:
         if R < H:
             d.backward_r = self.array(panels_size(R, H, V), dtype)
             w.panels_r = d.backward_r
-            w.ld_dr = ceil_div(R, line) * line
+            w.ld_dr = whole_lines(R, itemsize)
             w.dr, w.dm = self.array(w.dz_rows * w.ld_dr, dtype), self.array(B * H, dtype)
         if options.layer_norm:
             w.dz_x, w.dz_h = self.array(w.dz_rows * w.ld_dz, dtype), self.array(w.dz_rows * w.ld_dz, dtype)
         if options.zoneout[0] > 0:
             w.direct = self.array(B * R, dtype)
         if d.terms_offset >= 0:
-            w.ld_terms = ceil_div(w.term_count, line) * line
+            w.ld_terms = whole_lines(w.term_count, itemsize)
             w.terms = self.array(w.dz_rows * w.ld_terms, dtype)
         return 0
 
     cdef void *array(self, Py_ssize_t size, dtype) except NULL:
         """An uninitialised array that starts on a cache line and can be read 4 vectors past its end."""
         cdef Py_ssize_t offset = self.bytes
-        self.bytes += (ceil_div(size * <Py_ssize_t> dtype.itemsize, LINE) + TILE_VECTORS) * LINE
+        self.bytes += whole_lines(size * <Py_ssize_t> dtype.itemsize, 1) + TILE_VECTORS * CACHE_LINE
         if self.gaps is not None:
             self.gaps.append((offset + size * <Py_ssize_t> dtype.itemsize, self.bytes))
         return self.arena + offset if self.arena != NULL else <void *> self

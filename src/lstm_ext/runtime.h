@@ -1,6 +1,8 @@
-/* What the passes need of the machine beside the kernels. */
+/* What the passes need from the machine, apart from the kernels. */
 #ifndef LSTM_EXT_RUNTIME_H
 #define LSTM_EXT_RUNTIME_H
+
+#define CACHE_LINE 64 /* bytes, or a multiple of it, on every machine we build for */
 
 /* Denormals are flushed to zero between the two calls, in this thread: vanishing gradients are denormal by nature and
    cost some CPUs twenty times. Not inlined, so that no compiler moves arithmetic across them. */

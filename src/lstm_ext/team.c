@@ -13,7 +13,6 @@
 #include "runtime.h"
 #include "team.h"
 
-#define CACHE_LINE 64
 #define OWN_LINE __attribute__((aligned(CACHE_LINE)))
 #define PAUSES 1000 /* some 20 to 40 us */
 

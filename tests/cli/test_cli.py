@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 import lstm_ext
 from lstm_ext import files
@@ -125,14 +126,13 @@ def test_on_a_terminal_a_bar_shows_the_training_instead_of_lines(river, capsys, 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     captured = printed(capsys, *RIVER, "--epochs", "5", "--json")
     assert re.search(r", loss \S+, validation loss \S+\]", captured.err)
-    assert "pass 5" not in captured.err
+    assert "epoch 5:" not in captured.err
     assert set(json.loads(captured.out)) >= {"training", "seconds"}
 
 
 def test_train_json_is_one_object_and_progress_is_on_stderr(river, capsys):
     captured = printed(capsys, *RIVER, "--epochs", "5", "--json")
-    assert "pass 5: loss" in captured.err
-    assert "epoch" not in captured.err  # the lines of `train` itself
+    assert re.findall(r"epoch \d+.*: ", captured.err) == ["epoch 5: "]  # and none of the lines of `train` itself
     assert captured.out.count("\n") == 1
     report = json.loads(captured.out)
     assert set(report) == {"table", "training", "held_out", "oracle_difference", "seconds", "written"}
@@ -205,13 +205,27 @@ def test_the_same_seed_gives_the_same_files(river):
     assert (river / "one").read_bytes() != (river / "three").read_bytes()
 
 
-def test_until_one_holds_nothing_out_and_draws_nothing(river, capsys):
-    (river / "river.png").unlink()
-    report = as_json(capsys, *RIVER, "--until", "1")
+def test_until_one_holds_nothing_out_and_leaves_no_picture(river, capsys):
+    """A picture in its place would show an earlier model."""
+    captured = printed(capsys, *RIVER, "--until", "1", "--json")
+    assert captured.err.endswith("wrote river.safetensors; removed river.png, the picture of an earlier model\n")
+    report = json.loads(captured.out)
     assert "held_out" not in report
     assert report["written"] == ["river.safetensors"]
     assert report["training"]["trained_before"] == {"": "2024-03-07"}
     assert sorted(path.name for path in river.iterdir()) == ["river.csv", "river.safetensors"]
+    assert printed(capsys, *RIVER, "--until", "1").out.endswith("wrote river.safetensors\n")
+
+
+def test_until_one_refuses_a_picture(river, capsys):
+    line = fails(capsys, *RIVER, "--until", "1", "--plot", "other.png")
+    assert "plot is other.png, but --until 1 holds out no rows to draw" in line
+
+
+def test_until_one_does_not_remove_the_table(river, capsys):
+    """Even if the table has the name that the picture would have."""
+    (river / "river.csv").rename("river.png")
+    assert "expected different files" in fails(capsys, "train", "river.png", *RIVER[2:], "--until", "1")
 
 
 @pytest.mark.parametrize("until", ["2024-01-25", "0.57", "2024-01-24T12:00"])
@@ -223,7 +237,7 @@ def test_until_is_a_time_or_a_share(river, capsys, until):
 
 def test_all_rows_can_be_trained_on(river, capsys):
     output = printed(capsys, *RIVER, "--epochs", "5", "--validation", "0")
-    assert re.search(r"\n  pass 5: loss [\d.e-]+\n", output.out)
+    assert re.search(r"\n  epoch 5: loss [\d.e-]+\n", output.out)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
@@ -375,9 +389,7 @@ def test_without_arguments_it_shows_the_help(capsys):
 
 
 def test_python_m():
-    done = subprocess.run(
-        [sys.executable, "-m", "lstm_ext", "--version"], capture_output=True, text=True, check=True, cwd="/"
-    )
+    done = run_python("-m", "lstm_ext", "--version", cwd="/")
     assert lstm_ext.__version__ in done.stdout
 
 
@@ -391,7 +403,7 @@ def test_after_the_imports_an_interrupt_is_pythons_again():
         "commands.main = command\n"
         "__main__.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    done = run_python("-c", code, cwd="/")
     assert (done.returncode, done.stdout, done.stderr) == (130, "True\n", "lstm-ext: interrupted\n")
 
 
@@ -404,13 +416,7 @@ def test_an_interrupt_of_an_import_is_one_line(tmp_path, module, command):
     (tmp_path / f"{module}.py").write_text(
         "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    raise ImportError\n"
     )
-    done = subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        cwd="/",
-    )
+    done = run_python(*command, cwd="/", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "lstm-ext: interrupted\n")
 
 
@@ -423,7 +429,7 @@ def test_the_script_is_what_python_m_runs():
 def test_without_the_extra_it_says_what_to_install(tmp_path, missing):
     (tmp_path / f"{missing}.py").write_text("raise ImportError")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lstm_ext.cli.commands"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    done = run_python("-c", code, cwd="/")
     assert done.returncode != 0
     assert 'needs more packages (extra "cli"): pip install click matplotlib' in done.stderr
 
@@ -546,8 +552,12 @@ def test_a_parquet_file_that_is_cut_short(river, capsys):
     whole = Path("river.parquet").read_bytes()
     for length in (0, 4, 300, len(whole) - 1):
         Path("river.parquet").write_bytes(whole[:length])
-        assert "river.parquet is not a whole Parquet file" in fails(capsys, "train", "river.parquet", *RIVER[2:])
-        assert "river.parquet is not a whole" in fails(capsys, "predict", "river.safetensors", "river.parquet")
+        assert "river.parquet is not a Parquet file, or is cut short" in fails(
+            capsys, "train", "river.parquet", *RIVER[2:]
+        )
+        assert "river.parquet is not a Parquet file, or is cut" in fails(
+            capsys, "predict", "river.safetensors", "river.parquet"
+        )
 
 
 def newer(path):
@@ -682,8 +692,8 @@ def test_bad_options_are_one_line_and_nothing_is_written(river, capsys, argument
         (("train", "missing.csv", "--target", "flow"), "missing.csv"),
         (("train", ".", "--target", "flow"), "directory"),
         (("train", "river.csv"), "--target is missing; expected a column of river.csv: date, site, flow, rain"),
-        (("train", "--target", "ppm"), "--target names a column, but there is no FILE"),
-        (("train", "--inputs", "rain"), "--inputs names a column, but there is no FILE"),
+        (("train", "--target", "ppm"), "--target names a column, but FILE is missing"),
+        (("train", "--inputs", "rain"), "--inputs names a column, but FILE is missing"),
         (("predict", "river.safetensors"), "FILE"),
         (("predict", "river.safetensors", "missing.csv"), "missing.csv"),
         (("predict", "river.safetensors", "river.csv", "-o", "missing/next.csv"), "missing"),
@@ -756,26 +766,13 @@ def test_a_disk_that_is_full_at_the_end(river, capsys, monkeypatch, call):
     assert contents(river) == before
 
 
-def test_a_full_disk(river, capsys):
-    """A disk of a megabyte that a file fills up."""
-    disk = river / "disk"
-    disk.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("a file system can be mounted by root on Linux only")
-    try:
-        (disk / "filling").write_bytes(bytes(2**20 - 8192))
-        line = fails(capsys, *RIVER, "--model", "disk/model", "--plot", "disk/picture.png")
-        assert "disk/picture.png cannot be written: No space left on device" in line
-        options = ("river.csv", "--every-origin", "-o", "disk/next.csv")
-        table = river_table(997)
-        (river / "river.csv").write_text(csv_text(table))
-        line = fails(capsys, "predict", "river.safetensors", *options)
-        assert "disk/next.csv cannot be written: No space left on device" in line
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk(river, small_disk, capsys):
+    (small_disk / "filling").write_bytes(bytes(2**20 - 8192))
+    line = fails(capsys, *RIVER, "--model", "disk/model", "--plot", "disk/picture.png")
+    assert "disk/picture.png cannot be written: No space left on device" in line
+    (river / "river.csv").write_text(csv_text(river_table(997)))
+    line = fails(capsys, "predict", "river.safetensors", "river.csv", "--every-origin", "-o", "disk/next.csv")
+    assert "disk/next.csv cannot be written: No space left on device" in line
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

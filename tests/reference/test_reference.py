@@ -1,11 +1,14 @@
 """The oracle is proven here: its gradients against complex-step derivatives, the rest by hand."""
 
 import copy
+import functools
 import pickle
 from itertools import combinations, cycle, product
 
+import helpers
 import numpy as np
 import pytest
+from helpers import assert_parameters_close
 
 from lstm_ext import reference
 from lstm_ext.reference import LSTM, LSTMCell, LSTMNetwork, parameter_layout, train_lstm
@@ -14,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 STEP = 1e-30  # of the complex step: its square vanishes, and nothing cancels
 TOLERANCE = 1e-13
+assert_close = functools.partial(helpers.assert_close, tolerance=TOLERANCE)
 SIZES = list(product((1, 2, 5), (1, 3), (1, 3), (1, 2, 7)))  # T, N, I, H
 HEADS_OF_NETWORKS = [  # loss, target, I, H, O: many units, whose derivatives take long, once for each loss
     *(
@@ -25,26 +29,6 @@ HEADS_OF_NETWORKS = [  # loss, target, I, H, O: many units, whose derivatives ta
     ("mse", "last", 3, 7, 4),
     ("cross_entropy", "steps", 3, 7, 4),
 ]
-
-
-def relative_error(actual, expected):
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape
-    scale = np.linalg.norm(expected)
-    return np.linalg.norm(actual - expected) / (scale if scale > 0 else 1.0)
-
-
-def assert_close(actual, expected, what, tolerance=TOLERANCE):
-    error = relative_error(actual, expected)
-    assert error <= tolerance, f"{what}: relative error {error}"
-
-
-def assert_parameters_close(actual, expected, *dims, **options):
-    """Compare two flat vectors, each named parameter by itself."""
-    assert actual.shape == expected.shape
-    for name, (offset, (rows, columns)) in parameter_layout(*dims, **options).items():
-        part = slice(offset, offset + rows * columns)
-        assert_close(actual[part], expected[part], name)
 
 
 def complex_step(function, arguments, name):
@@ -97,7 +81,9 @@ def test_cell_gradients(I, H):
 
     states = (arguments[name] for name in ("x_t", "h_prev", "C_prev"))
     gradients = cell.backward(*states, dh, dC)
-    assert_parameters_close(gradients.parameters, complex_step(loss, arguments, "parameters"), I, H)
+    assert_parameters_close(
+        gradients.parameters, complex_step(loss, arguments, "parameters"), parameter_layout(I, H), TOLERANCE
+    )
     for name in ("x_t", "h_prev", "C_prev"):
         actual = getattr(gradients, {"x_t": "dx"}.get(name, f"d{name}"))
         assert_close(actual, complex_step(loss, arguments, name), f"d{name}")
@@ -121,7 +107,9 @@ def test_lstm_gradients(T, N, I, H):
     states = (arguments[name] for name in ("X", "h0", "C0"))
     *_, tape = lstm.forward(*states, return_tape=True)
     gradients = lstm.backward(tape, dH, dh_T, dC_T)
-    assert_parameters_close(gradients.parameters, complex_step(loss, arguments, "parameters"), I, H)
+    assert_parameters_close(
+        gradients.parameters, complex_step(loss, arguments, "parameters"), parameter_layout(I, H), TOLERANCE
+    )
     dX = complex_step(loss, arguments, "X")
     for t in range(T):
         assert_close(gradients.dX[:, t], dX[:, t], f"dX, t = {t}")
@@ -159,7 +147,7 @@ def test_network_gradients(loss, target, N, T, I, H, O):
     assert isinstance(value, float)
     assert value == pytest.approx(criterion(network.parameters).real, rel=1e-13, abs=1e-15)
     expected = complex_step(criterion, {"parameters": network.parameters}, "parameters")
-    assert_parameters_close(gradient, expected, I, H, O)
+    assert_parameters_close(gradient, expected, parameter_layout(I, H, O), TOLERANCE)
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
@@ -177,7 +165,7 @@ def test_gradient_is_analytic(loss):
     for direction in rng.standard_normal((3, start.size)):
         change = gradient(start + 1j * STEP * direction).imag / STEP
         expected = gradient(start + h * direction) - gradient(start - h * direction)
-        assert_close(change, expected.real / (2 * h), "second derivative", 1e-7)
+        assert_close(change, expected.real / (2 * h), "second derivative", tolerance=1e-7)
 
 
 def test_complex_step_reaches_the_loss():
@@ -217,7 +205,7 @@ def test_cell_forward():
     h_t, C_t = cell.forward(x, h, C)
     assert h_t.shape == C_t.shape == (4, 1)
     for actual, expected in zip((h_t, C_t), article_step(cell, x, h, C), strict=True):
-        assert_close(actual, expected, "state", 1e-15)
+        assert_close(actual, expected, "state", tolerance=1e-15)
     flat = cell.forward(x[:, 0], h, C)
     assert np.array_equal(flat, (h_t, C_t))
     same = cell.backward(x[:, 0], h, C, h, C)
@@ -236,9 +224,9 @@ def test_lstm_forward(N, T):
         h, C = h0[n].reshape(-1, 1), C0[n].reshape(-1, 1)
         for t in range(T):
             h, C = article_step(lstm.lstm_cell, X[n, t], h, C)
-            assert_close(H[n, t], h[:, 0], f"h, t = {t}", 1e-14)
-        assert_close(h_T[n], h[:, 0], "h_T", 1e-14)
-        assert_close(C_T[n], C[:, 0], "C_T", 1e-14)
+            assert_close(H[n, t], h[:, 0], f"h, t = {t}", tolerance=1e-14)
+        assert_close(h_T[n], h[:, 0], "h_T", tolerance=1e-14)
+        assert_close(C_T[n], C[:, 0], "C_T", tolerance=1e-14)
 
 
 def test_network_forward_and_predict():
@@ -247,7 +235,7 @@ def test_network_forward_and_predict():
     X = rng.standard_normal((3, 5, 2))
     last, steps = network.predict(X), network.predict(X, target="steps")
     assert last.shape == (3, 4) and steps.shape == (3, 5, 4)
-    assert_close(last, steps[:, -1], "last", 1e-15)
+    assert_close(last, steps[:, -1], "last", tolerance=1e-15)
     for n in range(3):
         outputs = network.forward(X[n])
         assert [y.shape for y in outputs] == [(4, 1)] * 5
@@ -255,8 +243,8 @@ def test_network_forward_and_predict():
         for t in range(5):
             h, C = article_step(network.lstm_cell, X[n, t], h, C)
             y = np.dot(network.W_y, h) + network.b_y
-            assert_close(outputs[t], y, f"y, t = {t}", 1e-14)
-            assert_close(steps[n, t], y[:, 0], f"steps, t = {t}", 1e-14)
+            assert_close(outputs[t], y, f"y, t = {t}", tolerance=1e-14)
+            assert_close(steps[n, t], y[:, 0], f"steps, t = {t}", tolerance=1e-14)
 
 
 def test_cross_entropy_of_large_logits():
@@ -462,7 +450,7 @@ def test_train_lstm_is_sgd_on_the_last_output(capsys):
             twin.parameters = start - 0.05 * complex_step(loss, {"parameters": start}, "parameters")
         means.append(np.mean(losses))
     np.testing.assert_allclose(printed, means, rtol=1e-12)
-    assert_close(trained.parameters, twin.parameters.real, "parameters", 1e-12)
+    assert_close(trained.parameters, twin.parameters.real, "parameters", tolerance=1e-12)
 
 
 def test_train_lstm_trace(capsys):
@@ -705,10 +693,10 @@ def check_forward(options, rows, seed):
     H, last = lstm.forward(X, h0, C0, dropout_seed=seed, **ROWS[rows])
     stacked = [state.reshape(-1, 3, state.shape[-1]) for state in (h0, C0)]
     expected = own_forward(lstm, X, **ROWS[rows], h0=stacked[0], C0=stacked[1], seed=seed)
-    assert_close(H, expected[0], "H", 1e-14)
+    assert_close(H, expected[0], "H", tolerance=1e-14)
     for name, actual, state in zip(("h_T", "C_T"), last, expected[1:], strict=True):
         assert actual.shape == h0.shape if name == "h_T" else C0.shape
-        assert_close(actual.reshape(state.shape), state, name, 1e-14)
+        assert_close(actual.reshape(state.shape), state, name, tolerance=1e-14)
 
 
 # --- the options: gradients against complex-step derivatives ---
@@ -737,7 +725,12 @@ def layer_problem(options, seed, rows, given=True):
 def test_option_alone_gradients(options, rows):
     """Every single derivative."""
     _, gradients, loss, arguments = layer_problem(options, 12, rows)
-    assert_parameters_close(gradients.parameters, complex_step(loss, arguments, "parameters"), 2, 3, None, **options)
+    assert_parameters_close(
+        gradients.parameters,
+        complex_step(loss, arguments, "parameters"),
+        parameter_layout(2, 3, None, **options),
+        TOLERANCE,
+    )
     dX = complex_step(loss, arguments, "X")
     for t in range(5):
         assert_close(gradients.dX[:, t], dX[:, t], f"dX, t = {t}")
@@ -771,14 +764,19 @@ def test_learned_states(more):
     """Used where no states are given: their gradient is that of the rows' states together."""
     options = {"learn_initial_state": True, **more}
     lstm, gradients, loss, arguments = layer_problem(options, 15, "lengths", given=False)
-    assert_parameters_close(gradients.parameters, complex_step(loss, arguments, "parameters"), 2, 3, None, **options)
+    assert_parameters_close(
+        gradients.parameters,
+        complex_step(loss, arguments, "parameters"),
+        parameter_layout(2, 3, None, **options),
+        TOLERANCE,
+    )
     layout, named = parameter_layout(2, 3, **options), lstm.named_parameters()
     for state, rows in (("h_0", gradients.dh0), ("C_0", gradients.dC0)):
         learned = [name for name in layout if name.startswith(state)]
         assert len(learned) == len(rows.reshape(-1, *rows.shape[-2:]))
         for name, row in zip(learned, rows.reshape(-1, *rows.shape[-2:]), strict=True):
             offset, (size, _) = layout[name]
-            assert_close(gradients.parameters[offset : offset + size], row.sum(axis=0), name, 1e-15)
+            assert_close(gradients.parameters[offset : offset + size], row.sum(axis=0), name, tolerance=1e-15)
     given = [np.repeat(np.stack([named[n].T for n in layout if n.startswith(s)]), 3, axis=1) for s in ("h_0", "C_0")]
     given = [state[0] if len(state) == 1 else state for state in given]
     X = arguments["X"]
@@ -809,7 +807,7 @@ def test_lists_and_lengths_are_one():
         assert all(map(np.array_equal, results[0], other))
     for n, sequence in enumerate(sequences):
         H, last = lstm.forward(sequence[None])
-        assert_close(results[0][0][n, : len(sequence)], H[0], "H of the row alone", 1e-15)
+        assert_close(results[0][0][n, : len(sequence)], H[0], "H of the row alone", tolerance=1e-15)
         assert not results[0][0][n, len(sequence) :].any() and not results[0][3][n, len(sequence) :].any()
 
 
@@ -907,7 +905,7 @@ def test_predict(options, rows, target, outputs):
         expected = expected @ network.W_y.T + network.b_y.T
     if target == "steps" and rows == "lengths":
         expected[~live] = 0
-    assert_close(network.predict(X, target=target, **ROWS[rows]), expected, "y", 1e-14)
+    assert_close(network.predict(X, target=target, **ROWS[rows]), expected, "y", tolerance=1e-14)
 
 
 @pytest.mark.parametrize(("loss", "outputs"), [("mse", None), ("mae", 4), ("cross_entropy", 4)])
@@ -1225,8 +1223,8 @@ def test_float32_agrees_with_float64():
     single.parameters = rng.uniform(-0.4, 0.4, single.parameters.shape)
     double.parameters = single.parameters
     X, Y = rng.standard_normal((4, 9, 3)), rng.standard_normal((4, 2))
-    assert_close(single.predict(X), double.predict(X), "forward", 5e-6)
-    assert_close(single.gradient(X, Y)[1], double.gradient(X, Y)[1], "gradient", 2e-5)
+    assert_close(single.predict(X), double.predict(X), "forward", tolerance=5e-6)
+    assert_close(single.gradient(X, Y)[1], double.gradient(X, Y)[1], "gradient", tolerance=2e-5)
 
 
 # --- errors ---

@@ -7,13 +7,12 @@ import os
 import pickle
 import re
 import signal
-import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import import_torch, relative_error, run_python
 
 import lstm_ext
 from lstm_ext import (
@@ -30,15 +29,11 @@ from lstm_ext import (
     train,
     train_lstm,
 )
-from lstm_ext.training import loop
+from lstm_ext.training import progress
 
 LOSSES = [(loss, target) for loss in ("mse", "cross_entropy") for target in ("last", "steps")]
 QUIET = {"verbose": False}
 DROPS = {"dropout": 0.25, "recurrent_dropout": 0.5, "zoneout": 0.1, "weight_dropout": 0.25}
-
-
-def relative_error(actual, expected):
-    return np.linalg.norm(np.subtract(actual, expected)) / (np.linalg.norm(expected) or 1)
 
 
 def data(N, T, I, O, loss="mse", target="last", seed=0):
@@ -162,7 +157,7 @@ def test_names_stand_for_the_defaults():
 
 @pytest.fixture(scope="module")
 def torch():
-    return pytest.importorskip("torch")
+    return import_torch()
 
 
 class InTorch:
@@ -972,9 +967,7 @@ train(changed, np.ones((5, 3, 2)), labels, callbacks=[callback], **how)
 assert labels[0] == 10**9
 assert np.array_equal(changed.parameters, alone.parameters)
 """
-    path = str(Path(lstm_ext.__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": path}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
 
 
@@ -1021,7 +1014,7 @@ class FakeBar:
 def record_bars(monkeypatch):
     """Let stderr be a terminal with a bar, and return the bars."""
     monkeypatch.setattr(FakeBar, "bars", [], raising=False)
-    monkeypatch.setattr(loop, "_tqdm", lambda: FakeBar)
+    monkeypatch.setattr(progress, "_tqdm", lambda: FakeBar)
     monkeypatch.setattr(sys, "stderr", Terminal())
     return FakeBar.bars
 
@@ -1067,9 +1060,9 @@ class Raising:
 def test_lines_tell_the_losses_at_most_once_a_second_and_the_last(terminal, monkeypatch, capsys):
     """Without a terminal, or without tqdm; each epoch takes 0.4 seconds here."""
     clock = iter(0.4 * k for k in range(100))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     if terminal:
-        monkeypatch.setattr(loop, "_tqdm", lambda: None)
+        monkeypatch.setattr(progress, "_tqdm", lambda: None)
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     X, Y = data(7, 5, 3, 2)
     for how in ({}, {"validation_data": (X, Y)}):

@@ -10,12 +10,12 @@
 
 #include "kernels.h"
 #include "philox.h"
+#include "runtime.h"
 
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
-#define CACHE_LINE 64
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")

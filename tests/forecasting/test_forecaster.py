@@ -11,7 +11,7 @@ import pytest
 import lstm_ext
 from lstm_ext.files import ModelFileError
 from lstm_ext.forecasting import forecaster as module
-from lstm_ext.forecasting.forecaster import Evaluation, Forecaster
+from lstm_ext.forecasting.forecaster import Forecaster
 
 NAN = float("nan")
 TINY = {"target": "y", "window": 5, "horizon": 3, "hidden_dim": 3, "epochs": 2, "batch_size": 16}
@@ -583,16 +583,6 @@ def test_no_drift_where_only_one_season_is_known():
     assert "last season with drift" in forecaster.evaluate({"y": walk}, since=9).forecasts
 
 
-def test_scores_by_hand():
-    observed = np.array([[1.0, NAN, NAN], [0.0, 8.0, NAN]])
-    forecasts = {"LSTM": np.array([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]]), "other": np.zeros((2, 3))}
-    evaluation = Evaluation(np.array(["", ""]), np.array([1, 2]), observed, forecasts)
-    assert evaluation.rmse() == pytest.approx({"LSTM": np.sqrt(25 / 3), "other": np.sqrt(65 / 3)})
-    assert evaluation.mae() == pytest.approx({"LSTM": 7 / 3, "other": 3.0})
-    np.testing.assert_allclose(evaluation.rmse_by_step()["LSTM"], [np.sqrt(4.5), 4.0, NAN])
-    np.testing.assert_allclose(evaluation.rmse_by_step()["other"], [np.sqrt(0.5), 8.0, NAN])
-
-
 def test_co2_baselines():
     dates, ppm = lstm_ext.load_co2()
     settings = {"window": 52, "horizon": 52, "season": 52, "hidden_dim": 2, "epochs": 1, "validation": 0}
@@ -677,8 +667,13 @@ def test_short_series_can_be_forecast_once_trained():
     forecaster.fit(make_table())
     table = make_table(6, gaps=0)
     assert forecaster.predict(table)["row"].tolist() == [7, 8, 9]
-    with pytest.raises(ValueError, match=r"table: it has 5 rows, .*expected 6 for the window"):
+    needed = "expected 6 for the window and its seasons, the last of them observed"
+    with pytest.raises(ValueError, match=rf"^table: it has 5 rows, .*; {needed}$"):  # forecasts need no horizon
         forecaster.predict({"y": table["y"][:5]})
+    with pytest.raises(ValueError, match=rf"^table: it has 6 rows, .*; {needed}, and 3 more for the horizon$"):
+        forecaster.evaluate(table)
+    with pytest.raises(ValueError, match=r", and 3 more for the horizon, these from 5 on$"):
+        forecaster.evaluate(table, since=5)
 
 
 # --- series of many kinds
@@ -706,7 +701,7 @@ def test_a_forecast_from_an_earlier_row_than_the_last_observed_one_is_told_of():
     forecaster = make()
     forecaster.fit(table)
     table["y"][50:56] = NAN
-    with pytest.warns(UserWarning, match="table: forecast from 50, though its target is known up to 60"):
+    with pytest.warns(UserWarning, match="table: forecast from 50, although the target is known up to 60"):
         assert forecaster.predict(table)["origin"].tolist() == [50, 50, 50]
 
 
@@ -1043,7 +1038,7 @@ def test_the_file_is_a_model_file_too(tmp_path):
         ({"note": object()}, TypeError, "^details "),
         (3, TypeError, "^details is 3; expected a mapping or None"),
         ([("a", 1)] * 10**5, TypeError, r"^details is \[.{,200}; expected a mapping or None"),
-        ({"forecaster": 1}, ValueError, "^details has the key 'forecaster', under which the settings are kept"),
+        ({"forecaster": 1}, ValueError, "^details has the key 'forecaster', which is reserved for the settings"),
     ],
 )
 def test_details_that_cannot_be_kept(tmp_path, details, error, message):

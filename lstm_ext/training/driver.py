@@ -1,0 +1,349 @@
+"""The driver: joins a network, data, a loss and an optimizer for the compiled loop, and runs it pass by pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lstm_ext import _epoch, _kernels
+from lstm_ext._epoch import TrainingLoop
+from lstm_ext._heads import Head
+from lstm_ext._stack import LayerStack
+from lstm_ext.checks import Array, Data, Index, NonFiniteError, as_array, as_choice, as_shape, check_length, check_live
+from lstm_ext.layers import steps_at_once
+from lstm_ext.options import Architecture
+from lstm_ext.sequences import Sequences, longest_first
+from lstm_ext.threads import thread_count
+from lstm_ext.training import losses, optimizers
+from lstm_ext.training.batches import Batches, PassOutputs
+from lstm_ext.training.losses import CompiledLoss, Loss
+from lstm_ext.training.memory import largest_segment
+from lstm_ext.training.optimizers import Optimizer
+from lstm_ext.training.targets import Targets
+
+TARGETS = ("last", "steps", "mean", "max")
+EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
+_SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
+
+
+class PassRunner:
+    """Runs the passes of a network over its data: of a training, a validation or a gradient.
+
+    Making one checks every argument and changes none of them. A pass runs one batch, or a chunk of its steps.
+
+    Parameters
+    ----------
+    parameters : ndarray
+        The network's flat vector; updates change it in place.
+    architecture : Architecture
+        The network's.
+    X, Y
+        The data, as `train` takes them; X also as `Sequences` of the network's dtype. Y None without a loss.
+    target : {"last", "steps", "mean", "max"}
+        What of each sequence the outputs are of.
+    loss, optimizer
+        Objects; loss None to predict, optimizer None for no updates.
+    batch_size : int, optional
+        All sequences by default.
+    lengths, mask : optional
+        As for `Sequences`.
+    clip_norm : float
+        Infinity for none.
+    forward_only : bool
+        Whether only outputs or losses are wanted, as for validation.
+    dropout_seed : int, optional
+        The seed of the masks; None: nothing is dropped.
+    tbptt : int, optional
+        Maximum number of steps of a pass; by default all, or the number that `steps_at_once` returns for passes that
+        keep nothing.
+    recompute_every : int, optional
+        Number of steps whose activations are kept at a time; all by default.
+    memory_budget : int, optional
+        Maximum size in bytes of the arrays of the stack and the head; not together with `recompute_every`.
+    num_threads : int, optional
+        Maximum number of threads.
+    isa : int, optional
+        The instruction set's index; by default that of the set in use.
+    prefix : str
+        Put before errors about memory-mapped data.
+
+    Attributes
+    ----------
+    sequences : Sequences
+        X.
+    targets : Targets
+        Y.
+    batches : Batches
+        The order of the passes.
+    loop : TrainingLoop
+        What the compiled loop reads, and its results for each pass.
+    gradient : ndarray
+        The gradient of the latest pass, with the layout of `parameters`.
+    """
+
+    def __init__(
+        self,
+        parameters: Array,
+        architecture: Architecture,
+        X: Data | Sequences,
+        Y: Any,
+        *,
+        target: str,
+        loss: CompiledLoss | Loss | None,
+        optimizer: Optimizer | None,
+        batch_size: int | None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        clip_norm: float = np.inf,
+        forward_only: bool = False,
+        dropout_seed: int | None = None,
+        tbptt: int | None = None,
+        recompute_every: int | None = None,
+        memory_budget: int | None = None,
+        num_threads: int | None = None,
+        isa: int | None = None,
+        prefix: str = "",
+    ) -> None:
+        self.every_step = as_choice("target", target, TARGETS) == "steps"
+        _check_tbptt(tbptt, target, architecture)
+        if not isinstance(X, Sequences):
+            X = Sequences(X, architecture.input_dim, parameters.dtype, lengths=lengths, mask=mask, defer=True)
+        self.sequences, self.parameters, self.clip_norm, self.prefix = X, parameters, clip_norm, prefix
+        self.output_dim = architecture.output_dim or architecture.features
+        self.python_loss = None if loss is None or losses.is_compiled(loss) else cast(Loss, loss)
+        self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
+        self.is_list = self.every_step and (X.is_list or lengths is not None or mask is not None)
+        self.targets = Targets(
+            Y,
+            X,
+            loss,
+            width=self.output_dim,
+            every_step=self.every_step,
+            as_list=self.is_list,
+            backwards=architecture.options.go_backwards,
+        )
+        if optimizers.is_compiled(optimizer):
+            optimizer.check(parameters)
+        # a loss is summed over all outputs of a batch, so these have to come in one pass
+        if forward_only and (loss is None or (X.same_length and not self.every_step)):
+            tbptt = self._steps_at_once(architecture, batch_size)
+        self.batches = Batches(X, batch_size, chunk_steps=tbptt, every_step=self.every_step)
+
+        threads = thread_count(num_threads)
+        dropout_seed = dropout_seed if architecture.draws_masks else None
+        steps = self.batches.chunk_steps or X.longest
+        sizes = _kernels.current() if isa is None else isa, architecture, parameters.dtype, steps, self.batches.size
+        self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
+        new_stack = partial(
+            LayerStack,
+            *sizes,
+            keep=not forward_only,
+            want_outputs=target != "last",
+            draws=dropout_seed is not None,
+        )
+        segment = min(recompute_every or 0, steps)
+        if memory_budget is not None:
+            segment = largest_segment(
+                memory_budget, steps, lambda k: self.head.bytes + new_stack(segment=k, measure=True).bytes
+            )
+        self.stack = new_stack(segment=segment)
+        self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
+        self.backup = optimizers.new_backup(optimizer, parameters)
+        self.loop = TrainingLoop(
+            self.stack,
+            self.head,
+            parameters=parameters,
+            gradient=self.gradient,
+            rows=X.rows,
+            first=X.first,
+            lengths=X.lengths,
+            loss=loss if losses.is_compiled(loss) else None,
+            targets=self.targets.rows,
+            target_first=self.targets.first,
+            unchecked_X=X.unchecked,
+            unchecked_Y=self.targets.unchecked,
+            optimizer=None if self.python_optimizer is not None else optimizer,
+            backup=self.backup,
+            clip_norm=clip_norm,
+            dropout_seed=dropout_seed,
+            threads=threads,
+        )
+        self._begin_epoch()
+
+    def set_order(self, order: Index) -> None:
+        """Begin an epoch that takes the sequences in this order (N,)."""
+        self.batches.set_order(order)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        batches = self.batches
+        self.loop.set_order(batches.members, batches.draw_order, batches.starts, batches.first_steps)
+
+    def _steps_at_once(self, architecture: Architecture, batch_size: int | None) -> int | None:
+        """Return the maximum number of steps of a pass that keeps nothing; None: all."""
+        N, longest = len(self.sequences), self.sequences.longest
+        width = max(architecture.features, self.output_dim)
+        steps = steps_at_once(architecture, min(batch_size or N, N), width, longest)
+        return steps if steps < longest else None
+
+    def run_epoch(self, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
+        """Train on all passes; call `advance` with the number of batches that were done since the last call."""
+        step = done = 0
+        while step < self.batches.passes:
+            try:
+                step = self.run(step)
+            except NonFiniteError as error:
+                raise NonFiniteError(
+                    f"{error} in epoch {epoch + 1} of {epochs}, {self.batches.name_of(error.step)}; training stopped "
+                    "before that update: a smaller learning rate or a clip_norm may help",
+                    error.step,
+                ) from None
+            before, done = done, self.batches.batch_of(step)
+            advance(done - before)
+
+    def run(self, step: int) -> int:
+        """Train on the passes from `step` on, for about 50 ms; return the next one.
+
+        Raises
+        ------
+        NonFiniteError
+            With the reason and the pass, if a loss, a gradient or the result of an update is not finite.
+        ValueError
+            If memory-mapped data are not finite.
+        """
+        if self.python_loss is None and self.python_optimizer is None:
+            return self._phases(step, self.batches.passes, EVERY_PHASE, _SECONDS)
+        self.gradients(step)
+        if self.python_optimizer is None:
+            return self._phases(step, step + 1, _epoch.UPDATE)
+        if self.loop.counts[step] > 0:
+            self._update_in_python(step, self.python_optimizer)
+        return step + 1
+
+    def gradients(self, step: int) -> None:
+        """Compute the loss and the gradient of one pass."""
+        self.forward(step)
+        self._phases(step, step + 1, _epoch.BACKWARD)
+
+    def forward(self, step: int) -> None:
+        """Compute the loss of one pass, and its gradient with respect to the outputs."""
+        if self.python_loss is None:
+            self._phases(step, step + 1, _epoch.FORWARD | _epoch.LOSS)
+            return
+        self._phases(step, step + 1, _epoch.FORWARD)
+        if self.loop.counts[step] > 0:
+            self._run_python_loss(step, self.python_loss)
+
+    def predict(self) -> Array:
+        """Return the outputs in the order of X: (N, output_dim), or for "steps" (rows, output_dim)."""
+        N = len(self.sequences)
+        if not self.sequences.same_length:  # neighbours in a batch are of almost one length
+            self.set_order(longest_first(self.sequences.lengths))
+        if self.every_step:
+            result = self.sequences.new_rows(self.output_dim)
+        else:
+            result = np.empty((N, self.output_dim), self.parameters.dtype)
+        for step in range(self.batches.passes):
+            self._phases(step, step + 1, _epoch.FORWARD)
+            if self.loop.counts[step] == 0:  # no sequence ends in this chunk
+                continue
+            outputs = self.batches.outputs_of(step)
+            rows = outputs.members
+            if self.every_step:
+                rows = outputs.rows_from(self.sequences.first[rows] + outputs.first_step)
+            result[rows] = self.head.outputs[outputs.rows]
+        return result
+
+    def mean_loss(self) -> float:
+        """Return the mean of the passes' losses, each weighted by its outputs, or whole sequences of one length."""
+        weights = self.loop.counts
+        if self.every_step and self.sequences.same_length:
+            weights = weights / self.sequences.longest
+        return math.fsum((self.loop.losses * weights).tolist()) / float(weights.sum())
+
+    def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:
+        """Run phases of some passes in the compiled loop; return the next pass."""
+        loop = self.loop
+        step, outcome = loop.run(step, last_step, phases, seconds)
+        if outcome == _epoch.NOT_FINITE:
+            self._check_data(step)
+            what, value = ("gradient's norm", loop.norms) if np.isfinite(loop.losses[step]) else ("loss", loop.losses)
+            raise NonFiniteError(f"the {what} is {value[step]}", step)
+        if outcome == _epoch.UPDATE_NOT_FINITE:
+            raise NonFiniteError(optimizers.NOT_FINITE_MESSAGE, step)
+        if step == self.batches.passes:
+            loop.trust_data()
+        return step
+
+    def _check_data(self, step: int) -> None:
+        """Raise a ValueError if memory-mapped data that a pass reads are not finite."""
+        N, members = len(self.sequences), np.sort(self.batches.members_of(step))
+        if self.loop.unchecked_X:
+            X = self.sequences.rows.reshape(N, -1, self.sequences.rows.shape[1])
+            check_live(f"{self.prefix}X", X, self.sequences.lengths, members)
+        if self.loop.unchecked_Y:
+            shape = (N, -1, self.output_dim) if self.every_step else (N, self.output_dim)
+            lengths = self.sequences.lengths if self.every_step else np.ones(N, np.intp)
+            check_live(f"{self.prefix}Y", self.targets.rows.reshape(shape), lengths, members)
+
+    def _run_python_loss(self, step: int, loss: Loss) -> None:
+        """Compute a pass's loss, and write its gradient where the backward pass reads it."""
+        outputs = self.batches.outputs_of(step)
+        given = outputs.split(self.head.outputs[outputs.rows], as_list=self.is_list)
+        value, gradient = losses.read_result(loss(given, self.targets.of(outputs)))
+        self.loop.losses[step] = value
+        if not np.isfinite(value):
+            raise NonFiniteError(f"the loss is {value}", step)
+        self.head.doutputs[outputs.rows] = self._read_gradient(gradient, outputs, step)
+
+    def _read_gradient(self, gradient: Any, outputs: PassOutputs, step: int) -> Array:
+        """Return rows of the gradient that a loss in Python returned."""
+        name, dtype = "the loss's gradient", self.parameters.dtype
+        if self.is_list:
+            check_length(name, gradient, len(outputs.members))
+        shapes = outputs.shapes(self.output_dim, as_list=self.is_list)
+        rows = []
+        for given, shape in zip(gradient if self.is_list else [gradient], shapes, strict=True):
+            part = as_array(name, given, shape)
+            if part.shape == shape and part.dtype.kind == "f":
+                with np.errstate(all="ignore"):  # what the dtype cannot hold is Inf
+                    part = part.astype(dtype, copy=False)
+                if not np.isfinite(part).all():
+                    raise NonFiniteError(f"{name} is not finite", step)
+            rows.append(as_shape(name, part, dtype, shape).reshape(-1, self.output_dim))
+        return np.concatenate(rows)
+
+    def _update_in_python(self, step: int, optimizer: Optimizer) -> None:
+        """Make the update of one pass: the whole of it, or none."""
+        norm, before = float(self.loop.norms[step]), self.backup[0]
+        if norm > self.clip_norm:
+            self.gradient *= self.clip_norm / norm
+        before[:] = self.parameters
+        try:
+            if cast(Any, optimizer).update(self.parameters[:], self.gradient[:]) is not None:
+                raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
+            if not _kernels.is_finite(self.parameters):
+                raise NonFiniteError(optimizers.NOT_FINITE_MESSAGE)
+        except BaseException as error:
+            self.parameters[:] = before
+            if isinstance(error, NonFiniteError):
+                error.step = step
+            raise
+        self.loop.updates += 1
+
+
+def _check_tbptt(tbptt: int | None, target: str, architecture: Architecture) -> None:
+    """Raise unless sequences can be cut into chunks."""
+    if tbptt is None:
+        return
+    options = architecture.options
+    for name, value in (("bidirectional", options.bidirectional), ("go_backwards", options.go_backwards)):
+        if value:
+            raise ValueError(f"tbptt is {tbptt} and the network has {name}={value!r}; expected one that runs forwards")
+    if target not in ("last", "steps"):
+        raise ValueError(f"tbptt is {tbptt} and target is {target!r}; expected 'last' or 'steps'")

@@ -1,0 +1,136 @@
+"""The checks of what the compiled loop reads, and the order of its passes."""
+
+import numpy as np
+import pytest
+
+import lstm_ext
+from lstm_ext import LSTMNetwork, _epoch
+from lstm_ext.sequences import Sequences, count_live, longest_first
+from lstm_ext.training.batches import Batches
+from lstm_ext.training.driver import EVERY_PHASE, PassRunner
+
+LENGTHS = [3, 7, 1, 5, 7, 2, 4]
+
+
+def runner(dtype="float32", target="last", optimizer=None, **how):
+    network = LSTMNetwork(2, 3, 4, dtype=dtype, seed=0)
+    rng = np.random.default_rng(0)
+    X = [rng.standard_normal((n, 2)) for n in LENGTHS]
+    Y = [rng.standard_normal((n, 4)) for n in LENGTHS] if target == "steps" else rng.standard_normal((7, 4))
+    parts = {"target": target, "loss": lstm_ext.MSE(), "optimizer": optimizer, "batch_size": 3} | how
+    return PassRunner(network.parameters, network.architecture, X, Y, **parts)
+
+
+def loop_arguments(made):
+    """Return the arguments that a runner made its loop from."""
+    rows = {"rows": made.sequences.rows, "first": made.sequences.first, "lengths": made.sequences.lengths}
+    targets = {"loss": lstm_ext.MSE(), "targets": made.targets.rows, "target_first": made.targets.first}
+    flags = {"unchecked_X": False, "unchecked_Y": False, "optimizer": None, "clip_norm": np.inf, "threads": 1}
+    arrays = {"parameters": made.parameters, "gradient": made.gradient, "backup": made.backup}
+    return rows | targets | flags | arrays | {"dropout_seed": None}
+
+
+WRONG = {
+    "parameters": [lambda a: a[:-1], lambda a: a.astype("f8"), lambda a: a[None]],
+    "gradient": [lambda a: a[1:], lambda a: a.astype("f8")],
+    "rows": [lambda a: a[:-1], lambda a: a[:, :1].copy(), lambda a: a.astype("f8"), lambda a: np.asfortranarray(a)],
+    "first": [lambda a: a[1:], lambda a: a.astype("i4"), lambda a: a + 1, lambda a: a - 1],
+    "lengths": [lambda a: a + 1, lambda a: a - 1, lambda a: a.astype("i4")],
+    "targets": [lambda a: a[:-1], lambda a: a[:, :3].copy(), lambda a: a.astype("f8")],
+    "target_first": [lambda a: a[1:], lambda a: a + 1, lambda a: a.astype("u8")],
+}
+
+
+@pytest.mark.parametrize("target", ["last", "steps"])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_loop_refuses_arrays_that_its_passes_would_leave(name, target):
+    made = runner(target=target)
+    given = loop_arguments(made)
+    _epoch.TrainingLoop(made.stack, made.head, **given)
+    for change in WRONG[name]:
+        with pytest.raises(ValueError, match=r"expected|would have"):
+            _epoch.TrainingLoop(made.stack, made.head, **given | {name: change(given[name])})
+
+
+def test_a_loop_takes_the_targets_of_its_loss():
+    made = runner()
+    given = loop_arguments(made)
+    labels = {"loss": lstm_ext.CrossEntropy(), "targets": np.zeros(7, np.intp)}
+    _epoch.TrainingLoop(made.stack, made.head, **given | labels)
+    for wrong in (given["targets"], labels["targets"].astype("i4"), labels["targets"][:6], labels["targets"][:, None]):
+        with pytest.raises(ValueError, match=r"^targets (is .*expected|has 6 rows)"):
+            _epoch.TrainingLoop(made.stack, made.head, **given | labels | {"targets": wrong})
+
+
+def test_a_loop_takes_one_head_and_one_stack():
+    single, double, steps = runner(), runner("float64"), runner(target="steps")
+    for stack, head in ((single.stack, double.head), (single.stack, steps.head), (double.stack, single.head)):
+        with pytest.raises(ValueError, match=r"expected|would have"):
+            _epoch.TrainingLoop(stack, head, **loop_arguments(single))
+
+
+ORDERS = {
+    "members": [lambda a: a[:-1], lambda a: a[::-1].copy(), lambda a: a + 1, lambda a: a - 1, lambda a: a.astype("i4")],
+    "draw_order": [lambda a: a[1:], lambda a: a.astype("i4")],
+    "starts": [lambda a: a + 3, lambda a: a - 1, lambda a: a[1:]],
+    "first_steps": [lambda a: a + 2, lambda a: a - 1, lambda a: a[1:]],
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_loop_refuses_an_order_that_leads_out_of_its_data(name):
+    made = runner(tbptt=2)
+    batches = made.batches
+    given = {key: getattr(batches, key) for key in ORDERS}
+    for change in ORDERS[name]:
+        with pytest.raises(ValueError, match=r"expected|not those"):
+            made.loop.set_order(**given | {name: change(given[name])})
+        with pytest.raises(ValueError, match="are not among the 0 of the epoch"):
+            made.loop.run(0, 1, _epoch.FORWARD, np.inf)
+    made.loop.set_order(**given)
+    made.gradients(0)
+
+
+def test_a_loop_runs_the_passes_and_phases_that_it_has():
+    made = runner()
+    for first, last in ((-1, 1), (1, 0), (0, 4)):
+        with pytest.raises(ValueError, match="are not among the 3 of the epoch"):
+            made.loop.run(first, last, _epoch.FORWARD, np.inf)
+    with pytest.raises(ValueError, match="phases is 15"):
+        made.loop.run(0, 1, EVERY_PHASE, np.inf)  # no optimizer
+    for other in (runner(forward_only=True), runner(loss=None)):
+        with pytest.raises(ValueError, match="phases is 7"):
+            other.loop.run(0, 1, _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD, np.inf)
+    made.loop.run(0, 3, _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD, np.inf)
+    assert np.isfinite(made.loop.losses).all()
+
+
+def test_live_rows_are_counted_for_every_step():
+    lengths = np.array(LENGTHS)
+    assert count_live(lengths).tolist() == [(lengths > t).sum() for t in range(7)]
+    assert count_live(np.array([4, 4])).tolist() == [2, 2, 2, 2]
+    assert longest_first(lengths).tolist() == [1, 4, 3, 6, 0, 5, 2]
+    assert longest_first(lengths, 3).tolist() == [1, 0, 2, 4, 3, 5, 6]
+
+
+@pytest.mark.parametrize("chunk_steps", [None, 1, 3, 7])
+@pytest.mark.parametrize("every_step", [False, True])
+def test_every_output_is_in_one_pass(every_step, chunk_steps):
+    """And its sequences are those of its batch, in the order drawn."""
+    sequences = Sequences([np.ones((n, 1)) for n in LENGTHS], 1, np.dtype("f4"))
+    batches = Batches(sequences, 3, chunk_steps=chunk_steps, every_step=every_step)
+    order = np.random.default_rng(0).permutation(7)
+    batches.set_order(order)
+    assert batches.count == 3
+    outputs = dict.fromkeys(range(7), 0)
+    for step in range(batches.passes):
+        drawn = order[3 * batches.batch_of(step) :][:3]
+        ended = sequences.lengths[drawn] - batches.first_steps[step]
+        if not every_step and not ((ended > 0) & (ended <= (chunk_steps or 7))).any():
+            continue
+        found = batches.outputs_of(step)
+        assert [n for n in drawn if n in found.members] == found.members.tolist()
+        assert len(set(found.rows)) == len(found.rows)
+        for n, length in zip(found.members.tolist(), found.lengths if every_step else [1] * 7, strict=False):
+            outputs[n] += length
+    assert list(outputs.values()) == (LENGTHS if every_step else [1] * 7)
