@@ -50,7 +50,7 @@ def measure(job: Job) -> tuple[list[float], list[float]]:
     Y = rng.standard_normal((job.sequences, job.output_dim)).astype("float32")
     sizes = job.input_dim, job.hidden_dim, job.output_dim
     network, other = (lstm_ext.LSTMNetwork(*sizes, seed=0) for _ in range(2))
-    settings = {"target": "last", "loss": MSE(), "optimizer": lstm_ext.Adam(), "batch_size": job.batch}
+    settings = {"loss": MSE(), "optimizer": lstm_ext.Adam(), "batch_size": job.batch}
     runner = PassRunner(other.parameters, other.architecture, X, Y, num_threads=1, **settings)
     runner.set_order(rng.permutation(job.sequences))
     whole, steps = [], []

@@ -88,7 +88,6 @@ def runner_of(rows: Rows, hidden_dim: int, **options: Any) -> PassRunner:
         network.architecture,
         rows.X,
         rows.Y,
-        target="last",
         loss=MSE(),
         optimizer=lstm_ext.SGD(1e-4),
         batch_size=None,

@@ -9,12 +9,14 @@ from lstm_ext.options import Architecture
 __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
 READOUTS: dict[str, int]
+POOLED: tuple[str, ...]
 
 @disjoint_base
 class Head:
     outputs: Array
     doutputs: Array
     bytes: int
+    needs_steps: bool
     def __init__(
         self,
         isa: int,
@@ -22,7 +24,6 @@ class Head:
         dtype: np.dtype[Any],
         steps: int,
         batch: int,
-        readout: str,
         parameter_count: int,
         *,
         keep: bool,

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
 
-MOST_THREADS: int
+MAX_THREADS: int
 
 @final
 class ExclusiveUse:

@@ -1,4 +1,4 @@
-"""The checks of arguments: each raises an error that names the argument, what came and what was expected."""
+"""Checks of arguments: each raises an error that names the argument, the given value and the expected one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Data: TypeAlias = ArrayLike | Sequence[ArrayLike]
 
 _MANTISSA_BITS = {"float32": 24, "float64": 53}
 _DTYPES = tuple(map(np.dtype, _MANTISSA_BITS))
-_MOST_NAMES = 20  # that an error lists
+_MAX_NAMES = 20  # in the list of an error
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
@@ -43,10 +43,10 @@ def short_repr(value: Any) -> str:
 def short_list(names: Collection[Any]) -> str:
     """Return the first names, each shortened, in one line for error messages."""
     shown = []
-    for name in itertools.islice(names, _MOST_NAMES):
+    for name in itertools.islice(names, _MAX_NAMES):
         text = _in_one_line(str(name))
         shown.append(text if len(text) <= _REPR.maxstring else f"{text[: _REPR.maxstring]}...")
-    return ", ".join([*shown, "..."] if len(names) > _MOST_NAMES else shown)
+    return ", ".join([*shown, "..."] if len(names) > _MAX_NAMES else shown)
 
 
 def _in_one_line(text: str) -> str:
@@ -73,7 +73,7 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return `dtype` as a NumPy dtype; float32 and float64 are compiled."""
     try:
         result = None if dtype is None else np.dtype(dtype)
-    except Exception:  # whatever NumPy makes of it: TypeError, ValueError, SyntaxError, ...
+    except Exception:  # NumPy raises TypeError, ValueError, SyntaxError, ...
         result = None
     if result is None or result.name not in _MANTISSA_BITS:
         raise ValueError(f"dtype is {short_repr(dtype)}; expected float32 or float64")
@@ -155,7 +155,7 @@ def as_positive(name: str, value: Any) -> float:
     return number
 
 
-def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+def as_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not (isinstance(value, str) and value in choices):
         raise ValueError(f"{name} is {short_repr(value)}; expected one of {', '.join(map(repr, choices))}")
@@ -177,7 +177,7 @@ def check_length(name: str, value: Any, length: int) -> None:
 
 
 def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = None) -> Array:
-    """Return `value` as an aligned C-contiguous array of `dtype` with the same numbers: a copy only where it must be.
+    """Return `value` as an aligned C-contiguous array of `dtype` with the same numbers, without a copy if possible.
 
     `shape` is used only in error messages.
 
@@ -189,7 +189,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = N
         If it is ragged or empty, holds NaN or Inf, or a number that `dtype` cannot hold.
     """
     array = without_conversion(value, dtype)
-    if array is not None and _kernels.is_finite(array):  # the usual case takes the short way
+    if array is not None and _kernels.is_finite(array):  # the usual case is quick
         return array
     source = as_numbers(name, value, shape)
     if source.dtype.kind in "iu":
@@ -200,7 +200,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = N
                 f"{name} holds the integer {largest} in magnitude; {dtype} is exact to {limit} only: "
                 "convert it to floating point yourself if rounding is meant"
             )
-    with np.errstate(all="ignore"):  # whatever the caller set: tiny numbers become 0, and large ones are named below
+    with np.errstate(all="ignore"):  # tiny numbers become 0; large ones raise an error below
         result = np.ascontiguousarray(source, dtype)
     if not result.flags.aligned:
         result = result.copy()
@@ -209,7 +209,7 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = N
 
 
 def without_conversion(value: Any, dtype: np.dtype[Any]) -> Array | None:
-    """Return an array, memory-mapped or not, that needs no conversion to `dtype`; None for anything else."""
+    """Return `value` as an array if it is one that needs no conversion to `dtype`, memory-mapped or not; else None."""
     if type(value) is not np.ndarray:
         if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
             return None
@@ -222,7 +222,7 @@ def without_conversion(value: Any, dtype: np.dtype[Any]) -> Array | None:
 
 
 def is_mapped(value: Any) -> bool:
-    """Return whether an array's memory is that of a file: `np.memmap`, or a view of one."""
+    """Return whether an array is memory-mapped: an `np.memmap`, or a view of one."""
     while isinstance(value, np.ndarray):
         value = value.base
     return isinstance(value, mmap)
@@ -234,13 +234,13 @@ def check_live(name: str, array: Array, lengths: Index, members: Index | None = 
     Parameters
     ----------
     name : str
-        The array's.
+        The array's name.
     array : ndarray (N, T, width) or (N, width)
         C-contiguous, of float32 or float64.
     lengths : ndarray of int (N,)
-        How many steps of each sequence are live: 1 without an axis of steps.
+        The number of live steps of each sequence; 1 without an axis of steps.
     members : ndarray of int, optional
-        The sequences to look at; all by default.
+        The sequences to check; all by default.
     """
     rows = array.reshape(-1, array.shape[-1])
     first = np.arange(0, len(rows), len(rows) // len(array), dtype=np.intp)
@@ -315,16 +315,17 @@ def check_shape(name: str, given: tuple[int, ...], shape: Shape) -> None:
 
 
 def _expected(shape: Shape | None) -> str:
-    """Return what an error says is expected; None: an array of any shape."""
+    """Return the expected shape as an error names it; None: an array of any shape."""
     if shape is None:
         return "an array"
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
 def check_output(name: str, value: Any, dtype: np.dtype[Any] | None = None, shape: Shape | None = None) -> None:
-    """Raise unless `value` is an array that results can be written to as it is.
+    """Raise unless results can be written to `value` without a conversion.
 
-    Without `dtype` it may be float32 or float64, without `shape` of any shape; a name in it stands for any length.
+    Without `dtype` it may be float32 or float64, and without `shape` it may have any shape. A name in `shape` stands
+    for any length.
     """
     if type(value) is not np.ndarray:
         raise TypeError(f"{name} is {short_repr(value)}; expected an ndarray")
@@ -340,7 +341,7 @@ def check_output(name: str, value: Any, dtype: np.dtype[Any] | None = None, shap
 
 
 def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array:
-    """Return a column (length, 1) given as such or as (length,)."""
+    """Return a column (length, 1), given in this shape or as (length,)."""
     result = as_real(name, value, dtype, (length, 1))
     if result.shape not in ((length,), (length, 1)):
         raise ValueError(f"{name} has shape {result.shape}; expected ({length}, 1) or ({length},)")
@@ -348,7 +349,7 @@ def as_column(name: str, value: Any, dtype: np.dtype[Any], length: int) -> Array
 
 
 def as_targets(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], width: int) -> Array:
-    """Return targets of the squared error as (*shape, width), given so or, for a single output, as `shape`."""
+    """Return real targets (*shape, width), given in this shape or, for a single output, as `shape`."""
     result = as_real(name, value, dtype, (*shape, width))
     if result.shape == shape:
         if width == 1:

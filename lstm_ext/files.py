@@ -31,10 +31,10 @@ from lstm_ext.parameters import LAYOUT_VERSION, check_weights, layout, parameter
 from lstm_ext.scaling import SequenceScaler
 
 METADATA_KEY = "lstm_ext"
-FORMAT_VERSION = 2  # 1 had no options
+FORMAT_VERSION = 3  # 1 had no options, 2 no readout
 _KEYS = {
     "": {"version", "written_by", "architecture", "options", "parameter_layout", "scaler", "details", "checksum"},
-    "architecture": set(SIZES),
+    "architecture": {*SIZES, "readout"},
     "options": {field.name for field in fields(Options)},
     "scaler": {"mean", "scale"},
 }
@@ -74,7 +74,7 @@ def write_model(
     metadata = {
         "version": FORMAT_VERSION,
         "written_by": __version__,
-        "architecture": {name: getattr(architecture, name) for name in SIZES},
+        "architecture": {name: getattr(architecture, name) for name in (*SIZES, "readout")},
         "options": asdict(architecture.options),
         "parameter_layout": LAYOUT_VERSION,
         "scaler": None if scaler is None else scaler.to_dict(),
@@ -318,10 +318,11 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, A
 def _architecture(metadata: dict[str, Any]) -> Architecture:
     """Return the architecture, as far as its keys are known."""
     input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
-    given = {} if metadata["version"] == 1 else {**metadata["options"]}
+    given = {} if metadata["version"] < 2 else {**metadata["options"]}
+    readout = "last" if metadata["version"] < 3 else metadata["architecture"]["readout"]
     options: Any = {name: value for name, value in given.items() if name in _KEYS["options"]}
     try:
-        return as_architecture(input_dim, hidden_dim, output_dim, options)
+        return as_architecture(input_dim, hidden_dim, output_dim, options, readout)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ModelFileError(

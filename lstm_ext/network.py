@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from lstm_ext import _heads, _inference, _kernels, layers
+from lstm_ext._heads import POOLED, READOUTS
 from lstm_ext._products import check_allocatable
 from lstm_ext.checks import (
     Array,
@@ -38,11 +39,11 @@ from lstm_ext.checks import (
 from lstm_ext.files import read_model, write_model
 from lstm_ext.layers import INFERENCE_ROWS, Carried, Tape, top_states
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
-from lstm_ext.parameters import cell_shapes, initialize, parameter_count, parameter_views
+from lstm_ext.parameters import initialize, parameter_count, parameter_views
 from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
-from lstm_ext.training.driver import TARGETS, PassRunner
+from lstm_ext.training.driver import PassRunner
 from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
 from lstm_ext.training.memory import as_memory
 
@@ -137,12 +138,12 @@ class _Parametrised:
 
     def __repr__(self) -> str:
         arguments = {name: getattr(self, name) for name in SIZES if hasattr(self, name)}
-        arguments |= self._architecture.options.changed() | {"dtype": self.dtype.name}
+        arguments |= self._architecture.changed() | {"dtype": self.dtype.name}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
     @property
     def architecture(self) -> Architecture:
-        """Sizes and options."""
+        """Sizes, options and readout."""
         return self._architecture
 
     @property
@@ -573,14 +574,18 @@ class LSTM(_Layers):
 
 
 class LSTMNetwork(_Layers):
-    """LSTM layers with a linear head: y_t = W_y h_t + b_y.
+    """LSTM layers with a linear head: y = W_y v + b_y. The readout says what v is.
 
     Parameters
     ----------
     input_dim, hidden_dim : int
         The widths of x_t and C_t, at least 1.
     output_dim : int or None
-        The width of y_t, at least 1; None for no head: y_t is the top layer's output.
+        The width of y, at least 1; None for no head: y is v.
+    readout : {"last", "steps", "mean", "max"}
+        What the head is applied to: the top layer's last h; its output at every live step, with `go_backwards` in the
+        order of the run; or the mean or the maximum of each of its outputs over the live steps. `train`, `predict` and
+        `gradient` use it, and model files keep it.
     dtype, init, seed : optional
         As for `LSTMCell`.
     **options
@@ -597,7 +602,8 @@ class LSTMNetwork(_Layers):
     Raises
     ------
     TypeError, ValueError
-        If a size is not an integer of at least 1, dtype or init is unknown, or an option is not as for `Options`.
+        If a size is not an integer of at least 1, readout, dtype or init is unknown, or an option is not as for
+        `Options`.
     """
 
     __slots__ = ()
@@ -611,17 +617,23 @@ class LSTMNetwork(_Layers):
         hidden_dim: int,
         output_dim: int | None,
         *,
+        readout: str = "last",
         dtype: DTypeLike = "float32",
         init: str = "glorot",
         seed: int | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
-        super().__init__(as_architecture(input_dim, hidden_dim, output_dim, options), dtype, init, seed)
+        super().__init__(as_architecture(input_dim, hidden_dim, output_dim, options, readout), dtype, init, seed)
 
     @property
     def output_dim(self) -> int | None:
-        """The width of y_t; None without a head."""
+        """The width of y; None without a head."""
         return self._architecture.output_dim
+
+    @property
+    def readout(self) -> str:
+        """What the head is applied to: "last", "steps", "mean" or "max"."""
+        return self._architecture.readout
 
     def summary(self) -> str:
         """Return a table of the weights: layer, name, shape, number of parameters, bytes.
@@ -651,7 +663,7 @@ class LSTMNetwork(_Layers):
         layers = {
             name + cell.suffix: self._layer_name(cell)
             for cell in self._architecture.cells
-            for name in cell_shapes(self._architecture, cell.input_dim)
+            for name in self._architecture.cell_shapes(cell.input_dim)
         }
         rows = [("layer", "weight", "shape", "parameters", "bytes")]
         for name, weight in self._views.items():
@@ -718,17 +730,20 @@ class LSTMNetwork(_Layers):
         Raises
         ------
         TypeError, ValueError
-            If X has another shape or does not hold finite real numbers.
+            If X has another shape or does not hold finite real numbers, or if the network has a head for pooled
+            outputs.
         """
+        self._check_has_steps()
         X = as_shape("X", X, self.dtype, ("T", self.input_dim))
-        outputs: Array = self.predict(X[None], target="steps", num_threads=num_threads)
+        outputs: Array = self.predict(X[None], readout="steps", num_threads=num_threads)
         return list(outputs.reshape(len(X), -1, 1))
 
+    @hinting
     def predict(
         self,
         X: Data,
         *,
-        target: str = "last",
+        readout: str | None = None,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         num_threads: int | None = None,
@@ -742,8 +757,9 @@ class LSTMNetwork(_Layers):
         ----------
         X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
             The sequences.
-        target : {"last", "steps", "mean", "max"}
-            What the outputs are of, as for `train`.
+        readout : {"last", "steps"}, optional
+            "steps" asks a network with readout "last" for the outputs of every step, and "last" one with readout
+            "steps" for those of the last states. By default the network's own; a network without a head takes any.
         lengths : array_like of int (N,), optional
             How many steps of each sequence of a padded X are live.
         mask : array_like of bool (N, T), optional
@@ -755,10 +771,10 @@ class LSTMNetwork(_Layers):
         Returns
         -------
         ndarray (N, output_dim) or (N, T, output_dim)
-            The outputs. For ``"steps"``, those past a sequence's end are zeros, and those of masked steps repeat what
-            their direction gave before; they are in the order of the run, with `go_backwards` from the end. For a list
-            of sequences of different lengths, a list of arrays (T_n, output_dim). Without a head, output_dim is the
-            width of the top layer's outputs.
+            The outputs. With readout "steps", those past a sequence's end are zeros, and those of masked steps repeat
+            what their direction gave before; they are in the order of the run, with `go_backwards` from the end. For a
+            list of sequences of different lengths, a list of arrays (T_n, output_dim). Without a head, output_dim is
+            the width of the top layer's outputs.
             For one output they are (N, 1): compare ``outputs[:, 0]`` with targets (N,).
 
         Raises
@@ -766,8 +782,10 @@ class LSTMNetwork(_Layers):
         TypeError, ValueError
             If an argument is not as above, or X does not hold finite real numbers.
         """
-        every_step = as_choice("target", target, TARGETS) == "steps"
-        quick = self._architecture.is_plain and self.output_dim is not None and target in ("last", "steps")
+        architecture = self._architecture
+        readout = architecture.readout if readout is None else self._readout_of(readout)
+        every_step = readout == "steps"
+        quick = architecture.is_plain and architecture.output_dim is not None and readout not in POOLED
         if quick and lengths is None and mask is None:
             outputs = self._infer(X, num_threads, every_step=every_step)
             if outputs is not None:
@@ -782,10 +800,9 @@ class LSTMNetwork(_Layers):
             return self._masked_outputs(X, mask, thread_count(num_threads))
         runner = PassRunner(
             self._parameters,
-            self._architecture,
+            architecture.with_readout(readout),
             sequences,
             None,
-            target=target,
             loss=None,
             optimizer=None,
             batch_size=INFERENCE_ROWS,
@@ -796,6 +813,25 @@ class LSTMNetwork(_Layers):
         outputs = runner.predict()
         return sequences.scatter(outputs) if every_step else outputs
 
+    def _readout_of(self, readout: str) -> str:
+        """Return the readout that a call asks for; raise ValueError unless the network's head is one for it."""
+        own = self._architecture.readout
+        as_choice("readout", readout, READOUTS)
+        if readout != own and self.output_dim is not None and (readout in POOLED or own in POOLED):
+            takes = "pooled outputs" if own in POOLED else "outputs of single steps"
+            others = repr(own) if own in POOLED else "'last' or 'steps'"
+            raise ValueError(
+                f"readout is {readout!r}; expected {others}: this network's, {own!r}, gives its head {takes}"
+            )
+        return readout
+
+    def _check_has_steps(self) -> None:
+        """Raise ValueError if single steps have no outputs."""
+        if self.readout in POOLED and self.output_dim is not None:
+            raise ValueError(
+                f"{self!r} has a head for pooled outputs; expected readout 'last' or 'steps', whose head takes a step's"
+            )
+
     def _infer(self, X: Any, num_threads: int | None, *, every_step: bool) -> Any:
         isa = _kernels.current() if self._isa is None else self._isa  # a call of `_isa_in_use` takes 2 % of the time
         threads = thread_count(num_threads)
@@ -803,7 +839,7 @@ class LSTMNetwork(_Layers):
 
     def _masked_outputs(self, X: Data, mask: ArrayLike | None, threads: int) -> Array:
         """Return the outputs of every step (N, T, output_dim), those of masked steps repeated."""
-        layers = replace(self._architecture, output_dim=None)
+        layers = replace(self._architecture.with_readout("last"), output_dim=None)
         layer = LSTM._from_parameters(self._parameters[: parameter_count(layers)], layers)
         layer._isa = self._isa
         features: Array = layer.forward(X, mask=mask, num_threads=threads)[0]
@@ -822,7 +858,6 @@ class LSTMNetwork(_Layers):
         Y: Data,
         *,
         loss: str | CompiledLoss | Loss = "mse",
-        target: str = "last",
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         dropout_seed: int | None = None,
@@ -836,7 +871,7 @@ class LSTMNetwork(_Layers):
         ----------
         X, Y : array_like or list of arrays
             As for `train`.
-        loss, target, lengths, mask : optional
+        loss, lengths, mask : optional
             As for `train`.
         dropout_seed : int, optional
             Of what is dropped, below 2**64; None: nothing is, as in `predict`. The masks are those of the first update
@@ -863,7 +898,6 @@ class LSTMNetwork(_Layers):
             self._architecture,
             X,
             Y,
-            target=target,
             loss=as_loss(loss),
             optimizer=None,
             batch_size=None,
@@ -897,8 +931,10 @@ class LSTMNetwork(_Layers):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not an integer of at least 1, or the network runs backwards.
+            If an argument is not an integer of at least 1, if the network runs backwards, or if it has a head for
+            pooled outputs.
         """
+        self._check_has_steps()
         if self._architecture.directions == 2 or self.options.go_backwards:
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
         batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
@@ -933,18 +969,16 @@ class LSTMNetwork(_Layers):
         Raises
         ------
         TypeError, ValueError
-            If x has another shape or does not hold finite real numbers, if the state is of a network of other sizes, or
-            if `out` is not as above; nothing has changed then.
+            If x has another shape or does not hold finite real numbers, if the state is of a network of other sizes or
+            options, if this network has a head for pooled outputs, or if `out` is not as above; nothing has changed.
         RuntimeError
             If another thread is advancing the state; nothing has changed then.
         """
         if not isinstance(state, State):
             raise TypeError(f"state is {short_repr(state)}; expected what initial_state returns")
         dtype, architecture = self._parameters.dtype, self._architecture
-        if (state.architecture is not architecture and state.architecture != architecture) or state.dtype != dtype:
-            raise ValueError(
-                f"state is of a network with {state.architecture}, {state.dtype}; expected {architecture}, {dtype}"
-            )
+        if state.architecture is not architecture or state.dtype != dtype:
+            self._check_state(state)
         y = state.advance(x, out)
         if y is None:
             if out is not None:
@@ -953,6 +987,15 @@ class LSTMNetwork(_Layers):
             if y is None:
                 raise ValueError("out shares memory with x; expected an array of its own")
         return y, state
+
+    def _check_state(self, state: State) -> None:
+        """Raise ValueError unless a state, of this network or of another, fits; readouts do not matter to it."""
+        self._check_has_steps()
+        architecture, dtype = self._architecture.with_readout(state.architecture.readout), self.dtype
+        if state.architecture != architecture or state.dtype != dtype:
+            raise ValueError(
+                f"state is of a network with {state.architecture}, {state.dtype}; expected {architecture}, {dtype}"
+            )
 
 
 class Model(NamedTuple):

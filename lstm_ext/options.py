@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+import itertools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 
 from lstm_ext import _kernels
+from lstm_ext._heads import READOUTS
 from lstm_ext.checks import as_choice, as_flag, as_number, as_positive, as_size, short_repr
 
 SIZES = ("input_dim", "hidden_dim", "output_dim")
@@ -203,14 +205,29 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "cell_clip": _optional(as_positive),
     "use_bias": as_flag,
     "forget_bias": _optional(as_number),
-    "gate_activation": lambda name, value: as_choice(name, value, tuple(_kernels.GATE_ACTIVATIONS)),
-    "cell_activation": lambda name, value: as_choice(name, value, tuple(_kernels.CELL_ACTIVATIONS)),
+    "gate_activation": lambda name, value: as_choice(name, value, _kernels.GATE_ACTIVATIONS),
+    "cell_activation": lambda name, value: as_choice(name, value, _kernels.CELL_ACTIVATIONS),
     "learn_initial_state": as_flag,
     "dropout": _as_probability,
     "recurrent_dropout": _as_probability,
     "zoneout": _as_pair,
     "weight_dropout": _as_probability,
 }
+
+
+GATES = ("i", "f", "C", "o")
+"""The order of the gates in storage, by the article's names (C is the candidate, elsewhere called g)."""
+
+
+def count_numbers(shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Return how many numbers weights of these shapes hold."""
+    return sum(rows * columns for rows, columns in shapes.values())
+
+
+def offsets_of(shapes: Mapping[str, tuple[int, int]], begin: int) -> dict[str, int]:
+    """Return where each of these weights begins if they follow one another from `begin` on."""
+    sizes = (rows * columns for rows, columns in shapes.values())
+    return dict(zip(shapes, itertools.accumulate(sizes, initial=begin), strict=False))
 
 
 class Cell(NamedTuple):
@@ -236,7 +253,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and options together: all that the shape of a network follows from.
+    """Sizes, options and readout: what a network is, apart from its weights.
 
     Parameters
     ----------
@@ -246,19 +263,24 @@ class Architecture:
         The width of y_t; None without a head.
     options : Options
         Those of every cell.
+    readout : {"last", "steps", "mean", "max"}
+        What the head is applied to, as for `LSTMNetwork`. Cells and layers alone have the default. The parameters do
+        not depend on it.
 
     Raises
     ------
     TypeError, ValueError
-        If a size is not an integer of at least 1, or an option does not fit it.
+        If a size is not an integer of at least 1, an option does not fit it, or the readout is unknown.
     """
 
     input_dim: int
     hidden_dim: int
     output_dim: int | None = None
     options: Options = Options()
+    readout: str = "last"
 
     def __post_init__(self) -> None:
+        as_choice("readout", self.readout, READOUTS)
         for name, value in zip(SIZES, self.sizes, strict=False):
             object.__setattr__(self, name, as_size(name, value))
         proj_size = self.options.proj_size
@@ -267,12 +289,27 @@ class Architecture:
             raise ValueError(f"proj_size is {given}; expected less than hidden_dim, which is {hidden_dim}")
 
     def __str__(self) -> str:
-        """Return the arguments that make it: the sizes, and the options that are not at their defaults."""
+        """Return the arguments that make it: the sizes, and what is not at its default."""
         arguments = dict(zip(SIZES, self.sizes, strict=False))
-        return ", ".join(f"{name}={short_repr(value)}" for name, value in (arguments | self.options.changed()).items())
+        return ", ".join(f"{name}={short_repr(value)}" for name, value in (arguments | self.changed()).items())
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # nothing that follows from them
+
+    def changed(self) -> dict[str, Any]:
+        """Return the readout and those options that are not at their defaults.
+
+        Returns
+        -------
+        dict
+            Name to value, as keyword arguments of `LSTMNetwork`.
+        """
+        readout = {} if self.readout == Architecture.readout else {"readout": self.readout}
+        return readout | self.options.changed()
+
+    def with_readout(self, readout: str) -> Architecture:
+        """Return the same architecture with this readout."""
+        return self if readout == self.readout else replace(self, readout=readout)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -285,6 +322,11 @@ class Architecture:
         """Whether training drops or keeps anything at random."""
         options = self.options
         return max(options.dropout, options.recurrent_dropout, options.weight_dropout, *options.zoneout) > 0
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The gates with weights, in the order of storage."""
+        return tuple(gate for gate in GATES if gate != "f" or not self.options.coupled_gates)
 
     @property
     def gates(self) -> int:
@@ -320,15 +362,53 @@ class Architecture:
             for direction in range(self.directions)
         )
 
+    def cell_shapes(self, input_dim: int) -> dict[str, tuple[int, int]]:
+        """Return the shapes of the weights of a cell with inputs of this width, in the order of storage.
+
+        Names have no suffix. The passes take the weights of a group as one array: W, b, from p to shift, h_0 and C_0.
+        """
+        H, R, options = self.hidden_dim, self.state_dim, self.options
+        shapes = {f"W_{gate}": (H, R + input_dim) for gate in self.gate_names}
+        if options.use_bias:
+            shapes |= {f"b_{gate}": (H, 1) for gate in self.gate_names}
+        if options.peephole:
+            shapes |= {f"p_{gate}": (H, 1) for gate in self.gate_names if gate != "C"}
+        if options.layer_norm:
+            GH = self.gates * H
+            shapes |= {"gain_x": (GH, 1), "gain_h": (GH, 1), "gain_C": (H, 1), "shift_C": (H, 1)}
+        if options.proj_size is not None:
+            shapes |= {"W_r": (R, H)}
+        if options.learn_initial_state:
+            shapes |= {"h_0": (R, 1), "C_0": (H, 1)}
+        return shapes
+
+    @cached_property
+    def offsets(self) -> tuple[dict[str, int], ...]:
+        """For each cell, where its weights begin in the flat parameter vector, by their names without suffix."""
+        begin, offsets = 0, []
+        for cell in self.cells:
+            shapes = self.cell_shapes(cell.input_dim)
+            offsets.append(offsets_of(shapes, begin))
+            begin += count_numbers(shapes)
+        return tuple(offsets)
+
+    @cached_property
+    def cell_parameters(self) -> int:
+        """The number of parameters of all cells, in a time that does not grow with the number of layers."""
+        first, others = (count_numbers(self.cell_shapes(width)) for width in (self.input_dim, self.features))
+        return self.directions * (first + (self.options.num_layers - 1) * others)
+
     @cached_property
     def is_plain(self) -> bool:
         """Whether no option but the initial forget_bias is in use: one cell that runs forwards, without anything."""
         return self.options.changed().keys() <= {"forget_bias"}
 
 
-def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments) -> Architecture:
+def as_architecture(
+    input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments, readout: str = "last"
+) -> Architecture:
     """Return what the arguments of a constructor ask for; the errors are those of `Options` and `Architecture`."""
-    return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)))
+    return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)), readout)
 
 
 _MEANT = {
@@ -354,8 +434,10 @@ _MEANT = {
     "random_state": "seed",
     "batch_first": "X is (N, T, input_dim) always",
     "time_major": "X is (N, T, input_dim) always",
-    "return_sequences": "LSTM.forward always returns the outputs of all steps; for LSTMNetwork, pass target='steps' to "
-    "predict, gradient or train",
+    "return_sequences": "LSTM.forward always returns the outputs of all steps; LSTMNetwork has readout='steps'",
+    "targets": "Y",
+    "target": "readout",
+    "readout": "readout is an argument of LSTMNetwork",
     "stateful": "initial_state and step keep states",
     "lr": "learning_rate",
     "learning_rate": "pass optimizer=Adam(learning_rate=...) to train",
@@ -372,10 +454,7 @@ _Hinted = TypeVar("_Hinted", bound=Callable[..., Any])
 
 
 def hinting(function: _Hinted) -> _Hinted:
-    """Have a function, or a class's constructor, say which argument is meant by an unknown name.
-
-    Check the argument names first, then call: Python reports missing arguments.
-    """
+    """Have a function, or a class's constructor, say which argument is meant by an unknown name."""
     if isinstance(function, type):
         kind = cast(Any, function)
         kind.__init__ = hinting(kind.__init__)
@@ -388,10 +467,13 @@ def hinting(function: _Hinted) -> _Hinted:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"{name} is not an argument; {_hint(name, known)}")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(f"{name} is not an argument; {_hint(name, known)}") from None
+            raise
 
     return cast(_Hinted, call)
 

@@ -8,13 +8,10 @@ import numpy as np
 
 from lstm_ext._kernels import is_finite
 from lstm_ext.checks import Array, as_choice, as_real, make_generator, short_repr
-from lstm_ext.options import Architecture, OptionArguments, as_architecture, hinting
+from lstm_ext.options import Architecture, OptionArguments, as_architecture, count_numbers, hinting, offsets_of
 
 LAYOUT_VERSION = 1
 """The version of `parameter_layout`: a change of names, order or shapes changes it."""
-
-GATES = ("i", "f", "C", "o")
-"""The order of the gates in storage, by the article's names (C is the candidate, elsewhere called g)."""
 
 INITS = ("glorot", "keras", "pytorch", "reference")
 
@@ -23,14 +20,14 @@ INITS = ("glorot", "keras", "pytorch", "reference")
 def parameter_layout(
     input_dim: int, hidden_dim: int, output_dim: int | None = None, **options: Unpack[OptionArguments]
 ) -> dict[str, tuple[int, tuple[int, int]]]:
-    """Return where each weight lives in the flat parameter vector.
+    """Return the offset and the shape of each weight in the flat parameter vector.
 
     Parameters
     ----------
     input_dim, hidden_dim : int
         The widths of x_t and C_t.
     output_dim : int, optional
-        The width of y_t; without it, the layout of the layers alone.
+        The width of y_t; without it, the layout has no head.
     **options
         As for `Options`.
 
@@ -40,9 +37,10 @@ def parameter_layout(
         Name to (offset in elements, shape), in storage order and without gaps. For each cell, with H = hidden_dim, R
         the width of h_t, I that of x_t, and G = 4 gates: W_i, W_f, W_C, W_o, each (H, R + I) with columns [h | x]; b_i,
         b_f, b_C, b_o, each (H, 1). Options add p_i, p_f, p_o (H, 1); gain_x, gain_h (G H, 1), gain_C, shift_C (H, 1);
-        W_r (R, H); h_0 (R, 1), C_0 (H, 1), in this order; coupled gates have none of f, and G = 3. Cells come layer by
-        layer, the forward one first; the names of layer l > 0 end in ``_l{l}``, those of the reverse direction in
-        ``_reverse``. At the end W_y (O, F), b_y (O, 1), with O = output_dim and F the width of a layer's outputs.
+        W_r (R, H); h_0 (R, 1), C_0 (H, 1), in this order. With coupled gates, the gate f has no weights, and G = 3.
+        Cells come layer by layer, the forward one first; the names of layer l > 0 end in ``_l{l}``, those of the
+        reverse direction in ``_reverse``. At the end come W_y (O, F) and b_y (O, 1), where O is output_dim and F the
+        width of a layer's outputs.
 
     Raises
     ------
@@ -54,59 +52,25 @@ def parameter_layout(
 
 def layout(architecture: Architecture) -> dict[str, tuple[int, tuple[int, int]]]:
     """Return the `parameter_layout` of an architecture."""
-    shapes = {
-        name + cell.suffix: shape
-        for cell in architecture.cells
-        for name, shape in cell_shapes(architecture, cell.input_dim).items()
+    table = {
+        name + cell.suffix: (offsets[name], shape)
+        for cell, offsets in zip(architecture.cells, architecture.offsets, strict=True)
+        for name, shape in architecture.cell_shapes(cell.input_dim).items()
     }
-    shapes |= _head_shapes(architecture)
-    table, offset = {}, 0
-    for name, shape in shapes.items():
-        table[name] = (offset, shape)
-        offset += shape[0] * shape[1]
-    return table
+    head = head_shapes(architecture)
+    offsets = offsets_of(head, architecture.cell_parameters)
+    return table | {name: (offsets[name], shape) for name, shape in head.items()}
 
 
-def gate_names(architecture: Architecture) -> tuple[str, ...]:
-    """Return the gates with weights, in the order of storage."""
-    return tuple(gate for gate in GATES if gate != "f" or not architecture.options.coupled_gates)
-
-
-def cell_shapes(architecture: Architecture, input_dim: int) -> dict[str, tuple[int, int]]:
-    """Return the shapes of one cell's weights, in the order of storage and without suffix."""
-    H, R, options = architecture.hidden_dim, architecture.state_dim, architecture.options
-    gates = gate_names(architecture)
-    shapes = {f"W_{gate}": (H, R + input_dim) for gate in gates}
-    if options.use_bias:
-        shapes |= {f"b_{gate}": (H, 1) for gate in gates}
-    if options.peephole:
-        shapes |= {f"p_{gate}": (H, 1) for gate in gates if gate != "C"}
-    if options.layer_norm:
-        GH = len(gates) * H
-        shapes |= {"gain_x": (GH, 1), "gain_h": (GH, 1), "gain_C": (H, 1), "shift_C": (H, 1)}
-    if options.proj_size is not None:
-        shapes |= {"W_r": (R, H)}
-    if options.learn_initial_state:
-        shapes |= {"h_0": (R, 1), "C_0": (H, 1)}
-    return shapes
-
-
-def _head_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
+def head_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the head's weights, in the order of storage."""
     O = architecture.output_dim
     return {} if O is None else {"W_y": (O, architecture.features), "b_y": (O, 1)}
 
 
 def parameter_count(architecture: Architecture) -> int:
     """Return the length of the flat parameter vector, in a time that does not grow with the number of layers."""
-    first, others = (
-        _count(cell_shapes(architecture, input_dim)) for input_dim in (architecture.input_dim, architecture.features)
-    )
-    cells = architecture.directions * (first + (architecture.options.num_layers - 1) * others)
-    return cells + _count(_head_shapes(architecture))
-
-
-def _count(shapes: dict[str, tuple[int, int]]) -> int:
-    return sum(rows * columns for rows, columns in shapes.values())
+    return architecture.cell_parameters + count_numbers(head_shapes(architecture))
 
 
 def parameter_views(vector: Array, architecture: Architecture) -> dict[str, Array]:
@@ -130,17 +94,18 @@ def check_weights(vector: Array, architecture: Architecture) -> None:
 def initialize(views: dict[str, Array], architecture: Architecture, init: str, seed: int | None) -> None:
     """Draw the weights, which are zeros, in place.
 
-    Cells are drawn in the order of storage, from `seed`; the head last. What is not named stays 0, gains are 1, and b_f
-    is the option forget_bias (Jozefowicz et al. 2015): by default 1, or for "pytorch" drawn and for "reference" 0.
+    Cells are drawn from `seed` in the order of storage, then the head. Weights that are not named below stay 0, gains
+    are 1, and b_f is the option forget_bias (Jozefowicz et al. 2015): by default 1, except for "pytorch", which draws
+    it, and "reference", where it is 0.
 
-    Keep the default for new models. ``"keras"`` and ``"pytorch"`` reproduce models of those packages, ``"reference"``
-    the article's program.
+    Keep the default for new models. ``"keras"`` and ``"pytorch"`` start as models of those packages do, and
+    ``"reference"`` as the article's program does.
 
     ``"glorot"``: uniform in +-sqrt(6 / (fan_in + fan_out)) for the columns of x of each gate, W_r and W_y (Glorot and
     Bengio 2010), orthonormal for the columns of h of each gate (Saxe et al. 2014).
     ``"keras"``: the same, but for all gates of a cell as one matrix.
-    ``"pytorch"``: uniform in +-1/sqrt(hidden_dim) for W and W_r, two such draws added for each b; +-1/sqrt(F) for W_y
-    and b_y, which have F columns.
+    ``"pytorch"``: uniform in +-1/sqrt(hidden_dim) for W and W_r, the sum of two such draws for b, and +-1/sqrt(F) for
+    W_y and b_y, where F is the number of columns of W_y.
     ``"reference"``: the article's: standard normal from NumPy's global generator, in the article's order, biases 0. For
     one layer without options.
     """
@@ -154,11 +119,11 @@ def initialize(views: dict[str, Array], architecture: Architecture, init: str, s
         as_real("forget_bias", forget_bias, views["W_i"].dtype)
     draw = {"glorot": _draw_glorot, "keras": _draw_keras, "pytorch": _draw_pytorch}[init]
     for cell in architecture.cells:
-        weights = {name: views[name + cell.suffix] for name in cell_shapes(architecture, cell.input_dim)}
+        weights = {name: views[name + cell.suffix] for name in architecture.cell_shapes(cell.input_dim)}
         for name in ("gain_x", "gain_h", "gain_C"):
             if name in weights:
                 weights[name][...] = 1
-        draw(rng, weights, gate_names(architecture), architecture.state_dim)
+        draw(rng, weights, architecture.gate_names, architecture.state_dim)
         if "b_f" in weights and forget_bias is not None:
             weights["b_f"][...] = forget_bias
     if architecture.output_dim is None:
@@ -237,7 +202,7 @@ def _glorot(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def _orthonormal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draw orthonormal columns, at most as many as rows."""
+    """Draw orthonormal columns; the shape has no more columns than rows."""
     Q, R = np.linalg.qr(rng.standard_normal(shape))
     signed: Array = Q * np.sign(np.diag(R))
     return signed

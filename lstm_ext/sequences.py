@@ -1,4 +1,4 @@
-"""Sequences of one or of many lengths, given in any way, as one array of their live rows."""
+"""Sequences of equal or different lengths, in any form that users have them, as one array of rows."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from lstm_ext.checks import (
 class Sequences:
     """N sequences in one array of rows: sequence n is rows[first[n] : first[n] + lengths[n]].
 
-    Padding is not looked at: it may hold anything. An X that needs no conversion is not copied, with `lengths` neither:
-    padding is then among the rows. A `mask` that leaves steps out, and a list, are copied.
+    Padding is not read: it may hold anything. An X that needs no conversion is not copied, also with `lengths`; its
+    padding is then among the rows. A list, and an X with a `mask` that leaves steps out, are copied.
 
     Parameters
     ----------
@@ -38,20 +38,20 @@ class Sequences:
     input_dim : int
         The width of a row.
     dtype : dtype
-        Of the rows.
+        The type of the rows.
     lengths : array_like of int (N,), optional
-        How many steps of each sequence of a padded X are live, from the first on.
+        The number of live steps of each sequence of a padded X, from the first on.
     mask : array_like of bool (N, T), optional
-        Which steps of a padded X are live, anywhere. Not together with `lengths`.
+        True for the live steps of X, which may be anywhere. Not together with `lengths`.
     defer : bool
-        Whether the caller checks that a memory-mapped X is finite, batch by batch.
+        Whether the caller checks a memory-mapped X for NaN and Inf, batch by batch.
 
     Attributes
     ----------
     rows : ndarray (rows, input_dim)
-        X itself where nothing is to be converted or left out, else a copy of the live steps.
+        X itself if it needs no conversion and no mask leaves steps out, else a copy of the live steps.
     first, lengths : ndarray of int (N,)
-        Where each sequence begins, and the number of its live steps.
+        The row at which each sequence begins, and the number of its live steps.
     longest : int
         The largest number of live steps.
     same_length : bool
@@ -59,17 +59,17 @@ class Sequences:
     steps : int
         The number T of steps of X, with its padding; for a list, `longest`.
     mask : ndarray of bool (N, T), or None
-        The mask, where one is given that is not True everywhere.
+        The mask, unless it is True everywhere.
     is_list : bool
         Whether X is a list.
     unchecked : bool
-        Whether the rows may hold NaN or Inf: see `defer`.
+        Whether the rows may hold NaN or Inf, as with `defer`.
 
     Raises
     ------
     TypeError, ValueError
         If X is neither (N, T, input_dim) nor N arrays (T_n, input_dim), or its live steps are not finite real numbers;
-        if lengths or mask are not as above, or do not leave one live step of each sequence at least.
+        if lengths or mask are not as above, or a sequence has no live step.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Sequences:
         self.first = np.arange(0, len(self.rows), self.steps, dtype=np.intp)
 
     def _count_live(self, lengths: ArrayLike | None, mask: ArrayLike | None, N: int, T: int) -> None:
-        """Take `lengths` or `mask`."""
+        """Set the attributes that follow from `lengths` or `mask`."""
         self.steps = T
         live = None if mask is None else _as_mask(mask, N, T)
         if lengths is not None:
@@ -130,12 +130,12 @@ class Sequences:
             self.mask = live
             self._count(live.sum(axis=1))
         else:
-            self.lengths = np.empty(N, np.intp)  # np.full takes twice as long, which small calls feel
+            self.lengths = np.empty(N, np.intp)  # np.full takes twice as long, which counts in small calls
             self.lengths.fill(T)
             self.longest, self.same_length = T, True
 
     def _count(self, lengths: Array) -> None:
-        """Keep the lengths of sequences that come one after the other."""
+        """Set the attributes of sequences whose rows follow one another."""
         self.lengths = lengths.astype(np.intp)
         self.first = np.cumsum(self.lengths) - self.lengths
         self.longest = int(self.lengths.max())
@@ -160,31 +160,31 @@ class Sequences:
         return not self.is_whole and self.in_place
 
     def new_rows(self, width: int) -> Array:
-        """Return an array (rows, width) to be written to, with zeros where `rows` has padding."""
+        """Return an array (rows, width) to write to, with zeros if `rows` has padding."""
         return (np.zeros if self.has_padding else np.empty)((len(self.rows), width), self.rows.dtype)
 
     def scatter(self, rows: Array) -> Any:
-        """Return something for each row as X was given.
+        """Return an array with one row for each of `rows` in the form in which X was given.
 
         Parameters
         ----------
         rows : ndarray (rows, width)
-            In the order of `rows`.
+            One row for each of `self.rows`.
 
         Returns
         -------
         ndarray (N, T, width), or a list of arrays (T_n, width)
-            Zeros where there is no row. A list for a list of sequences of different lengths. Views of `rows` where
-            nothing is filled in.
+            Zeros for steps without a row. A list for a list of sequences of different lengths. Views of the given rows
+            if no zeros are added.
         """
         if self.is_list and not self.same_length:
             return np.split(rows, self.first[1:])
         return self.pad(rows)
 
     def pad(self, rows: Array) -> Array:
-        """Return something for each row as one array, for a list too; otherwise as `scatter`."""
+        """Do the same as `scatter`, but return one array for a list too."""
         shape = (len(self), self.steps, *rows.shape[1:])
-        if len(rows) == len(self) * self.steps:  # not `in_place`: these may be the live rows alone
+        if len(rows) == len(self) * self.steps:  # not `in_place`: these may be only the live rows
             return rows.reshape(shape)
         padded = np.zeros(shape, rows.dtype)
         padded[self.live_mask] = rows
@@ -222,7 +222,7 @@ def _live_rows(source: Array, live: NDArray[np.bool_], dtype: np.dtype[Any]) -> 
     try:
         return as_real("X", source[live], dtype)
     except ValueError:
-        as_real("X", np.where(live[:, :, None], source, 0), dtype)  # the same error, with its place in X
+        as_real("X", np.where(live[:, :, None], source, 0), dtype)  # the same error, with the index in X
         raise
 
 

@@ -1,4 +1,4 @@
-"""How many threads a call may use. The compiled half starts and feeds them (_threads.pyx)."""
+"""The number of threads that a call may use. The compiled half starts them and shares work (_threads.pyx)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def set_num_threads(num_threads: int | None) -> None:
-    """Set how many threads a call uses that is not given ``num_threads``.
+    """Set the maximum number of threads of calls without ``num_threads``.
 
-    The number is the most that a call uses: work too small to gain from more runs on one, and more than the CPUs that
-    this process may use (affinity and cgroup quota) are never used. Results are the same to the bit for any number.
+    Work that is too small to gain from several threads runs on one, and a call never uses more threads than the CPUs
+    that this process may use (affinity and cgroup quota). Results are the same to the bit for any number.
 
     Parameters
     ----------
     num_threads : int or None
-        At least 1. None goes back to the default: those CPUs, or ``OMP_NUM_THREADS`` if that is less, or 1 in a
+        At least 1. None restores the default: those CPUs, or ``OMP_NUM_THREADS`` if that is less, or 1 in a
         worker process of a pool (multiprocessing, concurrent.futures, joblib, loky).
 
     Raises
@@ -38,18 +38,18 @@ def set_num_threads(num_threads: int | None) -> None:
 
 
 def get_num_threads() -> int:
-    """Return how many threads a call uses at most that is not given ``num_threads``.
+    """Return the maximum number of threads of calls without ``num_threads``.
 
     Returns
     -------
     int
-        What `set_num_threads` set, or the default.
+        The number given to `set_num_threads`, or the default.
     """
     return thread_count(None)
 
 
 def thread_count(num_threads: int | None) -> int:
-    """Return how many threads a call is to use, for its argument ``num_threads``."""
+    """Return the maximum number of threads of a call with this argument ``num_threads``."""
     global _available
     if _available is None:
         _available = available_cpus()
@@ -61,22 +61,22 @@ def thread_count(num_threads: int | None) -> int:
 
 
 def _find_default(available: int) -> int:
-    """Return the default, and keep it unless this process does not know yet whether it is a worker of a pool."""
+    """Return the default; keep it once it is known whether this process is a worker of a pool."""
     global _default
-    default = min(available, _wished())
+    default = min(available, _requested())
     if not getattr(_process(), "_inheriting", False):
         _default = default
     return default
 
 
 def available_cpus() -> int:
-    """Return how many CPUs this process may use, by affinity and cgroup quota."""
+    """Return the number of CPUs that this process may use, by affinity and cgroup quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, _threads.MOST_THREADS, *_quotas()))
+    return max(1, min(cpus, _threads.MAX_THREADS, *_quotas()))
 
 
 def _quotas() -> Iterator[int]:
-    """Yield the CPUs that the quotas of this process's cgroups allow, version 2 or 1."""
+    """Yield the CPUs that each quota of this process's cgroups allows, version 2 or 1."""
     for line in _own_groups().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -99,7 +99,7 @@ def _own_groups() -> str:
 
 
 def _quota(group: Path) -> int:
-    """Return a cgroup's CPUs, a part of one as a whole one; ValueError if they are not limited."""
+    """Return a cgroup's CPUs, rounded up; raise ValueError if they are not limited."""
     if (group / "cpu.max").exists():
         quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
     else:
@@ -109,16 +109,16 @@ def _quota(group: Path) -> int:
     return math.ceil(int(quota) / int(period))
 
 
-def _wished() -> int:
-    """Return what the environment asks for: one thread in a worker of a pool, or OMP_NUM_THREADS."""
+def _requested() -> int:
+    """Return the number that the environment requests: 1 in a worker of a pool, or OMP_NUM_THREADS."""
     if _is_pool_worker():
         return 1
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else _threads.MOST_THREADS
+    return int(first) if first.isdecimal() and int(first) > 0 else _threads.MAX_THREADS
 
 
 def _is_pool_worker() -> bool:
-    """Return whether this process works for a pool, or may do so once it has imported the main module."""
+    """Return whether this process is a worker of a pool, or may be one when it has imported the main module."""
     process = _process()
     if process is None:
         return False
@@ -131,19 +131,19 @@ def _is_pool_worker() -> bool:
 
 
 def _process() -> Any:
-    """Return what multiprocessing calls this process; None where nobody uses it."""
+    """Return multiprocessing's object for this process; None if multiprocessing is not imported."""
     multiprocessing = sys.modules.get("multiprocessing")
     return multiprocessing.current_process() if multiprocessing else None
 
 
-def _look_again() -> None:
-    """Forget what the parent of a fork found: the child may be a worker of a pool."""
+def _forget_counts() -> None:
+    """Forget the counts of the parent of a fork: the child may be a worker of a pool."""
     global _available, _default
     _available = _default = None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_look_again)
+    os.register_at_fork(after_in_child=_forget_counts)
 
 _chosen: int | None = None
 _available: int | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lstm_ext import _kernels
+from lstm_ext._heads import POOLED
 from lstm_ext.checks import Array, as_dtype, short_repr
 from lstm_ext.network import LSTM, LSTMNetwork
 from lstm_ext.options import OptionArguments
@@ -80,7 +81,7 @@ def verify() -> list[Verification]:
 
 
 def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> reference.LSTMNetwork:
-    """Return the oracle's network with the weights and the options of a compiled one.
+    """Return the oracle's network with the weights, the options and the readout of a compiled one.
 
     Parameters
     ----------
@@ -104,13 +105,13 @@ def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> refer
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {short_repr(network)}; expected an LSTMNetwork")
     sizes = network.input_dim, network.hidden_dim, network.output_dim
-    oracle = reference.LSTMNetwork(*sizes, dtype=as_dtype(dtype), seed=0, **network.options.changed())
+    oracle = reference.LSTMNetwork(*sizes, dtype=as_dtype(dtype), seed=0, **network.architecture.changed())
     oracle.parameters = network.parameters
     return oracle
 
 
 def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
-    """Return a compiled network with the weights, the options and the dtype of the oracle's.
+    """Return a compiled network with the weights, the options, the readout and the dtype of the oracle's.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
     if not isinstance(oracle, reference.LSTMNetwork):
         raise TypeError(f"oracle is {short_repr(oracle)}; expected a reference.LSTMNetwork")
     sizes = oracle.input_dim, oracle.hidden_dim, oracle.output_dim
-    network = LSTMNetwork(*sizes, dtype=oracle.dtype, seed=0, **vars(oracle.options))
+    network = LSTMNetwork(*sizes, readout=oracle.readout, dtype=oracle.dtype, seed=0, **vars(oracle.options))
     network.parameters = oracle.parameters
     return network
 
@@ -156,7 +157,10 @@ def _pairs(rng: np.random.Generator, dtype: str, isa: int) -> Iterator[tuple[str
     """Yield pairs (ours, oracle). `isa` is passed explicitly, so other threads keep theirs."""
     for shape in _SHAPES:
         yield from _layer_pairs(rng, dtype, isa, *shape[:4])
-        yield from _network_pairs(rng, dtype, isa, *shape)
+        for readout in ("last", "steps"):
+            yield from _network_pairs(rng, dtype, isa, *shape, readout=readout)
+    for readout in POOLED:
+        yield from _network_pairs(rng, dtype, isa, *_OPTION_SHAPE, 2, readout=readout)
     for options in _option_sets():
         yield from _layer_pairs(rng, dtype, isa, *_OPTION_SHAPE, ragged=True, **options)
 
@@ -223,18 +227,19 @@ def _network_pairs(
     I: int,
     H: int,
     O: int,
+    *,
+    readout: str,
 ) -> Iterator[tuple[str, Array, Array]]:
-    ours = LSTMNetwork(I, H, O, dtype=dtype, seed=2)
+    ours = LSTMNetwork(I, H, O, readout=readout, dtype=dtype, seed=2)
     ours._isa = isa
     oracle = to_reference(ours)
     X = rng.standard_normal((N, T, I)).astype(dtype)
-    for target, shape in (("last", (N,)), ("steps", (N, T))):
-        yield "forward", ours.predict(X, target=target), oracle.predict(X, target=target)
-        Y = rng.standard_normal((*shape, O)).astype(dtype)
-        labels = rng.integers(0, O, shape)
-        for loss, make in LOSSES.items():
-            targets = labels if make().takes_labels else Y
-            loss_ours, gradient_ours = ours.gradient(X, targets, loss=loss, target=target)
-            loss_oracle, gradient_oracle = oracle.gradient(X, targets, loss=loss, target=target)
-            yield "forward", np.array(loss_ours), np.array(loss_oracle)
-            yield "gradients", gradient_ours, gradient_oracle
+    yield "forward", ours.predict(X), oracle.predict(X)
+    shape = (N, T) if readout == "steps" else (N,)
+    for loss, make in LOSSES.items():
+        labels = make().takes_labels
+        Y = rng.integers(0, O, shape) if labels else rng.standard_normal((*shape, O)).astype(dtype)
+        value_ours, gradient_ours = ours.gradient(X, Y, loss=loss)
+        value_oracle, gradient_oracle = oracle.gradient(X, Y, loss=loss)
+        yield "forward", np.array(value_ours), np.array(value_oracle)
+        yield "gradients", gradient_ours, gradient_oracle

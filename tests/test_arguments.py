@@ -58,7 +58,7 @@ def results(model):
         return [*state, H, *last, *model.backward(tape, H)]
     loss, gradient = model.gradient(X, np.ones((2, 2)))
     y, streams = model.step(X[:, 0], model.initial_state(2))
-    return [*state, np.array(loss), gradient, model.predict(X, target="steps"), y, streams.h]
+    return [*state, np.array(loss), gradient, model.predict(X, readout="steps"), y, streams.h]
 
 
 @pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # of newer NumPys
@@ -215,17 +215,18 @@ ODD_VALUES = {
 }
 X, COLUMN = np.ones((2, 5, 2), "f4"), np.ones((3, 1))
 CELL, LAYER, NETWORK = made(LSTMCell), made(LSTM), made(LSTMNetwork)
+OF_STEPS = LSTMNetwork(2, 3, 2, readout="steps", seed=0)
 LAYERS = LSTMNetwork(2, 3, 2, num_layers=2, bidirectional="concat", seed=0)
 *_, TAPE = LAYER.forward(X, return_tape=True)
 STATE = NETWORK.initial_state(2)
 DEFAULTS = {name: getattr(lstm_ext.Options(), name) for name in lstm_ext.options.OptionArguments.__annotations__}
 MODEL = {"input_dim": 2, "hidden_dim": 3, "dtype": "f4", "init": "glorot", "seed": 0}
-OF_X = {"X": X, "target": "steps", "lengths": [5, 2], "mask": None, "num_threads": 1}
+OF_X = {"X": X, "lengths": [5, 2], "mask": None, "num_threads": 1}
 MEMORY = {"dropout_seed": None, "recompute_every": None, "memory_budget": None}
 CALLS = {
     "LSTMCell": (LSTMCell, MODEL),
     "LSTM": (LSTM, MODEL | DEFAULTS),
-    "LSTMNetwork": (LSTMNetwork, MODEL | {"output_dim": 2} | DEFAULTS),
+    "LSTMNetwork": (LSTMNetwork, MODEL | {"output_dim": 2, "readout": "mean"} | DEFAULTS),
     "Options": (lstm_ext.Options, DEFAULTS),
     "parameter_layout": (lstm_ext.parameter_layout, {"input_dim": 2, "hidden_dim": 3, "output_dim": 2} | DEFAULTS),
     "LSTMCell.forward": (CELL.forward, {"x_t": X[0, 0], "h_prev": COLUMN, "C_prev": COLUMN}),
@@ -240,12 +241,12 @@ CALLS = {
     ),
     "LSTM.backward": (LAYER.backward, {"tape": TAPE, "dH": None, "dh_T": None, "dC_T": None, "num_threads": 1}),
     "LSTMNetwork.forward": (NETWORK.forward, {"X": X[0], "num_threads": 1}),
-    "LSTMNetwork.predict": (NETWORK.predict, OF_X),
-    "LSTMNetwork.predict of layers": (LAYERS.predict, OF_X | {"lengths": None}),
-    "LSTMNetwork.gradient": (NETWORK.gradient, OF_X | {"Y": np.ones((2, 5, 2))} | MEMORY),
+    "LSTMNetwork.predict": (NETWORK.predict, OF_X | {"readout": "steps"}),
+    "LSTMNetwork.predict of layers": (LAYERS.predict, OF_X | {"readout": "steps", "lengths": None}),
+    "LSTMNetwork.gradient": (OF_STEPS.gradient, OF_X | {"Y": np.ones((2, 5, 2))} | MEMORY),
     "LSTMNetwork.gradient of classes": (
         NETWORK.gradient,
-        {"X": X, "Y": [0, 1], "loss": "cross_entropy", "target": "last"} | MEMORY,
+        {"X": X, "Y": [0, 1], "loss": "cross_entropy"} | MEMORY,
     ),
     "LSTMNetwork.initial_state": (NETWORK.initial_state, {"batch": 2, "num_threads": 1}),
     "LSTMNetwork.step": (NETWORK.step, {"x": X[:, 0], "state": STATE, "out": np.empty((2, 2), "f4")}),

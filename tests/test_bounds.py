@@ -116,15 +116,15 @@ def test_layers_write_no_further_than_their_arrays(name, shape, ragged, isa, poi
 
 
 @pytest.mark.parametrize("memory", [{}, {"recompute_every": 4}, {"tbptt": 7}], ids=str)
-@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
-def test_training_writes_no_further_than_its_arrays(target, memory, poisoned):
+@pytest.mark.parametrize("readout", ["last", "steps", "mean", "max"])
+def test_training_writes_no_further_than_its_arrays(readout, memory, poisoned):
     for name, shape in zip(OPTIONS, SHAPES, strict=True):
-        if "tbptt" in memory and (target in ("mean", "max") or name not in ("plain", "norm")):
+        if "tbptt" in memory and (readout in ("mean", "max") or name not in ("plain", "norm")):
             continue
-        network = LSTMNetwork(*shape[2:], 3, seed=0, **OPTIONS[name])
+        network = LSTMNetwork(*shape[2:], 3, readout=readout, seed=0, **OPTIONS[name])
         X = data(shape, "float32", ragged=True)
-        Y = [np.zeros((len(x), 3), "f4") for x in X] if target == "steps" else np.zeros((len(X), 3), "f4")
-        history = train(network, X, Y, target=target, batch_size=7, epochs=2, verbose=False, **memory)
+        Y = [np.zeros((len(x), 3), "f4") for x in X] if readout == "steps" else np.zeros((len(X), 3), "f4")
+        history = train(network, X, Y, batch_size=7, epochs=2, verbose=False, **memory)
         assert np.isfinite(history.loss).all()
         assert np.isfinite(network.parameters).all()
     poisoned()
@@ -162,14 +162,14 @@ for dtype in ("float32", "float64"):
                     sequences.append(Sequences([x[:n] for x, n in zip(X, LENGTHS)], I, X.dtype))
                 for isa in map(_kernels.isa_index, _kernels.available_isas()):
                     network._isa = isa
-                    network.predict(guarded(X, at_end), target="steps")
+                    network.predict(guarded(X, at_end), readout="steps")
                     if options in (OPTIONS[0], OPTIONS[-1]):
                         network.step(guarded(X[:, 0], at_end), network.initial_state(N))
                     for given in sequences:
                         given.rows = guarded(given.rows, at_end)
                         Y = guarded(np.zeros((N, 3), dtype), at_end)
-                        runner = PassRunner(network.parameters, network.architecture, given, Y, target="last",
-                                            loss=MSE(), optimizer=None, batch_size=None, isa=isa)
+                        runner = PassRunner(network.parameters, network.architecture, given, Y, loss=MSE(),
+                                            optimizer=None, batch_size=None, isa=isa)
                         runner.gradients(0)
 print("ended")
 """

@@ -173,7 +173,9 @@ def test_golden_files(golden, path, monkeypatch):
     assert model.network.parameters.tolist() == expected["parameters"]
     assert model.scaler.to_dict() == expected["scaler"]
     assert model.details == expected["details"]
-    outputs, oracle = model.network.predict(expected["X"], target="steps"), np.array(expected["outputs"])
+    assert model.network.readout == expected.get("readout", "last")
+    every_step = {} if "readout" in expected else {"readout": "steps"}
+    outputs, oracle = model.network.predict(expected["X"], **every_step), np.array(expected["outputs"])
     assert np.linalg.norm(outputs - oracle) <= TOLERANCE[dtype] * np.linalg.norm(oracle)
     if f"-v{files.FORMAT_VERSION}-" in golden.stem:  # the writer has not changed, but for its own version
         monkeypatch.setattr(files, "__version__", read_raw(golden)[0]["written_by"])
@@ -307,6 +309,15 @@ def test_a_file_of_version_1_has_no_options(small):
     assert load_model(small).network.options == Options()
 
 
+@pytest.mark.parametrize("readout", ["last", "steps", "mean", "max"])
+def test_the_readout_comes_back(path, readout):
+    network = LSTMNetwork(3, 5, 2, readout=readout, seed=0)
+    network.save(path)
+    loaded, X = load(path), np.random.default_rng(0).standard_normal((4, 7, 3))
+    assert (loaded.readout, loaded.architecture) == (readout, network.architecture)
+    assert np.array_equal(loaded.predict(X), network.predict(X))
+
+
 @pytest.mark.parametrize("forget_bias", [None, 1.0, 2.0])
 def test_forget_bias_comes_back(path, forget_bias):
     network = LSTMNetwork(1, 2, 1, seed=0, forget_bias=forget_bias)
@@ -315,6 +326,9 @@ def test_forget_bias_comes_back(path, forget_bias):
     with safetensors.safe_open(path, "numpy") as file:
         kept = json.loads(file.metadata()["lstm_ext"])["options"]
     assert kept["forget_bias"] == forget_bias
+
+
+ARCHITECTURE = {"input_dim": 1, "hidden_dim": 2, "output_dim": 1, "readout": "last"}
 
 
 @pytest.mark.parametrize(
@@ -332,12 +346,20 @@ def test_forget_bias_comes_back(path, forget_bias):
         ("architecture", None, "damaged"),
         ("architecture", [1, 2, 1], "damaged"),
         ("architecture", {"input_dim": 1, "hidden_dim": 2}, "lack 'output_dim'"),
-        ("architecture", {"input_dim": 1, "hidden_dim": 2, "output_dim": 0}, "output_dim is 0"),
-        ("architecture", {"input_dim": 1, "hidden_dim": True, "output_dim": 1}, "hidden_dim is True"),
-        ("architecture", {"input_dim": 1, "hidden_dim": "x" * 10**6, "output_dim": 1}, "hidden_dim is 'xxx"),
-        ("architecture", {"input_dim": 1, "hidden_dim": 10**9, "output_dim": 1}, "tensors"),
-        ("architecture", {"input_dim": 10**4000, "hidden_dim": 10**4000, "output_dim": 1}, "tensors"),
-        ("architecture", {"input_dim": 1, "hidden_dim": 2, "output_dim": None}, "tensors"),
+        ("architecture", {"input_dim": 1, "hidden_dim": 2, "output_dim": 1}, "lack 'readout'"),
+        ("architecture", ARCHITECTURE | {"output_dim": 0}, "output_dim is 0"),
+        ("architecture", ARCHITECTURE | {"hidden_dim": True}, "hidden_dim is True"),
+        ("architecture", ARCHITECTURE | {"hidden_dim": "x" * 10**6}, "hidden_dim is 'xxx"),
+        ("architecture", ARCHITECTURE | {"hidden_dim": 10**9}, "tensors"),
+        ("architecture", ARCHITECTURE | {"input_dim": 10**4000, "hidden_dim": 10**4000}, "tensors"),
+        ("architecture", ARCHITECTURE | {"output_dim": None}, "tensors"),
+        (
+            "architecture",
+            ARCHITECTURE | {"readout": "sum"},
+            "does not take: readout is 'sum'; expected one of 'last', 'steps'",
+        ),
+        ("architecture", ARCHITECTURE | {"readout": None}, "readout is None"),
+        ("architecture", ARCHITECTURE | {"readout": ["last"]}, "readout is ['last']"),
         ("options", None, "damaged"),
         ("options", [], "damaged"),
         ("options", {"layers": 2}, "does not know options.layers"),

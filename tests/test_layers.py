@@ -241,7 +241,7 @@ def test_streams_are_the_whole(isa, names, output_dim):
     X = np.random.default_rng(0).standard_normal((5, 4, 3)).astype("f")
     state = network.initial_state(5)
     outputs = [network.step(X[:, t], state)[0] for t in range(4)]
-    assert np.stack(outputs, axis=1).tobytes() == network.predict(X, target="steps").tobytes()
+    assert np.stack(outputs, axis=1).tobytes() == network.predict(X, readout="steps").tobytes()
     layer = LSTM(3, 13, seed=5, **options_of(names))
     layer.parameters = network.parameters[: layer.parameters.size]
     for ours, theirs in zip((state.h, state.C), layer.forward(X)[1], strict=True):

@@ -16,7 +16,7 @@ FORWARDS = {
     "deep": {"num_layers": 3, "dropout": 0.4, "zoneout": (0.2, 0.1), "learn_initial_state": True},
     "projection": {"num_layers": 2, "proj_size": 4, "recurrent_dropout": 0.3, "layer_norm": True},
 }
-TARGETS = ("last", "steps", "mean", "max")
+READOUTS = ("last", "steps", "mean", "max")
 
 
 def peak(call):
@@ -43,7 +43,7 @@ def passes_bytes(steps=101, **how):
     """Return what the arrays of a training's passes take."""
     model = LSTMNetwork(3, 8, 2, dtype="float64", seed=0)
     X, Y = np.ones((2, steps, 3)), np.ones((2, 2))
-    parts = {"target": "last", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
+    parts = {"loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
     runner = PassRunner(model.parameters, model.architecture, X, Y, **parts, **how)
     return runner.stack.bytes + runner.head.bytes
 
@@ -61,8 +61,8 @@ def test_a_budget_takes_the_largest_segment_that_fits():
 
 def test_the_smallest_budget_may_be_that_of_all_steps():
     """States that begin segments take more than the activations of a few steps."""
-    model = LSTMNetwork(3, 3, 2, seed=0)
-    settings = {"target": "max", "loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
+    model = LSTMNetwork(3, 3, 2, readout="max", seed=0)
+    settings = {"loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
     data = model.parameters, model.architecture, np.ones((1, 5, 3)), np.ones((1, 2))
     whole = PassRunner(*data, **settings)
     needed = whole.stack.bytes + whole.head.bytes
@@ -106,16 +106,16 @@ def in_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("output_dim", [2, None])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("name", FORWARDS)
-def test_predictions_in_chunks_have_the_bits_of_whole_ones(in_chunks, name, target, output_dim):
-    model = LSTMNetwork(3, 8, output_dim, seed=0, **FORWARDS[name])
+def test_predictions_in_chunks_have_the_bits_of_whole_ones(in_chunks, name, readout, output_dim):
+    model = LSTMNetwork(3, 8, output_dim, readout=readout, seed=0, **FORWARDS[name])
     mask = np.random.default_rng(1).random((7, 9)) < 0.6
     mask[:, 4] = True
     ragged = [x[:length] for x, length in zip(padded(), LENGTHS, strict=True)]
     full = np.nan_to_num(padded())
     for X, how in ((padded(), {"lengths": LENGTHS}), (ragged, {}), (full, {}), (full, {"mask": mask})):
-        whole, parts = in_chunks(lambda X=X, how=how: model.predict(X, target=target, **how))
+        whole, parts = in_chunks(lambda X=X, how=how: model.predict(X, **how))
         assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
@@ -131,14 +131,14 @@ def test_layers_in_chunks_have_the_bits_of_whole_ones(in_chunks, name, seed):
                 assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("target", ["last", "mean", "max"])
-def test_validation_in_chunks_has_the_bits_of_whole_ones(in_chunks, target):
+@pytest.mark.parametrize("readout", ["last", "mean", "max"])
+def test_validation_in_chunks_has_the_bits_of_whole_ones(in_chunks, readout):
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((7, 9, 3)), rng.standard_normal((7, 2))
 
     def losses():
-        model = LSTMNetwork(3, 8, 2, num_layers=2, seed=0)
-        how = {"target": target, "epochs": 2, "batch_size": 3, "seed": 0, "verbose": False}
+        model = LSTMNetwork(3, 8, 2, readout=readout, num_layers=2, seed=0)
+        how = {"epochs": 2, "batch_size": 3, "seed": 0, "verbose": False}
         return train(model, X, Y, validation_data=(X, Y), **how).validation_loss
 
     whole, parts = in_chunks(losses)
@@ -151,19 +151,17 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"peephole": True}], ids=str)
-@pytest.mark.parametrize("target", ["last", "mean", "max"])
-def test_predictions_take_no_memory_for_their_steps(small_chunks, target, options):
-    model = LSTMNetwork(2, 8, 1, seed=0, **options)
+@pytest.mark.parametrize("readout", ["last", "mean", "max"])
+def test_predictions_take_no_memory_for_their_steps(small_chunks, readout, options):
+    model = LSTMNetwork(2, 8, 1, readout=readout, seed=0, **options)
     X = np.ones((1, 20_000, 2), np.float32)
-    assert (
-        peak(lambda: model.predict(X, target=target)) < peak(lambda: model.predict(X[:, :5000], target=target)) + 5000
-    )
+    assert peak(lambda: model.predict(X)) < peak(lambda: model.predict(X[:, :5000])) + 5000
 
 
 def test_outputs_of_every_step_are_allocated_once(small_chunks):
-    model, layer = LSTMNetwork(1, 4, 8, num_layers=2, seed=0), LSTM(1, 8, num_layers=3, seed=0)
+    model, layer = LSTMNetwork(1, 4, 8, readout="steps", num_layers=2), LSTM(1, 8, num_layers=3)
     X = np.ones((1, 30_000, 1), np.float32)
-    for call in (lambda: model.predict(X, target="steps"), lambda: layer.forward(X)):
+    for call in (lambda: model.predict(X), lambda: layer.forward(X)):
         assert peak(call) < 1.3 * X.size * 8 * 4
 
 
@@ -181,9 +179,9 @@ def mapped(tmp_path):
     return write
 
 
-def small_data(target, dtype="float32"):
+def small_data(readout, dtype="float32"):
     rng = np.random.default_rng(0)
-    Y = rng.standard_normal((7, 9, 2) if target == "steps" else (7, 2))
+    Y = rng.standard_normal((7, 9, 2) if readout == "steps" else (7, 2))
     return rng.standard_normal((7, 9, 3)).astype(dtype), Y.astype(dtype)
 
 
@@ -191,35 +189,35 @@ HOW = {"batch_size": 2, "shuffle": False, "seed": 0, "verbose": False}
 
 
 @pytest.mark.parametrize("how", [{}, {"lengths": LENGTHS}, {"tbptt": 4}], ids=str)
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_training_on_files_is_training_on_arrays(mapped, target, how):
-    X, Y = small_data(target)
-    models = [LSTMNetwork(3, 8, 2, seed=0) for _ in range(3)]
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_training_on_files_is_training_on_arrays(mapped, readout, how):
+    X, Y = small_data(readout)
+    models = [LSTMNetwork(3, 8, 2, readout=readout, seed=0) for _ in range(3)]
     files = mapped("X", X), mapped("Y", Y)
     views = tuple(np.asarray(file)[:] for file in files)
     for model, data in zip(models, ((X, Y), files, views), strict=True):
-        train(model, *data, target=target, epochs=2, **how, **HOW)
+        train(model, *data, epochs=2, **how, **HOW)
         assert np.array_equal(model.parameters, models[0].parameters)
 
 
 @pytest.mark.parametrize("bad", ["X", "Y"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("how", [{}, {"lengths": LENGTHS}, {"tbptt": 4}], ids=str)
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_files_are_checked_batch_by_batch(mapped, target, how, value, bad):
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_files_are_checked_batch_by_batch(mapped, readout, how, value, bad):
     """The network is then as after the last update, and the error names the place."""
-    arrays = dict(zip("XY", small_data(target), strict=True))
-    place = (5, 1) if bad == "Y" and target == "last" else (5, 3, 1)
+    arrays = dict(zip("XY", small_data(readout), strict=True))
+    place = (5, 1) if bad == "Y" and readout == "last" else (5, 3, 1)
     arrays[bad][place] = value
-    ours, theirs = (LSTMNetwork(3, 8, 2, seed=0) for _ in range(2))
+    ours, theirs = (LSTMNetwork(3, 8, 2, readout=readout, seed=0) for _ in range(2))
     named = rf"^{bad}\[{', '.join(map(str, place))}\] is {value}; expected finite numbers$"
     with pytest.raises(ValueError, match=named):
-        train(theirs, arrays["X"], arrays["Y"], target=target, **how, **HOW)
+        train(theirs, arrays["X"], arrays["Y"], **how, **HOW)
     assert np.array_equal(theirs.parameters, ours.parameters)  # arrays are checked before the first update
     with pytest.raises(ValueError, match=named):
-        train(ours, mapped("X", arrays["X"]), mapped("Y", arrays["Y"]), target=target, **how, **HOW)
+        train(ours, mapped("X", arrays["X"]), mapped("Y", arrays["Y"]), **how, **HOW)
     before = {key: given[:4] if key == "lengths" else given for key, given in how.items()}
-    train(theirs, arrays["X"][:4], arrays["Y"][:4], target=target, epochs=1, **before, **HOW)
+    train(theirs, arrays["X"][:4], arrays["Y"][:4], epochs=1, **before, **HOW)
     assert np.array_equal(ours.parameters, theirs.parameters)
 
 
@@ -234,7 +232,7 @@ def test_files_are_checked_in_the_first_epoch_alone(mapped, bad):
         np.load(files[bad].filename, mmap_mode="r+")[5, 3, 1] = np.nan
 
     with pytest.raises(NonFiniteError, match=r"^the loss is nan in epoch 2 of 2, batch 3 of 4"):
-        train(LSTMNetwork(3, 8, 2), files["X"], files["Y"], target="steps", epochs=2, callbacks=[spoil], **HOW)
+        train(LSTMNetwork(3, 8, 2, readout="steps"), files["X"], files["Y"], epochs=2, callbacks=[spoil], **HOW)
     assert epochs == [1]
 
 
@@ -245,12 +243,11 @@ def test_validation_data_of_files_are_checked(mapped, bad):
     arrays[bad][6, 8, 0] = np.nan
     data = mapped("X", arrays["X"]), mapped("Y", arrays["Y"])
     with pytest.raises(ValueError, match=rf"^validation_data: {bad}\[6, 8, 0\] is nan; expected finite"):
-        train(LSTMNetwork(3, 8, 2), clean["X"], clean["Y"], target="steps", validation_data=data, **HOW)
+        train(LSTMNetwork(3, 8, 2, readout="steps"), clean["X"], clean["Y"], validation_data=data, **HOW)
     history = train(
-        LSTMNetwork(3, 8, 2),
+        LSTMNetwork(3, 8, 2, readout="steps"),
         clean["X"],
         clean["Y"],
-        target="steps",
         validation_data={"X": data[0], "Y": data[1], "lengths": np.full(7, 8)},
         **HOW,
     )
@@ -258,45 +255,41 @@ def test_validation_data_of_files_are_checked(mapped, bad):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}], ids=str)
-@pytest.mark.parametrize("target", TARGETS)
-def test_predictions_and_gradients_of_files(mapped, target, options):
-    X, Y = small_data(target)
-    model = LSTMNetwork(3, 8, 2, seed=0, **options)
+@pytest.mark.parametrize("readout", READOUTS)
+def test_predictions_and_gradients_of_files(mapped, readout, options):
+    X, Y = small_data(readout)
+    model = LSTMNetwork(3, 8, 2, readout=readout, seed=0, **options)
     file = mapped("X", X)
     for how in ({}, {"lengths": LENGTHS}):
-        assert np.array_equal(model.predict(file, target=target, **how), model.predict(X, target=target, **how))
-        _, gradient = model.gradient(file, mapped("Y", Y), target=target, **how)
-        assert np.array_equal(gradient, model.gradient(X, Y, target=target, **how)[1])
+        assert np.array_equal(model.predict(file, **how), model.predict(X, **how))
+        _, gradient = model.gradient(file, mapped("Y", Y), **how)
+        assert np.array_equal(gradient, model.gradient(X, Y, **how)[1])
     X[3, 2, 0] = np.inf
     file = mapped("again", X)
     for how in ({}, {"lengths": LENGTHS}):
         with pytest.raises(ValueError, match=r"^X\[3, 2, 0\] is inf; expected finite numbers") as first:
-            model.predict(file, target=target, **how)
+            model.predict(file, **how)
         for call in (model.gradient, lambda *given, **how: train(model, *given, **how, **HOW)):
             with pytest.raises(ValueError, match=str(first.value).replace("[", r"\[")):
-                call(file, Y, target=target, **how)
+                call(file, Y, **how)
     with pytest.raises(ValueError, match=r"^X\[3, 2, 0\] is inf"):
         LSTM(3, 8).forward(file)
 
 
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_inputs_and_targets_may_be_in_place_or_not(target):
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_inputs_and_targets_may_be_in_place_or_not(readout):
     """Padding among the rows of X, of Y, of both, or of none of them."""
-    X, Y = padded().astype(np.float32), small_data(target)[1]
-    model = LSTMNetwork(3, 8, 2, seed=0)
+    X, Y = padded().astype(np.float32), small_data(readout)[1]
+    model = LSTMNetwork(3, 8, 2, readout=readout, seed=0)
     for loss, goals in (("mse", Y), ("cross_entropy", (Y > 0)[..., 0].astype(int))):
         forms_of_Y = [goals, goals.astype("f8" if loss == "mse" else "i1"), list(goals)]
-        if target == "steps":
+        if readout == "steps":
             forms_of_Y[2] = [y[:length] for y, length in zip(goals, LENGTHS, strict=True)]
         found = []
         for y in forms_of_Y:
             for x in (X, X.astype("f8")):
-                found.append(model.gradient(x, y, lengths=LENGTHS, target=target, loss=loss))
-            found.append(
-                model.gradient(
-                    [row[:n] for row, n in zip(X, LENGTHS, strict=True)], forms_of_Y[2], target=target, loss=loss
-                )
-            )
+                found.append(model.gradient(x, y, lengths=LENGTHS, loss=loss))
+            found.append(model.gradient([row[:n] for row, n in zip(X, LENGTHS, strict=True)], forms_of_Y[2], loss=loss))
         for value, gradient in found:
             assert value == found[0][0]
             assert np.array_equal(gradient, found[0][1])
@@ -308,10 +301,10 @@ def test_data_that_need_no_conversion_are_not_copied(mapped, in_file, lengths):
     X, Y = np.ones((40, 2500, 8), np.float32), np.ones((40, 2500, 2), np.float32)
     if in_file:
         X, Y = mapped("X", X), mapped("Y", Y)
-    model = LSTMNetwork(8, 2, 2, seed=0)
+    model = LSTMNetwork(8, 2, 2, readout="steps", seed=0)
     how_long = {} if lengths is None else {"lengths": lengths}
-    how = {"target": "steps", "lengths": lengths, "batch_size": 1, "verbose": False, "epochs": 1}
+    how = {"lengths": lengths, "batch_size": 1, "verbose": False, "epochs": 1}
     used = peak(lambda: train(model, X, Y, validation_data={"X": X, "Y": Y} | how_long, **how))
     assert used < 1_200_000 < X.nbytes
-    used = peak(lambda: model.predict(X, lengths=lengths))
+    used = peak(lambda: model.predict(X, readout="last", lengths=lengths))
     assert used < X.nbytes / 2

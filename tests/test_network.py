@@ -50,7 +50,12 @@ LANES_SHAPES += [
 ]
 # Too many units for the sequences, or more weights than the cache holds: units in the lanes on every set.
 UNITS_SHAPES = [(1, 1, 2, 13, 1), (7, 1, 34, 101, 5), (33, 1, 1200, 5, 1), (33, 1, 2500, 5, 1)]
-LOSSES = [(loss, target) for loss in ("mse", "cross_entropy") for target in ("last", "steps")]
+LOSSES = [(loss, readout) for loss in ("mse", "cross_entropy") for readout in ("last", "steps")]
+
+
+def reading(network, readout):
+    """Return a network of another readout with the same parameters."""
+    return type(network)._from_parameters(network.parameters, network.architecture.with_readout(readout))
 
 
 def assert_same_bits(actual, expected):
@@ -60,9 +65,9 @@ def assert_same_bits(actual, expected):
         assert ours.tobytes() == theirs.tobytes()
 
 
-def make(kind, *sizes, dtype="float64", seed=0):
+def make(kind, *sizes, dtype="float64", seed=0, **options):
     """Return a compiled model with the default weights and random biases."""
-    model = kind(*sizes, dtype=dtype, seed=seed)
+    model = kind(*sizes, dtype=dtype, seed=seed, **options)
     rng = np.random.default_rng(seed)
     for name, weight in model.named_parameters().items():
         if name.startswith("b_"):
@@ -72,7 +77,9 @@ def make(kind, *sizes, dtype="float64", seed=0):
 
 def oracle(model):
     """Return the oracle's twin, in float64 with the very same numbers."""
-    twin = getattr(reference, type(model).__name__)(*model.sizes, dtype="float64", seed=0)
+    twin = getattr(reference, type(model).__name__)(
+        *model.sizes, dtype="float64", seed=0, **model.architecture.changed()
+    )
     twin.parameters = model.parameters
     return twin
 
@@ -162,10 +169,15 @@ def expected_of_layer(shape, dtype):
 
 @functools.cache
 def expected_of_network(shape, dtype):
-    """Return predictions by target, the outputs of one sequence, and (loss, gradient) by loss and target."""
+    """Return predictions by readout, the outputs of one sequence, and (loss, gradient) by loss and readout."""
     twin, data = oracle(make(LSTMNetwork, *shape[2:], dtype=dtype)), problem(shape, dtype)
-    predictions = {target: twin.predict(data.X, target=target) for target in ("last", "steps")}
-    gradients = {how: twin.gradient(data.X, Y, loss=how[0], target=how[1]) for how, Y in data.Y.items()}
+    predictions = {readout: twin.predict(data.X, readout=readout) for readout in ("last", "steps")}
+    gradients = {
+        (loss, readout): oracle(make(LSTMNetwork, *shape[2:], readout=readout, dtype=dtype)).gradient(
+            data.X, Y, loss=loss
+        )
+        for (loss, readout), Y in data.Y.items()
+    }
     return predictions, twin.forward(data.X[-1]), gradients
 
 
@@ -208,20 +220,20 @@ def test_layer_agrees_with_the_oracle(rounding_isa, shape, dtype):
 def test_network_agrees_with_the_oracle(rounding_isa, shape, dtype):
     network, data = make(LSTMNetwork, *shape[2:], dtype=dtype), problem(shape, dtype)
     expected_predictions, expected_outputs, expected_gradients = expected_of_network(shape, dtype)
-    for target, expected in expected_predictions.items():
-        actual = network.predict(data.X, target=target)
+    for readout, expected in expected_predictions.items():
+        actual = network.predict(data.X, readout=readout)
         assert actual.dtype == dtype
         assert_close(actual, expected, tolerance=FORWARD[dtype])
     outputs = network.forward(data.X[-1])
     assert isinstance(outputs, list)
     assert {y.shape for y in outputs} == {(shape[4], 1)}
     assert_close(outputs, expected_outputs, tolerance=FORWARD[dtype])
-    for (loss, target), Y in data.Y.items():
-        value, gradient = network.gradient(data.X, Y, loss=loss, target=target)
-        expected, expected_gradient = expected_gradients[loss, target]
+    for (loss, readout), Y in data.Y.items():
+        value, gradient = reading(network, readout).gradient(data.X, Y, loss=loss)
+        expected, expected_gradient = expected_gradients[loss, readout]
         assert isinstance(value, float)
         assert gradient.dtype == dtype
-        assert_close(value, expected, f"{loss}, {target}", FORWARD[dtype])
+        assert_close(value, expected, f"{loss}, {readout}", FORWARD[dtype])
         assert_parameters_close(gradient, expected_gradient, parameter_layout(*shape[2:]), GRADIENT[dtype])
 
 
@@ -255,33 +267,33 @@ def test_without_a_tape_the_results_are_the_same(isa, H, N):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_runs_of_one_length_among_others(isa, target, dtype):
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_runs_of_one_length_among_others(isa, readout, dtype):
     """Neighbours of one length run side by side, up to 192; the last run ends in its middle, one has one sequence."""
     network, rng = make(LSTMNetwork, 3, 13, 2, dtype=dtype), np.random.default_rng(0)
     X = [rng.standard_normal((T, 3)).astype(dtype) for T in [4] * 200 + [2] * 7 + [5] + [2] * 3]
-    alone = [network.predict(x[None], target=target)[0] for x in X]
-    assert_same_bits(network.predict(X, target=target), alone)
-    assert_same_bits(network.predict(X[:200], target=target), alone[:200])
-    assert_same_bits(network.predict(np.array(X[:200]), target=target), alone[:200])
+    alone = [network.predict(x[None], readout=readout)[0] for x in X]
+    assert_same_bits(network.predict(X, readout=readout), alone)
+    assert_same_bits(network.predict(X[:200], readout=readout), alone[:200])
+    assert_same_bits(network.predict(np.array(X[:200]), readout=readout), alone[:200])
 
 
 def test_sequences_of_different_lengths(isa):
     network, rng = make(LSTMNetwork, 3, 13, 2), np.random.default_rng(0)
     X = [rng.standard_normal((T, 3)) for T in (5, 1, 17)]
-    last, steps = network.predict(X), network.predict(X, target="steps")
+    last, steps = network.predict(X), network.predict(X, readout="steps")
     assert [y.shape for y in steps] == [(5, 2), (1, 2), (17, 2)]
     for x, y, ys in zip(X, last, steps, strict=True):
         assert_same_bits([y, ys], [network.predict(x[None])[0], np.hstack(network.forward(x)).T])
 
 
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_cross_entropy_of_large_logits(isa, target):
-    network, data = make(LSTMNetwork, 3, 13, 5), problem((4, 3, 3, 13, 5), "float64")
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_cross_entropy_of_large_logits(isa, readout):
+    network, data = make(LSTMNetwork, 3, 13, 5, readout=readout), problem((4, 3, 3, 13, 5), "float64")
     network.b_y = 1e4 * np.arange(-2, 3).reshape(5, 1)
-    Y = data.Y["cross_entropy", target]
-    value, gradient = network.gradient(data.X, Y, loss="cross_entropy", target=target)
-    expected = oracle(network).gradient(data.X, Y, loss="cross_entropy", target=target)
+    Y = data.Y["cross_entropy", readout]
+    value, gradient = network.gradient(data.X, Y, loss="cross_entropy")
+    expected = oracle(network).gradient(data.X, Y, loss="cross_entropy")
     assert_close(value, expected[0], tolerance=1e-12)
     assert_close(gradient, expected[1], tolerance=1e-12)
 
@@ -298,9 +310,9 @@ def test_bits_are_those_of_every_set(shape, dtype, assert_same_on_every_fma_isa)
     def results():
         yield from layer_results(lstm, data)
         yield from network.forward(data.X[-1])
-        for (loss, target), Y in data.Y.items():
-            yield network.predict(data.X, target=target)
-            value, gradient = network.gradient(data.X, Y, loss=loss, target=target)
+        for (loss, readout), Y in data.Y.items():
+            yield network.predict(data.X, readout=readout)
+            value, gradient = reading(network, readout).gradient(data.X, Y, loss=loss)
             yield from (np.float64(value), gradient)
 
     assert_same_on_every_fma_isa(results)
@@ -319,12 +331,12 @@ def test_a_row_does_not_know_its_batch(isa, H, T, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_a_batch_in_parts_is_the_whole_batch(isa, target, dtype):
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_a_batch_in_parts_is_the_whole_batch(isa, readout, dtype):
     network, data = make(LSTMNetwork, 3, 17, 2, dtype=dtype), problem((401, 2, 3, 17, 2), dtype)
-    whole = network.predict(data.X, target=target)
+    whole = network.predict(data.X, readout=readout)
     for cut in (1, 34, 192, 200):
-        parts = [network.predict(X, target=target) for X in (data.X[:cut], data.X[cut:])]
+        parts = [network.predict(X, readout=readout) for X in (data.X[:cut], data.X[cut:])]
         assert_same_bits([np.concatenate(parts)], [whole])
 
 
@@ -334,7 +346,7 @@ def test_step_by_step_is_the_whole_sequence(isa, N, H, dtype):
     data, network = problem((N, 7, 3, H, 2), dtype), make(LSTMNetwork, 3, H, 2, dtype=dtype)
     layer = LSTM(3, H, dtype=dtype)
     layer.parameters = network.lstm_cell.parameters
-    outputs, (states, (h_T, C_T)) = network.predict(data.X, target="steps"), layer.forward(data.X)
+    outputs, (states, (h_T, C_T)) = network.predict(data.X, readout="steps"), layer.forward(data.X)
     state = network.initial_state(N)
     h = C = np.zeros((H, 1))
     for t in range(7):
@@ -349,9 +361,9 @@ def test_step_by_step_is_the_whole_sequence(isa, N, H, dtype):
 @pytest.mark.parametrize(("N", "T", "I", "H"), [(100, 10, 3, 5), (37, 70, 2, 13), (20, 3, 130, 3), (33, 5, 3, 32)])
 def test_one_of_a_large_batch_is_itself_alone(isa, N, T, I, H, dtype):
     network, X = make(LSTMNetwork, I, H, 2, dtype=dtype), problem((N, T, I, H, 2), dtype).X
-    for target in ("last", "steps"):
-        alone = [network.predict(x[None], target=target)[0] for x in X]
-        assert_same_bits([network.predict(X, target=target)], [np.array(alone)])
+    for readout in ("last", "steps"):
+        alone = [network.predict(x[None], readout=readout)[0] for x in X]
+        assert_same_bits([network.predict(X, readout=readout)], [np.array(alone)])
 
 
 def test_a_tape_can_be_used_twice(isa):
@@ -382,7 +394,7 @@ def test_a_cell_step_backward_is_a_layer_of_one_step(isa):
 
 def test_a_state_keeps_the_weights_of_its_start(isa):
     network, data = make(LSTMNetwork, 3, 13, 2), problem((4, 3, 3, 13, 2), "float64")
-    expected = network.predict(data.X, target="steps")
+    expected = network.predict(data.X, readout="steps")
     state = network.initial_state(4)
     network.parameters *= 2
     for t in range(3):
@@ -424,7 +436,7 @@ def test_a_step_takes_every_layout(dtype):
 @pytest.mark.parametrize(("N", "H", "O"), [(1, 1, 1), (2, 34, 3), (13, 17, 17)])
 def test_a_step_writes_to_out(isa, N, H, O, dtype):
     network, data = make(LSTMNetwork, 3, H, O, dtype=dtype), problem((N, 5, 3, H, O), dtype)
-    expected, state = network.predict(data.X, target="steps"), network.initial_state(N)
+    expected, state = network.predict(data.X, readout="steps"), network.initial_state(N)
     y = np.empty((N, O), dtype)
     for t in range(5):
         given, again = network.step(data.X[:, t], state, out=y)
@@ -479,9 +491,9 @@ def everything(lstm, network, data):
     yield from lstm.lstm_cell.backward(data.X[0][0], *column)
     yield from network.forward(data.X[0])
     yield network.step([x[0] for x in data.X], network.initial_state(len(data.X)))[0]
-    for (loss, target), Y in data.Y.items():
-        yield network.predict(data.X, target=target)
-        value, gradient = network.gradient(data.X, Y, loss=loss, target=target)
+    for (loss, readout), Y in data.Y.items():
+        yield network.predict(data.X, readout=readout)
+        value, gradient = reading(network, readout).gradient(data.X, Y, loss=loss)
         yield from (np.float64(value), gradient)
 
 
@@ -548,11 +560,10 @@ def test_integers_are_numbers(dtype, integer):
 
 @pytest.mark.parametrize("labels", ["int8", "uint64", ">i4"])
 def test_labels_of_any_integer_type(labels):
-    network, data = make(LSTMNetwork, 3, 13, 5), problem((5, 4, 3, 13, 5), "float64")
+    network, data = make(LSTMNetwork, 3, 13, 5, readout="steps"), problem((5, 4, 3, 13, 5), "float64")
     Y = data.Y["cross_entropy", "steps"]
     expected, actual = (
-        network.gradient(data.X, y, loss="cross_entropy", target="steps")[1]
-        for y in (Y, np.asfortranarray(Y.astype(labels)))
+        network.gradient(data.X, y, loss="cross_entropy")[1] for y in (Y, np.asfortranarray(Y.astype(labels)))
     )
     assert_same_bits([actual], [expected])
 
@@ -867,6 +878,7 @@ def test_calls_leak_no_memory():
 ZERO = np.zeros
 CELL, LAYER = LSTMCell(2, 3, seed=0), LSTM(2, 3, seed=0)
 NETWORK = LSTMNetwork(2, 3, 4, seed=0)
+OF_STEPS = reading(NETWORK, "steps")
 *_, TAPE = LAYER.forward(ZERO((2, 5, 2)), return_tape=True)
 *_, OTHER_TAPE = LSTM(2, 4).forward(ZERO((2, 5, 2)), return_tape=True)
 *_, DOUBLE_TAPE = LSTM(2, 3, dtype="float64").forward(ZERO((2, 5, 2)), return_tape=True)
@@ -920,10 +932,7 @@ ARRAYS = {
     "LSTMNetwork.step x": ((2, 2), lambda x: NETWORK.step(x, STATE)),
     "LSTMNetwork.gradient X": ((2, 5, 2), lambda X: NETWORK.gradient(X, ZERO((2, 4)))),
     "LSTMNetwork.gradient Y": ((2, 4), lambda Y: NETWORK.gradient(GOOD, Y)),
-    "LSTMNetwork.gradient Y (steps)": (
-        (2, 5, 4),
-        lambda Y: NETWORK.gradient(GOOD, Y, target="steps"),
-    ),
+    "LSTMNetwork.gradient Y (steps)": ((2, 5, 4), lambda Y: OF_STEPS.gradient(GOOD, Y)),
     "LSTMCell.forward x_t": ((2, 1), lambda x: CELL.forward(x, COLUMN, COLUMN)),
     "LSTMCell.forward h_prev": ((3, 1), lambda h: CELL.forward(ZERO(2), h, COLUMN)),
     "LSTMCell.forward C_prev": ((3, 1), lambda C: CELL.forward(ZERO(2), COLUMN, C)),
@@ -1047,12 +1056,18 @@ BAD_CALLS = {
         ValueError,
         r"dH has shape \(2, 4, 3\); expected \(2, 5, 3\)",
     ),
-    "target": (
-        lambda: NETWORK.predict(GOOD, target="all"),
+    "readout": (
+        lambda: NETWORK.predict(GOOD, readout="all"),
         ValueError,
-        "target is 'all'; expected one of 'last', 'steps'",
+        "readout is 'all'; expected one of 'last', 'steps'",
     ),
-    "target None": (lambda: NETWORK.predict(GOOD, target=None), ValueError, "target is None"),
+    "readout of a new network": (
+        lambda: LSTMNetwork(2, 3, 4, readout="all"),
+        ValueError,
+        "readout is 'all'; expected one of 'last', 'steps'",
+    ),
+    "readout None": (lambda: LSTMNetwork(2, 3, 4, readout=None), ValueError, "readout is None; expected one of"),
+    "readout of another type": (lambda: NETWORK.predict(GOOD, readout=["last"]), ValueError, r"readout is \['last'\]"),
     "ragged widths": (
         lambda: NETWORK.predict([ZERO((5, 2)), ZERO((4, 3))]),
         ValueError,
@@ -1088,7 +1103,7 @@ BAD_CALLS = {
         r"Y has shape \(3, 4\); expected \(2, 4\)",
     ),
     "T of Y": (
-        lambda: NETWORK.gradient(GOOD, ZERO((2, 4, 4)), target="steps"),
+        lambda: OF_STEPS.gradient(GOOD, ZERO((2, 4, 4))),
         ValueError,
         r"Y has shape \(2, 4, 4\); expected \(2, 5, 4\)",
     ),
@@ -1108,7 +1123,7 @@ BAD_CALLS = {
         r"Y\[1\] is 4; expected a class from 0 to 3",
     ),
     "label negative": (
-        lambda: NETWORK.gradient(GOOD, [[0] * 5, [3, 3, -1, 0, 0]], **CLASSES_OF_STEPS),
+        lambda: OF_STEPS.gradient(GOOD, [[0] * 5, [3, 3, -1, 0, 0]], loss="cross_entropy"),
         ValueError,
         r"Y\[1, 2\] is -1; expected a class from 0 to 3",
     ),
@@ -1128,7 +1143,7 @@ BAD_CALLS = {
         r"Y has shape \(2, 4\); expected \(2,\)",
     ),
     "ragged labels": (
-        lambda: NETWORK.gradient(GOOD, [[0, 1], [0]], **CLASSES_OF_STEPS),
+        lambda: OF_STEPS.gradient(GOOD, [[0, 1], [0]], loss="cross_entropy"),
         ValueError,
         r"Y is a list of 2 entries that differ in shape; expected \(2, 5\)",
     ),
@@ -1154,7 +1169,6 @@ BAD_CALLS = {
         r"x has shape \(3, 2\); expected \(2, 2\)",
     ),
 }
-CLASSES_OF_STEPS = {"loss": "cross_entropy", "target": "steps"}
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)

@@ -206,7 +206,17 @@ OTHER_NAMES = [
     ),
 ]
 
-CALLS = {"train": train, "gradient": LSTMNetwork(3, 8, 1).gradient, "Adam": Adam, "SGD": SGD, "Forecaster": Forecaster}
+NETWORK = LSTMNetwork(3, 8, 1)
+CALLS = {
+    "train": train,
+    "predict": NETWORK.predict,
+    "gradient": NETWORK.gradient,
+    "LSTM": LSTM,
+    "LSTMNetwork": LSTMNetwork,
+    "Adam": Adam,
+    "SGD": SGD,
+    "Forecaster": Forecaster,
+}
 FOREIGN = [
     ("train", "lr", "pass optimizer=Adam(learning_rate=...) to train"),
     ("train", "learning_rate", "pass optimizer=Adam(learning_rate=...) to train"),
@@ -214,7 +224,13 @@ FOREIGN = [
     ("train", "n_epochs", "did you mean epochs?"),
     ("train", "epoch", "did you mean epochs?"),
     ("train", "validation_split", "did you mean validation_data?"),
-    ("gradient", "targets", "did you mean target?"),
+    ("gradient", "targets", "did you mean Y?"),
+    ("gradient", "target", "readout is an argument of LSTMNetwork"),
+    ("train", "target", "readout is an argument of LSTMNetwork"),
+    ("train", "readout", "readout is an argument of LSTMNetwork"),
+    ("predict", "target", "did you mean readout?"),
+    ("LSTMNetwork", "target", "did you mean readout?"),
+    ("LSTM", "target", "readout is an argument of LSTMNetwork"),
     ("Adam", "lr", "did you mean learning_rate?"),
     ("Adam", "eps", "did you mean epsilon?"),
     ("Adam", "betas", "pass beta1 and beta2 to Adam"),
@@ -247,7 +263,7 @@ def test_subclasses_have_arguments_of_their_own():
             super().__init__(3, units, 1, num_layers=layers)
 
     assert Mine(units=4, layers=2).options.num_layers == 2
-    assert list(inspect.signature(LSTMNetwork).parameters)[:4] == ["input_dim", "hidden_dim", "output_dim", "dtype"]
+    assert list(inspect.signature(LSTMNetwork).parameters)[:4] == ["input_dim", "hidden_dim", "output_dim", "readout"]
 
 
 def test_the_layout_is_of_valid_options_too():

@@ -143,14 +143,14 @@ def test_training_follows_torch(num_layers, bidirectional, proj_size, ragged, op
     torch = import_torch()
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-    target = "steps" if ragged != bidirectional else "last"
+    readout = "steps" if ragged != bidirectional else "last"
     torch.manual_seed(9)
     layer = torch.nn.LSTM(I, H, num_layers, True, True, 0.0, bidirectional, proj_size, dtype=torch.float64)
     head = torch.nn.Linear((1 + bidirectional) * (proj_size or H), O, dtype=torch.float64)
     for name, parameter in layer.named_parameters():
         if name.startswith("bias_hh"):  # two biases would take twice the steps of one
             parameter.requires_grad_(False).zero_()
-    ours = lstm_ext.LSTMNetwork(I, H, O, dtype="float64", **torch_options(layer))
+    ours = lstm_ext.LSTMNetwork(I, H, O, readout=readout, dtype="float64", **torch_options(layer))
 
     def weights():
         own = {"W_y": head.weight.detach().numpy().copy(), "b_y": head.bias.detach().numpy()[:, np.newaxis].copy()}
@@ -173,7 +173,7 @@ def test_training_follows_torch(num_layers, bidirectional, proj_size, ragged, op
             x, y, at = torch.tensor(X[rows]), torch.tensor(Y[rows]), live[rows]
             packed = pack_padded_sequence(x, lengths[rows], batch_first=True, enforce_sorted=False)
             outputs, (h_T, _) = layer(packed)
-            if target == "steps":
+            if readout == "steps":
                 outputs = head(pad_packed_sequence(outputs, batch_first=True, total_length=T)[0])
                 loss = ((outputs - y)[at] ** 2).mean()
             else:
@@ -187,15 +187,14 @@ def test_training_follows_torch(num_layers, bidirectional, proj_size, ragged, op
     history = lstm_ext.train(
         ours,
         X,
-        Y if target == "steps" else Y[:, 0],
-        target=target,
+        Y if readout == "steps" else Y[:, 0],
         optimizer=OPTIMIZERS[optimizer][0](),
         batch_size=4,
         epochs=10,
         lengths=lengths if ragged else None,
         shuffle=False,
     )
-    size = lengths if target == "steps" else np.ones(N)
+    size = lengths if readout == "steps" else np.ones(N)
     expected = np.reshape(losses, (10, 2)) @ [size[:4].sum(), size[4:].sum()] / size.sum()
     assert_close(np.array(history.loss), expected, "losses", 1e-12)
     for name, weight in weights().items():

@@ -73,15 +73,14 @@ def results(shape, dtype, num_threads):
     batch, steps, input_dim, hidden_dim, output_dim = shape
     X, Y = data(batch, steps, input_dim, output_dim, dtype, batches=2)
     weights = {"dtype": dtype, "init": "pytorch", "seed": 1}  # quickly drawn
-    network = lstm_ext.LSTMNetwork(input_dim, hidden_dim, output_dim, **weights)
-    arrays = [network.predict(X, target="steps", num_threads=num_threads)]
-    loss, gradient = network.gradient(X, Y, target="steps", num_threads=num_threads)
+    network = lstm_ext.LSTMNetwork(input_dim, hidden_dim, output_dim, readout="steps", **weights)
+    arrays = [network.predict(X, num_threads=num_threads)]
+    loss, gradient = network.gradient(X, Y, num_threads=num_threads)
     for optimizer in (lstm_ext.Adam(), lstm_ext.SGD(momentum=0.5)):
         history = lstm_ext.train(
             network,
             X,
             Y,
-            target="steps",
             batch_size=batch,
             epochs=1,
             clip_norm=0.1,
@@ -126,7 +125,7 @@ def test_helpers_flush_denormals():
     network.b_y[...] = 1e-40
     X, _ = data(64, 20, 5, 1)
     for num_threads in (2, 4):
-        for result in shared(lambda n=num_threads: network.predict(X, target="steps", num_threads=n)):
+        for result in shared(lambda n=num_threads: network.predict(X, readout="steps", num_threads=n)):
             assert not result.any()
 
 

@@ -21,11 +21,11 @@ N, T, I, O = 23, 9, 5, 3  # no multiple of a vector, of a tile or of the batch
 # Without fused multiply-adds there are as many roundings more.
 BASELINE = {"float32": 1e-5, "float64": 1e-13}
 TRAININGS = {
-    "every step, Adam": {"target": "steps", "loss": "mse", "optimizer": lambda: Adam(0.01), "clip_norm": 0.25},
-    "last step, SGD": {"target": "last", "loss": "cross_entropy", "optimizer": lambda: SGD(0.5, momentum=0.75)},
-    "batch in the lanes": {"target": "last", "optimizer": lambda: Adam(0.01), "hidden_dim": 5, "batch_size": 16},
+    "every step, Adam": {"readout": "steps", "loss": "mse", "optimizer": lambda: Adam(0.01), "clip_norm": 0.25},
+    "last step, SGD": {"readout": "last", "loss": "cross_entropy", "optimizer": lambda: SGD(0.5, momentum=0.75)},
+    "batch in the lanes": {"readout": "last", "optimizer": lambda: Adam(0.01), "hidden_dim": 5, "batch_size": 16},
     "options": {
-        "target": "max",
+        "readout": "max",
         "optimizer": lambda: SGD(0.25),
         "lengths": 1 + np.arange(N) % T,
         "network": {
@@ -56,10 +56,11 @@ def trace(training, dtype):
         return ((raw(shape) >> 52).astype(np.int64) - 2048) * (scale / 2048)
 
     options = {"loss": "mse", "batch_size": 7} | training | {"optimizer": training["optimizer"]()}
-    network = LSTMNetwork(I, options.pop("hidden_dim", 17), O, dtype=dtype, **options.pop("network", {}))
+    hidden_dim, how = options.pop("hidden_dim", 17), options.pop("network", {})
+    network = LSTMNetwork(I, hidden_dim, O, readout=options.pop("readout"), dtype=dtype, **how)
     network.parameters = numbers(network.parameters.size, scale=0.25)
     X, Y = numbers(N, T, I, scale=2), numbers(N, T, O, scale=1)
-    if options["target"] != "steps":
+    if network.readout != "steps":
         Y = Y[:, -1]
     if options["loss"] == "cross_entropy":
         Y = Y.argmax(axis=1)
@@ -89,16 +90,16 @@ def fraction(*shape):
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer", "target"),
+    ("name", "optimizer", "readout"),
     [("momentum", lambda: SGD(0.1, momentum=0.9), "steps"), ("adam", lambda: Adam(0.02), "last")],
 )
-def test_the_training_has_the_bits_of_the_first_version(name, optimizer, target, isa):
-    network = LSTMNetwork(3, 13, 2, dtype="float64")
+def test_the_training_has_the_bits_of_the_first_version(name, optimizer, readout, isa):
+    network = LSTMNetwork(3, 13, 2, readout=readout, dtype="float64")
     network.parameters = 0.4 * fraction(network.parameters.size)
     X, Y = fraction(17, 9, 3), fraction(17, 9, 2)
-    if target == "last":
+    if readout == "last":
         Y = Y[:, -1]
-    how = {"target": target, "batch_size": 17, "epochs": 10, "shuffle": False, "clip_norm": 0.05, "verbose": False}
+    how = {"batch_size": 17, "epochs": 10, "shuffle": False, "clip_norm": 0.05, "verbose": False}
     losses = train(network, X, Y, optimizer=optimizer(), **how).loss
     expected = [float.fromhex(loss) for loss in json.loads(FIRST_VERSION.read_text(encoding="utf-8"))[name]]
     assert losses == pytest.approx(expected, rel=BASELINE["float64"] if isa == "baseline" else 0, abs=0)

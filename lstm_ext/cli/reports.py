@@ -58,7 +58,7 @@ def describe_model(model: Model) -> dict[str, Any]:
     """Return the contents of a model file, with the shapes of its weights."""
     network = model.network
     return {
-        "architecture": {name: getattr(network, name) for name in SIZES},
+        "architecture": {name: getattr(network, name) for name in (*SIZES, "readout")},
         "options": network.options.changed(),
         "dtype": network.dtype.name,
         "parameters": {name: weight.shape for name, weight in network.named_parameters().items()},

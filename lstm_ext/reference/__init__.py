@@ -70,7 +70,7 @@ __all__ = [
     "LOSSES",
     "LSTM",
     "OPTIMIZERS",
-    "TARGETS",
+    "READOUTS",
     "CellGradients",
     "LSTMCell",
     "LSTMGradients",
@@ -83,8 +83,6 @@ __all__ = [
     "tanh",
     "train_lstm",
 ]
-
-TARGETS = ("last", "steps", "mean", "max")
 
 
 # --- batches of sequences: which steps there are, and in which order a cell takes them ---
@@ -420,12 +418,41 @@ def _split(gradient: Array, how: str | None) -> list[Array]:
     return [gradient, gradient] if how == "sum" else [gradient]
 
 
+def _mean(H: Array, live: Array) -> Array:
+    """Mean over the live steps."""
+    return np.asarray((H * live[:, :, None]).sum(axis=1) / live.sum(axis=1, keepdims=True)).astype(H.dtype)
+
+
+def _mean_back(dfeatures: Array, H: Array, live: Array) -> Array:
+    return np.asarray(live[:, :, None] * (dfeatures / live.sum(axis=1, keepdims=True))[:, None])
+
+
+def _max(H: Array, live: Array) -> Array:
+    """Maximum of each unit over the live steps."""
+    return np.take_along_axis(H, _largest(H, live), axis=1)[:, 0]
+
+
+def _max_back(dfeatures: Array, H: Array, live: Array) -> Array:
+    dH = np.zeros_like(H)
+    np.put_along_axis(dH, _largest(H, live), dfeatures[:, None], axis=1)
+    return dH
+
+
+def _largest(H: Array, live: Array) -> Array:
+    """Return when each unit is largest, (N, 1, width), the first time of equals; live steps alone count."""
+    return np.asarray(np.where(live[:, :, None], H.real, -np.inf).argmax(axis=1, keepdims=True))
+
+
+POOLS = {"mean": (_mean, _mean_back), "max": (_max, _max_back)}
+READOUTS = ("last", "steps", *POOLS)
+
+
 class LSTMNetwork(Parametrised):
     """An LSTM and a head: y = W_y feature + b_y, or the features themselves if `output_dim` is None.
 
-    Parameters as for `LSTM`; `output_dim` (int or None) is the size of y. What the features are is each
-    call's `target`: "last", the top layer's final states; "steps", its output at every step; "mean" and
-    "max", of its outputs over the live steps.
+    Parameters as for `LSTM`; `output_dim` (int or None) is the size of y. `readout` says what the features
+    are: "last", the top layer's final states; "steps", its output at every step; "mean" and "max", of its
+    outputs over the live steps.
 
     Attributes
     ----------
@@ -441,43 +468,54 @@ class LSTMNetwork(Parametrised):
         hidden_dim: int,
         output_dim: int | None,
         *,
+        readout: str = "last",
         dtype: DTypeLike = "float32",
         init: str = "glorot",
         seed: Seed = None,
         **options: Any,
     ) -> None:
-        self._build(as_architecture(input_dim, hidden_dim, output_dim, options), dtype, init, seed)
+        as_choice("readout", readout, READOUTS)
+        architecture = as_architecture(input_dim, hidden_dim, output_dim, options)
+        self._build(architecture._replace(readout=readout), dtype, init, seed)
 
     def _adopt(self, architecture: Architecture, named: dict[str, Array]) -> None:
         super()._adopt(architecture, named)
-        vars(self)["output_dim"] = architecture.output_dim
-        vars(self)["_lstm"] = self._part(LSTM, architecture._replace(output_dim=None))
+        vars(self).update(output_dim=architecture.output_dim, readout=architecture.readout)
+        vars(self)["_lstm"] = self._part(LSTM, architecture._replace(output_dim=None, readout="last"))
         if architecture.plain:
             vars(self)["lstm_cell"] = self._lstm.lstm_cell
 
     def forward(self, X: ArrayLike, *, num_threads: int | None = None) -> list[Array]:
         """Return the T outputs, each (output_dim, 1), of one sequence X (T, input_dim)."""
         X = as_array("X", X, self.dtype, ("T", self.input_dim))
-        return [y.reshape(-1, 1) for y in self.predict(X[np.newaxis], target="steps")[0]]
+        return [y.reshape(-1, 1) for y in self.predict(X[np.newaxis], readout="steps")[0]]
 
     def predict(
         self,
         X: Any,
         *,
-        target: str = "last",
+        readout: str | None = None,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         num_threads: int | None = None,
     ) -> Array:
         """Return the outputs of X, which is as for `LSTM.forward`.
 
-        (N, output_dim); (N, T, output_dim) for target "steps", zero past a sequence's end.
+        (N, output_dim); (N, T, output_dim) for readout "steps", zero past a sequence's end. By default the
+        network's readout; a head of "last" or "steps" can be applied to the other, and without a head any
+        can be asked for.
         """
-        as_choice("target", target, TARGETS)
+        readout = self.readout if readout is None else self._other_readout(readout)
         batch = _batch(X, lengths, mask, self.input_dim, self.dtype)
         H, (h_T, _), tape = self._lstm._forward(batch, None, None, None)
-        y = self._head(self._features(target, H, h_T, tape.batch.live))
-        return np.where(batch.inside[:, :, None], y, 0) if target == "steps" else y
+        y = self._head(self._features(readout, H, h_T, tape.batch.live))
+        return np.where(batch.inside[:, :, None], y, 0) if readout == "steps" else y
+
+    def _other_readout(self, readout: str) -> str:
+        as_choice("readout", readout, READOUTS)
+        if readout != self.readout and self.output_dim is not None and {readout, self.readout} & {*POOLS}:
+            raise ValueError(f"readout must fit a head for {self.readout!r}, got {readout!r}")
+        return readout
 
     def gradient(
         self,
@@ -485,7 +523,6 @@ class LSTMNetwork(Parametrised):
         Y: Any,
         *,
         loss: str = "mse",
-        target: str = "last",
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         dropout_seed: int | None = None,
@@ -500,12 +537,10 @@ class LSTMNetwork(Parametrised):
             A batch of sequences, with `lengths` or `mask` as for `LSTM.forward`.
         Y : array_like
             In the shape that `predict` returns; for a loss of labels ("cross_entropy") integer classes, (N,), or
-            (N, T) for target "steps".
-            For a list X and target "steps" also a list, of T_n rows each.
+            (N, T) for readout "steps". For a list X and readout "steps" also a list, of T_n rows each. Of the steps,
+            only live ones count.
         loss : str
             A name in `LOSSES` (losses.py).
-        target : {"last", "steps", "mean", "max"}
-            What the head is applied to; of "steps", only the live ones count.
         lengths, mask : array_like, optional
             As for `LSTM.forward`.
         dropout_seed : int, optional
@@ -515,53 +550,49 @@ class LSTMNetwork(Parametrised):
         num_threads : int, optional
             Without effect.
         """
-        as_choice("target", target, TARGETS)
         as_choice("loss", loss, tuple(LOSSES))
         batch = _batch(X, lengths, mask, self.input_dim, self.dtype)
         key = Key.of(dropout_seed, update)
-        if target == "steps" and isinstance(X, list | tuple) and isinstance(Y, list | tuple):
+        steps = self.readout == "steps"
+        if steps and isinstance(X, list | tuple) and isinstance(Y, list | tuple):
             Y = self._pad_targets(Y, loss, batch)
         H, (h_T, _), tape = self._lstm._forward(batch, None, None, key)
         live = tape.batch.live
-        rows = live if target == "steps" else np.ones(len(live), bool)  # those that count
+        rows = live if steps else np.ones(len(live), bool)  # those that count
         Y = self._targets(Y, loss, rows)
-        features = self._features(target, H, h_T, live)
+        features = self._features(self.readout, H, h_T, live)
         value, dy = LOSSES[loss].value_and_gradient(self._head(features[rows]), Y[rows])
         head, dfeatures = [], np.zeros_like(features)
         dfeatures[rows] = dy if self.output_dim is None else dy @ self.W_y
         if self.output_dim is not None:
             head = [dy.T @ features[rows], dy.sum(axis=0)]
-        dH, dh_T = self._features_back(target, dfeatures, H, h_T, live)
+        dH, dh_T = self._features_back(dfeatures, H, h_T, live)
         return value.item(), flatten([self._lstm.backward(tape, dH, dh_T).parameters, *head])
 
     def _head(self, features: Array) -> Array:
         """Y = W_y feature + b_y for features in rows (..., feature_dim)."""
         return features if self.output_dim is None else np.asarray(features @ self.W_y.T + self.b_y.T)
 
-    def _features(self, target: str, H: Array, h_T: Array, live: Array) -> Array:
+    def _features(self, readout: str, H: Array, h_T: Array, live: Array) -> Array:
         """Return what the head sees: (N, T, feature_dim) for "steps", else (N, feature_dim)."""
-        if target == "last":
-            top = h_T.reshape(-1, *h_T.shape[-2:])[-self._architecture.directions :]
-            return _merge(list(top), self.options.bidirectional)
-        if target == "mean":
-            return np.asarray((H * live[:, :, None]).sum(axis=1) / live.sum(axis=1, keepdims=True)).astype(H.dtype)
-        if target == "max":
-            return np.take_along_axis(H, _largest(H, live), axis=1)[:, 0]
-        return H
+        if readout in POOLS:
+            return POOLS[readout][0](H, live)
+        return H if readout == "steps" else _merge(list(self._top(h_T)), self.options.bidirectional)
 
-    def _features_back(self, target: str, dfeatures: Array, H: Array, h_T: Array, live: Array) -> tuple[Array, Array]:
+    def _features_back(self, dfeatures: Array, H: Array, h_T: Array, live: Array) -> tuple[Array, Array]:
         """Return dH and dh_T."""
         dH, dh_T = np.zeros_like(H), np.zeros_like(h_T)
-        if target == "last":
-            top = dh_T.reshape(-1, *h_T.shape[-2:])[-self._architecture.directions :]
-            top[...] = _split(dfeatures, self.options.bidirectional)
-        elif target == "mean":
-            dH[...] = live[:, :, None] * (dfeatures / live.sum(axis=1, keepdims=True))[:, None]
-        elif target == "max":
-            np.put_along_axis(dH, _largest(H, live), dfeatures[:, None], axis=1)
-        else:
+        if self.readout in POOLS:
+            dH = POOLS[self.readout][1](dfeatures, H, live)
+        elif self.readout == "steps":
             dH = dfeatures
+        else:
+            self._top(dh_T)[...] = _split(dfeatures, self.options.bidirectional)
         return dH, dh_T
+
+    def _top(self, h_T: Array) -> Array:
+        """Return the top layer's states (directions, N, R), as a view."""
+        return h_T.reshape(-1, *h_T.shape[-2:])[-self._architecture.directions :]
 
     def _pad_targets(self, Y: Any, loss: str, batch: _Batch) -> Array:
         lengths, width = batch.live.sum(axis=1), self._architecture.output_dim or self._architecture.feature_dim
@@ -582,11 +613,6 @@ class LSTMNetwork(Parametrised):
         if low < 0 or high >= width:
             raise ValueError(f"Y must hold classes 0 to {width - 1}, got {low} to {high}")
         return classes
-
-
-def _largest(H: Array, live: Array) -> Array:
-    """Return when each unit is largest, (N, 1, width), the first time of equals; live steps alone count."""
-    return np.asarray(np.where(live[:, :, None], H.real, -np.inf).argmax(axis=1, keepdims=True))
 
 
 def train_lstm(

@@ -181,12 +181,13 @@ class Options:
 
 
 class Architecture(NamedTuple):
-    """Sizes and options of a model."""
+    """Sizes and options of a model, and the readout of a network."""
 
     input_dim: int
     hidden_dim: int
     output_dim: int | None = None
     options: Options = Options()
+    readout: str = "last"
 
     @property
     def gates(self) -> tuple[str, ...]:

@@ -70,7 +70,6 @@ def train_lstm(
         network.architecture,
         sequences,
         targets,
-        target="last",
         loss=MSE(),
         optimizer=optimizer,
         batch_size=1,

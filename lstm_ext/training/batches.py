@@ -32,8 +32,8 @@ class Batches:
         The number of passes.
     members : ndarray of int (N,)
         The sequences in the order of their batches, in each batch the longest first.
-    draw_order : ndarray of int (N,) or (0,)
-        The position of each member in its batch before the batch was sorted; empty if it is where it was.
+    unsorted_positions : ndarray of int (N,) or (0,)
+        The position of each member in its batch before the batch was sorted; empty if it is the same.
     starts, first_steps : ndarray of int (passes,)
         The index in `members` at which the batch of each pass begins, and the step at which the pass begins.
     """
@@ -49,13 +49,13 @@ class Batches:
         self.set_order(np.arange(N, dtype=np.intp))
 
     def set_order(self, order: Index) -> None:
-        """Cut the sequences in this order (N,) into batches."""
+        """Divide the sequences into batches in this order (N,)."""
         lengths, k = self.sequences.lengths, self.chunk_steps
-        self.members, self.draw_order = order, np.empty(0, np.intp)
+        self.members, self.unsorted_positions = order, np.empty(0, np.intp)
         self.starts = np.arange(0, len(order), self.size, dtype=np.intp)
         if not self.sequences.same_length and self.size > 1:
             position = longest_first(lengths[order], self.size)
-            self.members, self.draw_order = order[position], position % self.size
+            self.members, self.unsorted_positions = order[position], position % self.size
         if k is None:
             self.first_steps = np.zeros(self.count, np.intp)
         else:
@@ -80,7 +80,7 @@ class Batches:
         return self.members[start : start + self.size]
 
     def outputs_of(self, step: int) -> PassOutputs:
-        """Return the outputs of a pass, in the order in which their sequences were drawn."""
+        """Return the outputs of a pass, in the order of their sequences before the batch was sorted."""
         start, first_step, members = self.starts[step], int(self.first_steps[step]), self.members_of(step)
         is_chunk = self.chunk_steps is not None
         lengths = self.sequences.lengths[members] - first_step
@@ -89,15 +89,16 @@ class Batches:
             if not self.every_step:
                 has_outputs &= lengths <= self.chunk_steps
             lengths = np.minimum(lengths, self.chunk_steps)
-        positions = drawn = np.flatnonzero(has_outputs)
-        if len(self.draw_order) > 0:
-            drawn = drawn[np.argsort(self.draw_order[start + drawn])]
-        members, lengths = members[drawn], lengths[drawn]
+        index = np.flatnonzero(has_outputs)  # in the sorted batch, whose rows the head has in the same order
+        first_index = index[0]
+        if len(self.unsorted_positions) > 0:
+            index = index[np.argsort(self.unsorted_positions[start + index])]
+        members, lengths = members[index], lengths[index]
         if not self.every_step:
-            return PassOutputs(members, first_step, is_chunk, None, drawn - positions[0])
+            return PassOutputs(members, first_step, is_chunk, None, index - first_index)
         counts = count_live(lengths)
         begins = counts[::-1].cumsum()[::-1] - counts  # of each step's rows: the last step comes first
-        rows = (begins[None] + drawn[:, None])[np.arange(len(counts)) < lengths[:, None]]
+        rows = (begins[None] + index[:, None])[np.arange(len(counts)) < lengths[:, None]]
         return PassOutputs(members, first_step, is_chunk, lengths, rows)
 
 
@@ -107,11 +108,11 @@ class PassOutputs(NamedTuple):
     Attributes
     ----------
     members : ndarray of int (B,)
-        The sequences, in the order in which they were drawn.
+        The sequences, in their order before the batch was sorted.
     first_step : int
         The step at which the pass begins.
     is_chunk : bool
-        Whether batches are cut into chunks of steps.
+        Whether batches are divided into chunks of steps.
     lengths : ndarray of int (B,), or None
         The number of outputs of each sequence; None: one each.
     rows : ndarray of int

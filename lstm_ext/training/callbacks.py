@@ -13,7 +13,7 @@ _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
 
 def as_callbacks(callbacks: Iterable[_Callback]) -> tuple[_Callback, ...]:
-    """Return the callbacks of a training, each of which can be called."""
+    """Return the callbacks of a training as a tuple of callables."""
     try:
         result = tuple(callbacks)
     except (TypeError, NotImplementedError):  # the latter from a memoryview

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from lstm_ext import _epoch, _kernels
 from lstm_ext._epoch import TrainingLoop
-from lstm_ext._heads import Head
+from lstm_ext._heads import POOLED, Head
 from lstm_ext._stack import LayerStack
-from lstm_ext.checks import Array, Data, Index, NonFiniteError, as_array, as_choice, as_shape, check_length, check_live
+from lstm_ext.checks import Array, Data, Index, NonFiniteError, as_array, as_shape, check_length, check_live
 from lstm_ext.layers import steps_at_once
 from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences, longest_first
@@ -26,7 +26,6 @@ from lstm_ext.training.memory import largest_segment
 from lstm_ext.training.optimizers import Optimizer
 from lstm_ext.training.targets import Targets
 
-TARGETS = ("last", "steps", "mean", "max")
 EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
 
@@ -41,11 +40,9 @@ class PassRunner:
     parameters : ndarray
         The network's flat vector; updates change it in place.
     architecture : Architecture
-        The network's.
+        The network's, with the readout of these passes.
     X, Y
         The data, as `train` takes them; X also as `Sequences` of the network's dtype. Y None without a loss.
-    target : {"last", "steps", "mean", "max"}
-        What of each sequence the outputs are of.
     loss, optimizer
         Objects; loss None to predict, optimizer None for no updates.
     batch_size : int, optional
@@ -93,7 +90,6 @@ class PassRunner:
         X: Data | Sequences,
         Y: Any,
         *,
-        target: str,
         loss: CompiledLoss | Loss | None,
         optimizer: Optimizer | None,
         batch_size: int | None,
@@ -109,8 +105,8 @@ class PassRunner:
         isa: int | None = None,
         prefix: str = "",
     ) -> None:
-        self.every_step = as_choice("target", target, TARGETS) == "steps"
-        _check_tbptt(tbptt, target, architecture)
+        self.every_step = architecture.readout == "steps"
+        _check_tbptt(tbptt, architecture)
         if not isinstance(X, Sequences):
             X = Sequences(X, architecture.input_dim, parameters.dtype, lengths=lengths, mask=mask, defer=True)
         self.sequences, self.parameters, self.clip_norm, self.prefix = X, parameters, clip_norm, prefix
@@ -138,12 +134,12 @@ class PassRunner:
         dropout_seed = dropout_seed if architecture.draws_masks else None
         steps = self.batches.chunk_steps or X.longest
         sizes = _kernels.current() if isa is None else isa, architecture, parameters.dtype, steps, self.batches.size
-        self.head = Head(*sizes, target, parameters.size, keep=not forward_only)
+        self.head = Head(*sizes, parameters.size, keep=not forward_only)
         new_stack = partial(
             LayerStack,
             *sizes,
             keep=not forward_only,
-            want_outputs=target != "last",
+            want_outputs=self.head.needs_steps,
             draws=dropout_seed is not None,
         )
         segment = min(recompute_every or 0, steps)
@@ -182,7 +178,7 @@ class PassRunner:
 
     def _begin_epoch(self) -> None:
         batches = self.batches
-        self.loop.set_order(batches.members, batches.draw_order, batches.starts, batches.first_steps)
+        self.loop.set_order(batches.members, batches.unsorted_positions, batches.starts, batches.first_steps)
 
     def _steps_at_once(self, architecture: Architecture, batch_size: int | None) -> int | None:
         """Return the maximum number of steps of a pass that keeps nothing; None: all."""
@@ -337,13 +333,15 @@ class PassRunner:
         self.loop.updates += 1
 
 
-def _check_tbptt(tbptt: int | None, target: str, architecture: Architecture) -> None:
-    """Raise unless sequences can be cut into chunks."""
+def _check_tbptt(tbptt: int | None, architecture: Architecture) -> None:
+    """Raise unless sequences can be divided into chunks."""
     if tbptt is None:
         return
     options = architecture.options
     for name, value in (("bidirectional", options.bidirectional), ("go_backwards", options.go_backwards)):
         if value:
             raise ValueError(f"tbptt is {tbptt} and the network has {name}={value!r}; expected one that runs forwards")
-    if target not in ("last", "steps"):
-        raise ValueError(f"tbptt is {tbptt} and target is {target!r}; expected 'last' or 'steps'")
+    if architecture.readout in POOLED:
+        raise ValueError(
+            f"tbptt is {tbptt} and the network has readout={architecture.readout!r}; readout must be 'last' or 'steps'"
+        )

@@ -41,7 +41,7 @@ class History:
     ----------
     loss : list of float
         The mean of the batches' losses, each taken before its update and weighted by the batch's number of outputs: of
-        sequences, or for ``target="steps"`` of live steps. If each of these losses is a mean over its outputs, this is
+        sequences, or with readout "steps" of live steps. If each of these losses is a mean over its outputs, this is
         the mean over the epoch. A loss in Python that leaves outputs out is weighted by all of them.
     validation_loss : list of float
         The mean loss over the validation data after the epoch; empty without them.
@@ -57,14 +57,13 @@ class History:
 class _Common(TypedDict):
     """The arguments of `PassRunner` that a training and its validation share."""
 
-    target: str
     loss: CompiledLoss | Loss
     batch_size: int
     num_threads: int | None
     isa: int
 
 
-_VALIDATION = "validation_data: "  # put before errors about these data
+_VALIDATION = "validation_data: "  # the prefix of errors about these data
 
 Callback: TypeAlias = Callable[[LSTMNetwork, History], bool | None]
 """Called after each epoch. True stops training; None or False goes on."""
@@ -76,7 +75,6 @@ def train(
     X: Data,
     Y: Data,
     *,
-    target: str = "last",
     loss: str | CompiledLoss | Loss = "mse",
     optimizer: str | Optimizer = "adam",
     batch_size: int = 32,
@@ -107,14 +105,11 @@ def train(
         The sequences. Only their live steps cost work. A C-contiguous X or Y of the network's dtype is not copied.
         Memory-mapped arrays are checked for NaN and Inf batch by batch during the first epoch.
     Y : array_like
-        One target for each sequence (N, output_dim). For ``target="steps"``, one for each step: an array
+        One target for each sequence (N, output_dim). With the network's readout "steps", one for each step: an array
         (N, T, output_dim), where the padding may hold anything, or a list of arrays (T_n, output_dim). If output_dim
         is 1, the last axis may be left out. For cross-entropy, integer classes (N,) or (N, T). Without a head,
         output_dim is the width of the top layer's outputs. For a loss in Python, any object with one entry for each
         sequence.
-    target : {"last", "steps", "mean", "max"}
-        What the head is applied to: the top layer's last h; its output at every live step, with `go_backwards` in the
-        order of the run; or the mean or the maximum of each of its outputs over the live steps.
     loss : {"mse", "cross_entropy"}, or a callable
         `lstm_ext.training.losses.Loss` describes the callable, and `lstm_ext.check_gradient` checks its gradient.
     optimizer : {"adam", "sgd"}, or an object
@@ -128,8 +123,8 @@ def train(
         loss that leaves them out instead, as in docs/guide/sequences.md, "Missing targets".
     tbptt : int, optional
         Truncated backpropagation through time: run every batch in chunks of `tbptt` steps, with an update after each.
-        States are carried from chunk to chunk; gradients are not. For ``target="last"``, a chunk in which no sequence
-        ends makes no update. The network must run forwards, and `target` must be "last" or "steps".
+        States are carried from chunk to chunk; gradients are not. With readout "last", a chunk in which no sequence
+        ends makes no update. The network must run forwards, and its readout must be "last" or "steps".
     clip_norm : float, optional
         Maximum norm of the gradient, above 0. A gradient with a larger norm is scaled down to it.
     validation_data : tuple (X, Y), or mapping, optional
@@ -180,7 +175,6 @@ def train(
     rng = make_generator(seed)
     callbacks = as_callbacks(callbacks)
     common: _Common = {
-        "target": target,
         "loss": as_loss(loss),
         "batch_size": as_size("batch_size", batch_size),
         "num_threads": num_threads,

@@ -28,9 +28,9 @@ class Loss(Protocol):
         ----------
         outputs : ndarray or list of ndarray
             The network's outputs for B sequences, in the network's dtype. An array (B, output_dim), one row for each
-            sequence, for ``target="last"``, ``"mean"`` and ``"max"``. For ``target="steps"`` an array
-            (B, T, output_dim) if X is one array without `lengths` and `mask`; otherwise always a list of B arrays
-            (T_n, output_dim), even where all T_n are equal. The loss owns them and may write to them.
+            sequence. With readout "steps" an array (B, T, output_dim) if X is one array without `lengths` and `mask`;
+            otherwise always a list of B arrays (T_n, output_dim), even where all T_n are equal. The loss owns them and
+            may write to them.
         targets : object
             The entries of Y for these sequences, in the same order: an array if Y is one and outputs is one, else a
             list. For ``"steps"`` without padding; with `tbptt` only the steps of the chunk. If output_dim is 1, floats

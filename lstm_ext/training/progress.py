@@ -20,7 +20,7 @@ class Progress:
         """Show the losses of an epoch that has ended."""
 
     def close(self) -> None:
-        """Show what is left to show when the training ends."""
+        """Show the last losses when the training ends."""
 
 
 _UNWRITABLE = suppress(OSError, ValueError)  # a closed standard error does not end a training

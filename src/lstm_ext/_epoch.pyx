@@ -66,11 +66,11 @@ cdef struct LoopData:
     Loss loss  # with the rows of Y; its `targets` NULL: none
     bint unchecked_X, unchecked_Y  # whether the rows of X and Y may hold NaN or Inf
     const Py_ssize_t *members  # (N): the sequences in the order of their batches, in each the longest first
-    const Py_ssize_t *draw_order  # (N): the position of each member in its batch before it was sorted; NULL: its own
+    const Py_ssize_t *unsorted_positions  # (N): the position of each member in its batch before sorting; NULL: the same
     const Py_ssize_t *starts  # (P): the index in `members` at which the batch of each pass begins
     const Py_ssize_t *first_steps  # (P): the step at which each pass begins
     double *losses  # (P): the mean loss of each pass
-    double *counts  # (P): the outputs that it is the mean of
+    double *counts  # (P): the number of outputs that it is the mean of
     double *norms  # (P): the norm of its gradient
     Py_ssize_t sequences, batch_size, passes  # N, B, P
     uint64_t seed, updates  # of the masks; the updates so far
@@ -115,11 +115,11 @@ cdef void count_live(Py_ssize_t size, const Py_ssize_t *lengths, Py_ssize_t *bat
 
 
 cdef void draw_masks(LoopData *loop, Py_ssize_t step) noexcept nogil:
-    """Set the counters of the chunk's masks, which are those of the update that its pass makes."""
+    """Set the counters of the chunk's masks, which belong to the update that its pass makes."""
     cdef Batch *batch = &loop.chunk.batch
     philox_key(loop.seed, loop.updates, batch.masks.key)
     batch.masks.first_step = loop.chunk.first_step
-    batch.masks.mask_rows = loop.draw_order + loop.starts[step] if loop.draw_order != NULL else NULL
+    batch.masks.mask_rows = loop.unsorted_positions + loop.starts[step] if loop.unsorted_positions != NULL else NULL
 
 
 cdef bint chunk_is_finite(const LoopData *loop, const real *tag) noexcept nogil:
@@ -155,7 +155,7 @@ cdef Rows no_rows() noexcept nogil:
 
 
 cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t step, const real *parameters) except -1 nogil:
-    """Compute the outputs of the chunk; a chunk that does not begin its batch goes on from the carried states."""
+    """Compute the outputs of the chunk; a chunk that does not begin its batch continues from the carried states."""
     cdef StackData *s = loop.stack
     cdef HeadData *head = loop.head
     cdef const Chunk *chunk = &loop.chunk
@@ -308,7 +308,7 @@ cdef bint order_fits(const LoopData *loop, Py_ssize_t passes) noexcept nogil:
 cdef class TrainingLoop:
     """A network's parameters, its data and the arrays of their passes: everything that the compiled loop reads.
 
-    Each array is checked when it is given, and its memory is kept: its shape, dtype and place must not change.
+    Each array is checked when it is given, and its memory is kept; it must not be reallocated.
 
     Parameters
     ----------
@@ -344,7 +344,7 @@ cdef class TrainingLoop:
     Attributes
     ----------
     losses, counts, norms : ndarray (passes,)
-        For each pass of the epoch its mean loss, the number of outputs of which it is the mean, and the norm of its
+        For each pass of the epoch: its mean loss, the number of outputs that this is the mean of, and the norm of its
         gradient. A pass without outputs has the loss 0.
     updates : int
         The number of updates so far.
@@ -357,8 +357,8 @@ cdef class TrainingLoop:
     cdef Head head
     cdef readonly object parameters, gradient, losses, counts, norms
     cdef object optimizer, backup, sums
-    cdef list arrays  # whose memory `data` points into, those of the order last
-    cdef Py_ssize_t kept  # the number of those before
+    cdef list arrays  # `data` points into their memory
+    cdef Py_ssize_t kept  # the number of arrays that do not belong to the order
     cdef int threads
 
     def __init__(
@@ -413,7 +413,7 @@ cdef class TrainingLoop:
         return 0
 
     cdef int make_arrays(self, bint in_chunks) except -1:
-        """Make what passes write to, apart from the arrays of the stack and the head."""
+        """Make the arrays that passes write to, except for those of the stack and the head."""
         cdef LoopData *loop = &self.data
         cdef StackData *s = loop.stack
         loop.chunk.first = <Py_ssize_t *> self.new(INDEX, (s.batch,))
@@ -457,14 +457,14 @@ cdef class TrainingLoop:
         self.arrays.append(array)
         return view.buf if view.len > 0 else NULL
 
-    def set_order(self, members, draw_order, starts, first_steps):
+    def set_order(self, members, unsorted_positions, starts, first_steps):
         """Take the order of an epoch's passes, and forget the losses of the epoch before.
 
         Parameters
         ----------
         members : ndarray of intp (N,)
             The sequences in the order of their batches, in each batch the longest first.
-        draw_order : ndarray of intp (N,) or (0,)
+        unsorted_positions : ndarray of intp (N,) or (0,)
             The position of each member in its batch before the batch was sorted; empty if it is where it was.
         starts, first_steps : ndarray of intp (passes,)
             The index in `members` at which the batch of each pass begins, and the step at which the pass begins.
@@ -474,7 +474,9 @@ cdef class TrainingLoop:
         del self.arrays[self.kept:]
         loop.passes = 0  # until all is checked
         loop.members = <Py_ssize_t *> self.take("members", members, c"n", N)
-        loop.draw_order = <Py_ssize_t *> self.take("draw_order", draw_order, c"n", N if len(draw_order) > 0 else 0)
+        loop.unsorted_positions = <Py_ssize_t *> self.take(
+            "unsorted_positions", unsorted_positions, c"n", N if len(unsorted_positions) > 0 else 0
+        )
         loop.starts = <Py_ssize_t *> self.take("starts", starts, c"n", passes)
         loop.first_steps = <Py_ssize_t *> self.take("first_steps", first_steps, c"n", passes)
         if not order_fits(loop, passes):

@@ -2,20 +2,29 @@ from lstm_ext._kernels cimport kernels, real
 from lstm_ext._passes cimport Rows
 from lstm_ext._products cimport StepRows
 from lstm_ext._stack cimport Batch, StackData
-from lstm_ext._threads cimport Region
+from lstm_ext._threads cimport Region, team_task
 
 
-cdef enum Readout:
+cdef enum Readout:  # their names: `READOUTS` in _heads.pyx
     READOUT_LAST
     READOUT_STEPS
     READOUT_MEAN
     READOUT_MAX
+    READOUT_COUNT
+
+
+cdef struct Pool:
+    # How a readout pools the outputs of a sequence's live steps: `POOLS` in _heads.pyx.
+    team_task forward_f32, forward_f64  # of a PoolTask and a sequence
+    team_task backward_f32, backward_f64
+    Py_ssize_t scratch  # bytes for each feature of a sequence
 
 
 cdef struct HeadData:
     # See `Head`.
     const kernels *table
     Readout readout
+    const Pool *pool  # NULL unless the readout pools
     Py_ssize_t features, output_dim
     bint is_linear  # whether there are W_y and b_y
     Py_ssize_t W_offset, b_offset  # in the flat parameter vector
@@ -25,8 +34,7 @@ cdef struct HeadData:
     #
     void *pooled  # (B, F): features that are no rows of the stack
     void *dpooled
-    double *sums  # (B, F), for the mean
-    Py_ssize_t *winners  # (B, F), for the maximum: its first step
+    void *pool_scratch  # (B, F), kept from one chunk to the next and for the backward pass
     void *packed
     void *packed_backward
     void *panels
@@ -39,6 +47,7 @@ cdef class Head:
     cdef list arrays
     cdef readonly object outputs, doutputs
     cdef readonly Py_ssize_t bytes
+    cdef readonly bint needs_steps
     cdef object array(self, Py_ssize_t size, dtype)
 
 

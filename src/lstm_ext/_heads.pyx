@@ -2,8 +2,11 @@
 
 Design
 ------
-- Features are rows: of every step, where the top layer left its outputs; the last states; or what is pooled over the
-  steps of a sequence. They stand in slots (`StepRows`), of which all but "steps" have one.
+- A readout says what the features are: the outputs of every step, which stay where the top layer left them ("steps");
+  the last states ("last"); or one row for each sequence, pooled over its live steps. They stand in slots (`StepRows`);
+  every readout but "steps" has one slot.
+- A readout that pools is a row of `POOLS`: its two passes over a sequence. A new one needs its name in `READOUTS`, its
+  kind in `Readout` and its row, and nothing else of the compiled half.
 - Outputs are packed in the order in which weight gradients are summed: steps from the last to the first, the sequences
   that have the step ascending.
 - Without a linear layer the outputs are the features themselves.
@@ -26,9 +29,6 @@ from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parall
 
 from lstm_ext._products import aligned_empty
 
-READOUTS = {"last": READOUT_LAST, "steps": READOUT_STEPS, "mean": READOUT_MEAN, "max": READOUT_MAX}
-
-
 @cython.auto_pickle(False)
 cdef class Head:
     """What is between an architecture's top layer and its outputs, and the arrays that its passes need.
@@ -38,25 +38,34 @@ cdef class Head:
     isa : int
         What the arrays are packed for (`_kernels.current`).
     architecture : Architecture
+        Its readout is the head's.
     dtype : numpy.dtype
     steps, batch : int
-        The most of a batch.
-    readout : {"last", "steps", "mean", "max"}
+        Maximum number of steps and of sequences in a batch.
     parameter_count : int
         The length of the flat vector, of which the head's weights are the end.
     keep : bool
         Whether a backward pass follows.
 
-    The attributes `outputs` and `doutputs`, dL/d outputs, (most rows, O) are arrays, `bytes` is what all arrays take.
+    Attributes
+    ----------
+    outputs, doutputs : ndarray (maximum number of rows, O)
+        The outputs and dL/d outputs.
+    bytes : int
+        Size of all arrays.
+    needs_steps : bool
+        Whether the stack must keep the top layer's outputs of every step.
     """
 
     def __init__(
-        self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, readout, Py_ssize_t parameter_count, *,
+        self, int isa, architecture, dtype, Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t parameter_count, *,
         bint keep,
     ):
         cdef HeadData *head = &self.data
         self.arrays, self.bytes = [], 0
-        head.table, head.readout = table_at(isa), READOUTS[readout]
+        head.table, head.readout = table_at(isa), READOUTS[architecture.readout]
+        head.pool = pool_of(head.readout)
+        self.needs_steps = head.readout != READOUT_LAST
         head.features, head.is_linear = architecture.features, architecture.output_dim is not None
         head.output_dim = architecture.output_dim if head.is_linear else head.features
         head.b_offset = parameter_count - head.output_dim
@@ -73,10 +82,8 @@ cdef class Head:
             head.pooled = address(self.array(batch * F, dtype))
             if keep:
                 head.dpooled = address(self.array(batch * F, dtype))
-        if head.readout == READOUT_MEAN:
-            head.sums = <double *> address(self.array(batch * F, np.dtype(np.float64)))
-        elif head.readout == READOUT_MAX:
-            head.winners = <Py_ssize_t *> address(self.array(batch * F, np.dtype(np.intp)))
+        if head.pool != NULL:
+            head.pool_scratch = address(self.array(batch * F * head.pool.scratch, np.dtype(np.uint8)))
         if keep and head.is_linear:
             head.packed_backward = address(self.array(panels_size(output_dim, F, V), dtype))
             head.panels = address(self.array(panels_size(OUTER_ROWS, F, V), dtype))
@@ -96,78 +103,109 @@ cdef void *address(array) except NULL:
     return view.buf
 
 
-cdef struct Pooling:
-    # Sequences, and rows of the top layer, in parts.
+cdef struct PoolTask:
+    # Pooling over the steps of a batch, or its backward pass.
     const HeadData *head
-    const StackData *s
     const Batch *batch
-    Py_ssize_t first_step, num_tasks  # the steps that were pooled before
-    Rows rows
+    Py_ssize_t first_step, num_tasks  # how many steps of the sequences were pooled before
+    Rows rows  # outputs of the top layer, or their gradients
+    team_task pool  # of the task and a sequence
 
 
 cdef inline real *top_row(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
     return <real *> rows.data + (t * rows.step_stride + b) * rows.width
 
 
-cdef void pool_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """The mean, summed in double, or the maximum of some sequences' steps up to now."""
-    cdef const HeadData *head = p.head
-    cdef Py_ssize_t F = head.features, size = p.batch.size, b, t, u
+cdef void pool_mean(const PoolTask *p, Py_ssize_t b, const real *tag) noexcept nogil:
+    """pooled = 1/T sum_t h_t, T being the steps up to now; the sums are kept in double."""
+    cdef Py_ssize_t F = p.head.features, t, u
     cdef const real *h
-    cdef real *to
-    cdef double *sums
-    cdef Py_ssize_t *winners
-    for b in range(part_begin(size, p.num_tasks, index), part_begin(size, p.num_tasks, index + 1)):
-        to = <real *> head.pooled + b * F
-        if head.readout == READOUT_MEAN:
-            sums = head.sums + b * F
-            if p.first_step == 0:
-                memset(sums, 0, F * sizeof(double))
-            for t in range(length_of(p.batch, b)):
-                h = top_row(&p.rows, b, t, tag)
-                for u in range(F):
-                    sums[u] += h[u]
-            for u in range(F):
-                to[u] = <real> (sums[u] / (p.first_step + length_of(p.batch, b)))
-            continue
-        winners = head.winners + b * F
-        if p.first_step == 0:
-            memset(winners, 0, F * sizeof(Py_ssize_t))
-            memcpy(to, top_row(&p.rows, b, 0, tag), F * sizeof(real))
-        for t in range(length_of(p.batch, b)):
-            h = top_row(&p.rows, b, t, tag)
-            for u in range(F):
-                if h[u] > to[u]:
-                    to[u], winners[u] = h[u], p.first_step + t
+    cdef real *pooled = <real *> p.head.pooled + b * F
+    cdef double *sums = <double *> p.head.pool_scratch + b * F
+    if p.first_step == 0:
+        memset(sums, 0, F * sizeof(double))
+    for t in range(length_of(p.batch, b)):
+        h = top_row(&p.rows, b, t, tag)
+        for u in range(F):
+            sums[u] += h[u]
+    for u in range(F):
+        pooled[u] = <real> (sums[u] / (p.first_step + length_of(p.batch, b)))
 
 
-cdef void spread_part(const Pooling *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """The gradients of some sequences' steps, of that of what was pooled."""
-    cdef const HeadData *head = p.head
-    cdef Py_ssize_t F = head.features, size = p.batch.size, b, t, u
-    cdef const real *dfeatures
+cdef void pool_mean_backward(const PoolTask *p, Py_ssize_t b, const real *tag) noexcept nogil:
+    """dh_t = dpooled / T."""
+    cdef Py_ssize_t F = p.head.features, t, u
+    cdef const real *dpooled = <const real *> p.head.dpooled + b * F
     cdef real *dh
-    cdef real length
+    cdef real length = <real> length_of(p.batch, b)
+    for t in range(length_of(p.batch, b)):
+        dh = top_row(&p.rows, b, t, tag)
+        for u in range(F):
+            dh[u] = dpooled[u] / length
+
+
+cdef void pool_max(const PoolTask *p, Py_ssize_t b, const real *tag) noexcept nogil:
+    """pooled = max_t h_t of each feature; the first step that has it is kept."""
+    cdef Py_ssize_t F = p.head.features, t, u
+    cdef const real *h
+    cdef real *pooled = <real *> p.head.pooled + b * F
+    cdef Py_ssize_t *winners = <Py_ssize_t *> p.head.pool_scratch + b * F
+    if p.first_step == 0:
+        memset(winners, 0, F * sizeof(Py_ssize_t))
+        memcpy(pooled, top_row(&p.rows, b, 0, tag), F * sizeof(real))
+    for t in range(length_of(p.batch, b)):
+        h = top_row(&p.rows, b, t, tag)
+        for u in range(F):
+            if h[u] > pooled[u]:
+                pooled[u], winners[u] = h[u], p.first_step + t
+
+
+cdef void pool_max_backward(const PoolTask *p, Py_ssize_t b, const real *tag) noexcept nogil:
+    """dh_t = dpooled at the step that won, and 0 at the others."""
+    cdef Py_ssize_t F = p.head.features, t, u
+    cdef const real *dpooled = <const real *> p.head.dpooled + b * F
+    cdef const Py_ssize_t *winners = <const Py_ssize_t *> p.head.pool_scratch + b * F
+    cdef real *dh
+    for t in range(length_of(p.batch, b)):
+        dh = top_row(&p.rows, b, t, tag)
+        for u in range(F):
+            dh[u] = dpooled[u] if winners[u] == t else 0
+
+
+READOUTS = {"last": READOUT_LAST, "steps": READOUT_STEPS, "mean": READOUT_MEAN, "max": READOUT_MAX}
+
+cdef Pool[READOUT_COUNT] POOLS  # NULL for readouts that do not pool
+POOLS[<int> READOUT_MEAN] = Pool(
+    <team_task> pool_mean[float], <team_task> pool_mean[double],
+    <team_task> pool_mean_backward[float], <team_task> pool_mean_backward[double], sizeof(double),
+)
+POOLS[<int> READOUT_MAX] = Pool(
+    <team_task> pool_max[float], <team_task> pool_max[double],
+    <team_task> pool_max_backward[float], <team_task> pool_max_backward[double], sizeof(Py_ssize_t),
+)
+
+
+cdef const Pool *pool_of(int readout) noexcept nogil:
+    return &POOLS[readout] if POOLS[readout].forward_f32 != NULL else NULL
+
+
+POOLED = tuple([name for name, kind in READOUTS.items() if pool_of(kind) != NULL])
+
+
+cdef void pool_part(const PoolTask *p, Py_ssize_t index, const void *tag) noexcept nogil:
+    cdef Py_ssize_t size = p.batch.size, b
     for b in range(part_begin(size, p.num_tasks, index), part_begin(size, p.num_tasks, index + 1)):
-        dfeatures, length = <const real *> head.dpooled + b * F, <real> length_of(p.batch, b)
-        for t in range(length_of(p.batch, b)):
-            dh = top_row(&p.rows, b, t, tag)
-            for u in range(F):
-                if head.readout == READOUT_MEAN:
-                    dh[u] = dfeatures[u] / length
-                else:
-                    dh[u] = dfeatures[u] if head.winners[b * F + u] == t else 0
+        p.pool(<void *> p, b, NULL)
 
 
 cdef int run_pooling(
-    Region *region, team_task task, const HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step,
-    const Rows *rows,
+    Region *region, team_task pool, const HeadData *head, const Batch *batch, Py_ssize_t first_step, const Rows *rows,
 ) except -1 nogil:
-    cdef Pooling p
+    cdef PoolTask p
     cdef double work = <double> batch.size * batch.steps * head.features
-    p.head, p.s, p.batch, p.first_step, p.rows = head, s, batch, first_step, rows[0]
+    p.pool, p.head, p.batch, p.first_step, p.rows = pool, head, batch, first_step, rows[0]
     p.num_tasks = num_tasks(region, batch.size, 1, 1, work)
-    return parallel_for(region, task, &p, p.num_tasks, work)
+    return parallel_for(region, <team_task> pool_part, &p, p.num_tasks, work)
 
 
 cdef void gather_last(
@@ -194,24 +232,26 @@ cdef int find_features(
 ) except -1 nogil:
     """Set where the features are, having gathered or pooled them where they are no rows of the stack."""
     cdef Rows rows
+    cdef team_task pool
     cdef StepRows *x = &head.x
     cdef Py_ssize_t t
     head.begin, head.slots, head.rows = begin, 1, batch.size - begin
     x.origin, x.batch_sizes, x.batch, x.ld, x.slot = 0, NULL, batch.size - begin, head.features, 0
     x.data = <real *> head.pooled + begin * head.features
-    if head.readout == READOUT_LAST:
-        if s.directions == 2:
-            gather_last(head, s, begin, batch.size, tag)
-        else:
-            x.data = <const real *> s.cells[s.count - 1].h_T + begin * head.features
-        return 0
-    rows = layer_outputs(s, s.layers - 1, tag)
-    if head.readout != READOUT_STEPS:
-        return run_pooling(region, <team_task> pool_part[real], head, s, batch, first_step, &rows)
-    x.data, x.ld, x.slot, x.batch_sizes = rows.data, rows.width, rows.step_stride * rows.width, batch.batch_sizes
-    head.slots, head.rows = batch.steps, 0
-    for t in range(batch.steps):
-        head.rows += batch_size_at(x.batch_sizes, x.batch, t)
+    if head.readout == READOUT_LAST and s.directions == 2:
+        gather_last(head, s, begin, batch.size, tag)
+    elif head.readout == READOUT_LAST:
+        x.data = <const real *> s.cells[s.count - 1].h_T + begin * head.features
+    elif head.readout == READOUT_STEPS:
+        rows = layer_outputs(s, s.layers - 1, tag)
+        x.data, x.ld, x.slot, x.batch_sizes = rows.data, rows.width, rows.step_stride * rows.width, batch.batch_sizes
+        head.slots, head.rows = batch.steps, 0
+        for t in range(batch.steps):
+            head.rows += batch_size_at(x.batch_sizes, x.batch, t)
+    elif head.pool != NULL:
+        rows = layer_outputs(s, s.layers - 1, tag)
+        pool = head.pool.forward_f32 if real is float else head.pool.forward_f64
+        run_pooling(region, pool, head, batch, first_step, &rows)
     return 0
 
 
@@ -268,6 +308,7 @@ cdef int head_backward(
     cdef Py_ssize_t F = head.features, output_dim = head.output_dim, t = head.slots, slot = s.batch * F, rows
     cdef const real *dy = <const real *> head.doutputs
     cdef real *to = <real *> head.dpooled + head.begin * F
+    cdef team_task pool
     dH.first, dH.data, dH.width, dH.step_stride, dH.sequence_stride = NULL, NULL, F, s.batch, 1
     if head.readout != READOUT_LAST:
         dH.data = s.dmerged[s.layers - 1]
@@ -294,8 +335,9 @@ cdef int head_backward(
     if head.readout == READOUT_LAST:
         memset(head.dpooled, 0, head.begin * F * sizeof(real))
         dfinal[0] = <const real *> head.dpooled
-    elif head.readout != READOUT_STEPS:
-        run_pooling(region, <team_task> spread_part[real], head, s, batch, 0, dH)
+    elif head.pool != NULL:
+        pool = head.pool.backward_f32 if real is float else head.pool.backward_f64
+        run_pooling(region, pool, head, batch, 0, dH)
     return 0
 
 

@@ -3,17 +3,17 @@
 Design
 ------
 - Time runs outside, blocks of units and tiles of rows inside; a tile is one call of a leaf kernel (kernels.h).
-- ``hx`` (slots, B, ld) holds the rows [h_{t-1} (R) | x_t (I)] of step t: the very operand of W. Step t writes h_t to
+- ``hx`` (slots, B, ld) holds the rows [h_{t-1} (R) | x_t (I)] of step t, the operand of W. Step t writes h_t to
   the next slot, so t = 0 is no special case. T + 1 slots keep everything for the backward pass; two slots alternate.
 - Sequences of different lengths are sorted, the longest first: step t runs the first ``batch_sizes[t]`` of them. A
   direction that runs backwards reads each sequence's rows from its end; only the functions that load and store rows
-  know.
-- The plain cell is fused in one kernel. A cell with options takes products and rows apart: z = b + W_x x + W_h h as two
-  products, one kernel for each row, and the projection as a third.
+  depend on it.
+- The plain cell is fused in one kernel. A cell with options runs two products, z = b + W_x x + W_h h, then one kernel
+  for each row, and a third product for the projection.
 - Where few units would leave lanes empty, groups of V sequences run with one sequence in each lane (``lanes_rows``).
-- Sums keep the contract's order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is
-  cut goes on from its stored partial result, so no block size changes a bit, nor does running the steps in segments
-  whose activations are computed anew (``origin``, ``stop``).
+- Sums keep one order: bias, x, h; weight gradients t from the last to the first, b ascending. A sum that is computed in
+  blocks continues from its stored partial result, so neither block sizes nor segments whose activations are computed
+  again (``origin``, ``stop``) change a bit.
 - Nothing is allocated here and no Python object is touched; the caller owns every array (_stack.pyx).
 
 Notation: B batch, T steps, I input_dim, H hidden_dim, R state_dim, G gates, in the order i, f, g, o.
@@ -26,23 +26,19 @@ from lstm_ext._kernels cimport (
     lanes, lanes_backward, lanes_forward, lanes_scratch, mask, normalize, normalize_backward, real, tile_rows,
 )
 from lstm_ext._products cimport (
-    LONGEST_TASK, StepRows, batch_size_at, ceil_div, column_sums, multiply, num_tasks, part_begin, prefetch_share,
+    MAX_TASK_WORK, StepRows, batch_size_at, ceil_div, column_sums, multiply, num_tasks, part_begin, prefetch_share,
     weight_gradient, whole_lines,
 )
 from lstm_ext._threads cimport Region, parallel_for, team_task
 
 cdef enum:
-    MOST_LANES = 16
-    MOST_LANES_TASKS = 64  # of one loop: each has scratch of its own
-
-# What a unit's activations and their derivatives are worth in multiply-adds.
-cdef double CELL_WORK = 100
-
-# The least work of a step that threads meet for.
-cdef double LEAST_STEP = 1e5
-
-# Weights of so many bytes stay in the second-level cache beside a thread's rows.
-cdef double CACHED_WEIGHTS = 512 * 1024
+    MAX_LANES = 16  # of any instruction set: AVX-512 in float32
+    MAX_LANES_TASKS = 64  # tasks of a loop with the batch in the lanes; each has scratch of its own
+    CELL_WORK = 100  # the activations of a unit, or their derivatives, in multiply-adds
+    MIN_SHARED_STEP = 100000  # multiply-adds of a step: below, synchronising at each step costs more than it saves
+    MIN_SHARED_ROWS = 8  # rows of a batch: below, threads can share the units of its steps only
+    MIN_ROWS_PER_THREAD = 4  # fewer would leave most of a tile empty
+    CACHED_WEIGHTS = 512 * 1024  # bytes: half of a second-level cache of 1 MB, which also holds a thread's rows
 
 
 cdef inline Py_ssize_t live_rows(const Cell *cell, Py_ssize_t t) noexcept nogil:
@@ -50,7 +46,7 @@ cdef inline Py_ssize_t live_rows(const Cell *cell, Py_ssize_t t) noexcept nogil:
 
 
 cdef inline Py_ssize_t time_of(const Cell *cell, Py_ssize_t b, Py_ssize_t t, bint backwards) noexcept nogil:
-    """Which of a sequence's rows step t is at."""
+    """The row of a sequence that step t reads or writes, counted from the sequence's first."""
     if not backwards:
         return t
     return (cell.lengths[b] if cell.lengths != NULL else cell.steps) - 1 - t
@@ -62,12 +58,12 @@ cdef inline real *row_at(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const rea
 
 
 cdef inline bint is_uniform(const Cell *cell, const Rows *rows, bint backwards) noexcept nogil:
-    """Whether the rows of one step are equally far from one another."""
+    """Whether the rows of one step have a constant stride."""
     return rows.first == NULL and not (backwards and cell.lengths != NULL)
 
 
 cdef inline Py_ssize_t slot_of(const Cell *cell, Py_ssize_t t, Py_ssize_t slots) noexcept nogil:
-    """(t - origin) % slots, without a division where the slots of all steps are there."""
+    """(t - origin) % slots, without a division where every step has a slot."""
     cdef Py_ssize_t slot = t - cell.origin
     return slot if slot < slots else slot % slots
 
@@ -77,7 +73,7 @@ cdef inline real *hx_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real
 
 
 cdef inline real *h_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
-    """h_{t-1} as it left the cell."""
+    """h_{t-1} without its mask."""
     return <real *> cell.h + slot_of(cell, t, cell.slots) * cell.h_slot + b * cell.ld_h
 
 
@@ -87,7 +83,7 @@ cdef inline real *C_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const real 
 
 
 cdef inline Py_ssize_t kept_row(const Cell *cell, Py_ssize_t t, Py_ssize_t b) noexcept nogil:
-    """The row of what a step keeps."""
+    """The row of the arrays that keep something of every step."""
     return (t - cell.origin) * cell.kept + b
 
 
@@ -97,28 +93,28 @@ cdef inline real *gates_at(const Cell *cell, Py_ssize_t t, Py_ssize_t b, const r
     return <real *> cell.gate_values + kept_row(cell, t, b) * cell.gates * cell.hidden_dim
 
 
-cdef void draw(
+cdef void mask_counter(
     const Cell *cell, const Drop *drop, Py_ssize_t b, Py_ssize_t t, uint32_t *counter,
 ) noexcept nogil:
-    """The counter of a row's masks: n, t, stream."""
+    """Set the counter of a row's masks: n, t, stream."""
     counter[0] = <uint32_t> (cell.masks.mask_rows[b] if cell.masks.mask_rows != NULL else b)
     counter[1], counter[2] = <uint32_t> (cell.masks.first_step + t), drop.stream
 
 
 cdef inline Py_ssize_t block_count(Py_ssize_t rows) noexcept nogil:
-    """How many blocks of units a tile takes: one row alone leaves multiply-adds waiting for one another."""
+    """The number of blocks of units in a tile: a single row takes two, which hides the latency of multiply-adds."""
     return 2 if rows == 1 else 1
 
 
 cdef inline Py_ssize_t lanes_tasks(Py_ssize_t batch) noexcept nogil:
     """The maximum number of tasks of a loop that runs with the batch in the lanes."""
-    return min(ceil_div(batch, MOST_LANES), <Py_ssize_t> MOST_LANES_TASKS)
+    return min(ceil_div(batch, MAX_LANES), <Py_ssize_t> MAX_LANES_TASKS)
 
 
 cdef inline Py_ssize_t task_scratch(
     const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *tag,
 ) noexcept nogil:
-    """The elements of one task's scratch: whole cache lines, so that no task writes to another's."""
+    """The elements of one task's scratch: whole cache lines, so that no two tasks write to one line."""
     return whole_lines(lanes_scratch(input_dim, hidden_dim) * lanes(table, tag), sizeof(real))
 
 
@@ -137,28 +133,27 @@ cdef inline Py_ssize_t scratch_of_tasks(
 cdef Py_ssize_t lanes_scratch_size(
     const kernels *table, Py_ssize_t itemsize, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep,
 ) noexcept nogil:
-    """The elements of the scratch of all tasks, for batches of up to `batch` sequences; 0 if none runs in the lanes."""
+    """The elements of all tasks' scratch, for batches of up to `batch` sequences; 0 if none runs in the lanes."""
     if itemsize == sizeof(float):
         return scratch_of_tasks(table, batch, input_dim, hidden_dim, keep, <const float *> NULL)
     return scratch_of_tasks(table, batch, input_dim, hidden_dim, keep, <const double *> NULL)
 
 
-cdef inline Py_ssize_t rows_apart(
+cdef inline Py_ssize_t row_parts(
     const Region *region, Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t columns, Py_ssize_t hidden_dim,
     double step_work, Py_ssize_t steps, const real *tag,
 ) noexcept nogil:
-    """Into how many parts to cut the batch so that each goes through at least so many steps by itself; 0 if the units
-    should be cut instead.
+    """The number of parts of the batch that can run `steps` steps without synchronising; 0: divide the units instead.
 
-    Threads then need not meet at every step, but each reads all weights (4H, columns). Those that run with the batch
-    in the lanes always do so, and so does a batch whose steps are too small to be shared.
+    Each thread then reads all weights (4 H, columns). Batches in the lanes are always divided by rows, and so are those
+    whose steps are too small to be shared.
     """
-    cdef Py_ssize_t least = 1 + <Py_ssize_t> (steps * step_work / LONGEST_TASK), threads = region.threads
+    cdef Py_ssize_t needed = 1 + <Py_ssize_t> (steps * step_work / MAX_TASK_WORK), threads = region.threads
     if by_lanes > 0:
-        return min(max(threads, least), lanes_tasks(batch))
-    if threads > 1 and batch < 4 * threads and step_work < LEAST_STEP:
+        return min(max(threads, needed), lanes_tasks(batch))
+    if threads > 1 and batch < MIN_ROWS_PER_THREAD * threads and step_work < MIN_SHARED_STEP:
         threads = 1
-    if threads < least or (threads > 1 and batch < 4 * threads):
+    if threads < needed or (threads > 1 and batch < MIN_ROWS_PER_THREAD * threads):
         return 0
     return threads if threads == 1 or 4. * hidden_dim * columns * sizeof(real) <= CACHED_WEIGHTS else 0
 
@@ -166,7 +161,7 @@ cdef inline Py_ssize_t rows_apart(
 cdef void cell_tiles(
     const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, Py_ssize_t j, Py_ssize_t j_end, const real *tag,
 ) noexcept nogil:
-    """Step t of `rows` sequences from b on, blocks of units from j on."""
+    """Run step t of `rows` sequences from b on, for the blocks of units [j, j_end)."""
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, count = ceil_div(rows, tile_rows(cell.table, tag))
     cdef Py_ssize_t blocks = block_count(rows), units = blocks * V, i, r, u
@@ -190,7 +185,7 @@ cdef void cell_tiles(
 
 
 cdef void load_inputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
-    """Put x_t of some sequences beside h_{t-1}."""
+    """Write x_t of some sequences next to h_{t-1}, with its dropout."""
     cdef const Cell *cell = &f.cell
     cdef real *x = hx_at(cell, t, 0, tag) + cell.state_dim
     cdef Py_ssize_t time
@@ -200,7 +195,7 @@ cdef void load_inputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b
         if cell.drop_x.threshold == 0:
             memcpy(x + b * cell.ld, row_at(&cell.x, b, time, tag), cell.input_dim * sizeof(real))
         else:
-            draw(cell, &cell.drop_x, b, time, counter)
+            mask_counter(cell, &cell.drop_x, b, time, counter)
             dropout(
                 cell.table, cell.input_dim, cell.masks.key, counter, cell.drop_x.threshold, <real> cell.drop_x.scale,
                 row_at(&cell.x, b, time, tag), x + b * cell.ld,
@@ -210,7 +205,7 @@ cdef void load_inputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b
 cdef int apply_head(
     Region *region, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, real *Y, Py_ssize_t ld,
 ) except -1 nogil:
-    """The outputs of step t for some sequences; Y (B, O) rows ld apart."""
+    """Compute the outputs of step t for some sequences; Y (B, O) has the row stride ld."""
     return multiply(
         region, f.cell.table, b_end - b, f.output_dim, f.cell.state_dim, hx_at(&f.cell, t + 1, b, Y), f.cell.ld,
         <const real *> f.packed_y, <const real *> f.b_y, 0, Y + b * ld, ld,
@@ -218,7 +213,7 @@ cdef int apply_head(
 
 
 cdef void store_outputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
-    """Write what is wanted of step t for some sequences."""
+    """Store the outputs of step t for some sequences, where the caller wants them."""
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t R = cell.state_dim, end = min(b_end, live_rows(cell, t)), u
     cdef const real *h
@@ -240,11 +235,11 @@ cdef void store_outputs(const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t
 cdef Py_ssize_t lanes_rows(
     const kernels *table, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint keep, const real *tag,
 ) noexcept nogil:
-    """How many sequences, the first of a batch, run with the batch in the lanes: whole groups of V, or all.
+    """The number of sequences that run with the batch in the lanes, the first of a batch: whole groups of V, or all.
 
-    A group of n sequences costs H vectors of work, and an eighth more if its gates are kept for a backward pass, which
-    turns dz into rows; with the units in the lanes it costs n ceil(H / V). It reads all weights again at each step, so
-    they must fit into a part of the second-level cache.
+    A group of n sequences costs H vectors of work, and an eighth more for a backward pass, which transposes dz; with
+    the units in the lanes it costs n ceil(H / V). It reads all weights at every step, so they must fit into a part of
+    the second-level cache.
     """
     cdef Py_ssize_t V = lanes(table, tag), blocks = ceil_div(hidden_dim, V), rest = batch % V
     cdef Py_ssize_t bytes = blocks * (1 + input_dim + hidden_dim) * TILE_VECTORS * V * <Py_ssize_t> sizeof(real)
@@ -257,7 +252,7 @@ cdef Py_ssize_t lanes_rows(
 cdef inline Py_ssize_t row_cut(
     Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t V, Py_ssize_t count, Py_ssize_t part,
 ) noexcept nogil:
-    """Where a part of the rows begins if no group of lanes is cut."""
+    """Where a part of the rows begins; no group of lanes is divided."""
     cdef Py_ssize_t b = part_begin(batch, count, part)
     return min(by_lanes, ceil_div(b, V) * V) if b < by_lanes else b
 
@@ -265,24 +260,23 @@ cdef inline Py_ssize_t row_cut(
 cdef void forward_lanes(
     const Forward *f, Py_ssize_t task, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) noexcept nogil:
-    """The loop's steps of sequences from b on, whole groups, by lanes_forward.
+    """Run the loop's steps of the sequences [b, b_end), whole groups, with lanes_forward.
 
-    As elsewhere, but for each group of n <= V sequences, from b on, C[t, b:b + n] is an array (H, n), and
-    gates[t, b:b + n] an array (H, 4, n). The steps run in one call, unless something is wanted of each that two slots
-    of hx would lose.
+    For each group of n <= V sequences from b on, C[t, b:b + n] is an array (H, n), and gates[t, b:b + n] an array
+    (H, 4, n). All steps run in one call, unless the caller wants the output of each and two slots of hx would lose it.
     """
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), t, n, count, s
     cdef Py_ssize_t x_step = cell.x.step_stride * cell.x.width
     cdef bint all_slots = cell.slots > cell.stop - cell.origin
-    cdef Py_ssize_t most = 1 if not all_slots and (f.H.data != NULL or f.Y != NULL) else f.end - f.begin
-    cdef Py_ssize_t[MOST_LANES] first
+    cdef Py_ssize_t max_steps = 1 if not all_slots and (f.H.data != NULL or f.Y != NULL) else f.end - f.begin
+    cdef Py_ssize_t[MAX_LANES] first
     cdef real *now
     while b < b_end:
         n = min(V, b_end - b)
         t = f.begin
         while t < f.end:
-            count = min(most, f.end - t)
+            count = min(max_steps, f.end - t)
             for s in range(n):
                 first[s] = (
                     row_at(&cell.x, b + s, time_of(cell, b + s, t, cell.x_backwards), tag) - <real *> cell.x.data
@@ -301,7 +295,7 @@ cdef void forward_lanes(
 
 
 cdef void option_row(const Forward *f, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
-    """From the products with x and h to the gates, C_t and h_t, or what is projected to it."""
+    """Compute the gates, C_t, and h_t or the row that is projected to it, from the products with x and h."""
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t H = cell.hidden_dim, GH = cell.gates * H, R = cell.state_dim, row = kept_row(cell, t, b), j
     cdef real *z = gates_at(cell, t, b, tag)
@@ -319,10 +313,10 @@ cdef void option_row(const Forward *f, Py_ssize_t t, Py_ssize_t b, const real *t
                 z[j] += (<const real *> f.bias)[j]
     if cell.zone != NULL:
         zone = <real *> cell.zone + row * (R + H)
-        draw(cell, &cell.zone_h, b, t, counter)
+        mask_counter(cell, &cell.zone_h, b, t, counter)
         mask(cell.table, R, cell.masks.key, counter, cell.zone_h.threshold, <real> 1, <real> 0, zone)
         zone += R
-        draw(cell, &cell.zone_C, b, t, counter)
+        mask_counter(cell, &cell.zone_C, b, t, counter)
         mask(cell.table, H, cell.masks.key, counter, cell.zone_C.threshold, <real> 1, <real> 0, zone)
     cell_step(
         cell.table, cell.options, H, z, C_at(cell, t, b, tag), zone, C_at(cell, t + 1, b, tag),
@@ -331,7 +325,7 @@ cdef void option_row(const Forward *f, Py_ssize_t t, Py_ssize_t b, const real *t
 
 
 cdef void finish_row(const Forward *f, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
-    """Zoneout of h_t, and its mask for the next step."""
+    """Apply zoneout to h_t, and its mask for the next step."""
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t R = cell.state_dim, j
     cdef real *h = h_at(cell, t + 1, b, tag)
@@ -361,7 +355,7 @@ cdef void finish_rows_part(const Forward *f, Py_ssize_t index, const real *tag) 
 cdef int option_products(
     Region *region, const Forward *f, Py_ssize_t t, Py_ssize_t b, Py_ssize_t rows, const real *tag,
 ) except -1 nogil:
-    """z = b + W_x x + W_h h of some sequences; with layer norm each product by itself."""
+    """z = b + W_x x + W_h h of some sequences; with layer norm, the two products separately and without b."""
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t GH = cell.gates * cell.hidden_dim, row = kept_row(cell, t, b)
     cdef const real *hx = hx_at(cell, t, b, tag)
@@ -395,10 +389,10 @@ cdef int project(
 
 
 cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noexcept nogil:
-    """A part of the rows and of the units, for the loop's steps.
+    """Run a part of the rows and of the units through the loop's steps.
 
-    It also does for an equal share of the rows what a step leaves and what the next one finds. Where the units are
-    cut, there is but one step: h_t is there when all parts are done.
+    It also stores the outputs of the step before, and loads the inputs of the next one, for an equal part of the rows.
+    Where the units are divided, the loop has one step, because the next one needs h_t of all parts.
     """
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), part = index % f.row_tasks, unit_part = index // f.row_tasks, t, row
@@ -439,35 +433,35 @@ cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noex
 cdef double forward_work(
     Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim,
 ) noexcept nogil:
-    """The multiply-adds of a batch's way through the steps."""
+    """The multiply-adds of the forward pass of a batch."""
     return <double> steps * batch * hidden_dim * (4 * (input_dim + hidden_dim) + CELL_WORK)
 
 
 cdef double shared_work(
     Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t input_dim, Py_ssize_t hidden_dim, bint backward,
 ) noexcept nogil:
-    """The multiply-adds that threads can share: not those of small steps of few rows, which depend on one another."""
+    """The multiply-adds that threads can share: all but small steps of few rows, which depend on one another."""
     cdef double work = forward_work(steps, batch, input_dim, hidden_dim), gradient = 0
     if backward:
         gradient = 4. * steps * batch * hidden_dim * (input_dim + hidden_dim)
         work *= 2
-    return gradient if batch < 8 and work < steps * LEAST_STEP else gradient + work
+    return gradient if batch < MIN_SHARED_ROWS and work < steps * <double> MIN_SHARED_STEP else gradient + work
 
 
 cdef int run_forward(Region *region, Forward *f, const real *tag) except -1 nogil:
-    """Run the steps from the cell's origin to its stop; the last one is not emitted.
+    """Run the steps from the cell's origin to its stop; the outputs of the last one are not stored.
 
-    In: h_{origin-1} and C_{origin-1} in the first slots, h there already masked where a mask is.
+    The first slots hold h_{origin-1}, masked if there is a mask, and C_{origin-1}.
     """
     cdef Cell *cell = &f.cell
     cdef Py_ssize_t chunk = 1, K = cell.input_dim + cell.state_dim, blocks
     cdef double step_work = forward_work(1, cell.batch, cell.input_dim, cell.hidden_dim)
-    f.unit_tasks, f.row_tasks = 1, rows_apart(region, cell.batch, cell.by_lanes, K, cell.hidden_dim, step_work, 1, tag)
+    f.unit_tasks, f.row_tasks = 1, row_parts(region, cell.batch, cell.by_lanes, K, cell.hidden_dim, step_work, 1, tag)
     load_inputs(f, cell.origin, cell.by_lanes, cell.batch, tag)
     if f.row_tasks == 0 and cell.options != NULL:
         return run_option_steps(region, f, step_work, tag)
     if f.row_tasks > 0:
-        chunk = max(1, <Py_ssize_t> (f.row_tasks * LONGEST_TASK / step_work))
+        chunk = max(1, <Py_ssize_t> (f.row_tasks * MAX_TASK_WORK / step_work))
     else:
         blocks = ceil_div(cell.hidden_dim, block_count(cell.batch) * lanes(cell.table, tag))
         f.unit_tasks, f.row_tasks = blocks, num_tasks(region, cell.batch, tile_rows(cell.table, tag), blocks, step_work)
@@ -481,7 +475,7 @@ cdef int run_forward(Region *region, Forward *f, const real *tag) except -1 nogi
 
 
 cdef int run_option_steps(Region *region, Forward *f, double step_work, const real *tag) except -1 nogil:
-    """Run a cell with options step by step, each product and the rows shared."""
+    """Run a cell with options step by step; threads share each product and the rows."""
     cdef Cell *cell = &f.cell
     cdef Py_ssize_t t, rows
     cdef double row_work = cell.batch * cell.hidden_dim * CELL_WORK
@@ -500,7 +494,7 @@ cdef int run_option_steps(Region *region, Forward *f, double step_work, const re
 
 
 cdef void gates_backward(const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag) noexcept nogil:
-    """dz of some sequences in the loop's last step."""
+    """Compute dz of some sequences in the loop's last step."""
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t H = cell.hidden_dim, t = w.end - 1
     for b in range(b, min(b_end, live_rows(cell, t))):
@@ -520,7 +514,7 @@ cdef inline void products(Py_ssize_t n, const real *x, const real *y, real *to) 
 
 
 cdef void option_row_backward(const Backward *w, Py_ssize_t t, Py_ssize_t b, const real *tag) noexcept nogil:
-    """From dL/dm to dz, dC, and what the row adds to the gradients of peepholes, gains and shift."""
+    """Compute dz, dC and the row's terms of the gradients of peepholes, gains and shift from dL/dm."""
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t H = cell.hidden_dim, G = cell.gates, GH = G * H, R = cell.state_dim, row = kept_row(cell, t, b), j
     cdef real *dz = <real *> w.dz + (w.row + b) * w.ld_dz
@@ -563,7 +557,7 @@ cdef void option_row_backward(const Backward *w, Py_ssize_t t, Py_ssize_t b, con
 cdef int output_backward(
     Region *region, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
-    """dL/dm of the loop's last step, for some sequences, of dL/dh_t: zoneout and projection."""
+    """Compute dL/dm from dL/dh_t of some sequences in the loop's last step: zoneout and projection."""
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t R = cell.state_dim, H = cell.hidden_dim, t = w.end - 1, end = min(b_end, live_rows(cell, t)), row, j
     cdef const real *zone = NULL
@@ -597,7 +591,7 @@ cdef void gates_backward_part(const Backward *w, Py_ssize_t index, const real *t
 cdef int state_backward(
     Region *region, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
-    """dh of the step before the loop's last, for some sequences, of dz."""
+    """Compute dh of the step before the loop's last from dz of some sequences."""
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t R = cell.state_dim, t = w.end - 1, row, j, ld_start = R, rows = min(b_end, live_rows(cell, t)) - b
     cdef real *dh = <real *> w.dh + b * R
@@ -637,7 +631,7 @@ cdef int state_backward(
 cdef int input_backward(
     Region *region, const Backward *w, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) except -1 nogil:
-    """dX of the loop's last step, if it is wanted, for some sequences, of dz."""
+    """Compute dX of the loop's last step from dz of some sequences, if the caller wants it."""
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t input_dim = cell.input_dim, t = w.end - 1, rows = min(b_end, live_rows(cell, t)) - b
     cdef Py_ssize_t ld = input_dim, row, j
@@ -667,9 +661,9 @@ cdef int input_backward(
 cdef void backward_lanes(
     const Backward *w, Py_ssize_t task, Py_ssize_t b, Py_ssize_t b_end, const real *tag,
 ) noexcept nogil:
-    """The loop's steps, but for dX, of sequences from b on, whole groups that forward_lanes ran.
+    """Run the loop's steps, except for dX, of the sequences [b, b_end), whole groups that forward_lanes ran.
 
-    Between two loops dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n).
+    Between two loops, dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n).
     """
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, n, dH_step = w.dH.step_stride * w.dH.width
@@ -689,7 +683,7 @@ cdef void backward_lanes(
 
 
 cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) noexcept nogil:
-    """A part of the rows, for all of the loop's steps."""
+    """Run a part of the rows through all of the loop's steps."""
     cdef Backward step = w[0]
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), first = row_cut(cell.batch, cell.by_lanes, V, w.row_tasks, index)
@@ -711,13 +705,13 @@ cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) no
 
 
 cdef int run_steps_backward(Region *region, Backward *w, const real *tag) except -1 nogil:
-    """dz, dh, dC and dX of the steps [begin, end), dz from row 0 on."""
+    """Compute dz, dh, dC and dX of the steps [begin, end); dz begins at row 0."""
     cdef const Cell *cell = &w.cell
     cdef double gates_work = cell.batch * cell.hidden_dim * CELL_WORK
     cdef double step_work = 4. * cell.batch * cell.hidden_dim * cell.state_dim + gates_work
     cdef Py_ssize_t steps = w.end - w.begin
     w.row = 0
-    w.row_tasks = rows_apart(
+    w.row_tasks = row_parts(
         region, cell.batch, cell.by_lanes, cell.state_dim, cell.hidden_dim, step_work, steps, tag,
     )
     if w.row_tasks > 0:
@@ -736,7 +730,7 @@ cdef int run_steps_backward(Region *region, Backward *w, const real *tag) except
 cdef int weight_gradients(
     Region *region, const Backward *w, Py_ssize_t n, Py_ssize_t t, bint accumulate, const real *tag,
 ) except -1 nogil:
-    """The gradients of all weights, of n rows from step t on."""
+    """Add the gradients of all weights over n rows from step t on."""
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t GH = cell.gates * cell.hidden_dim, R = cell.state_dim, K = R + cell.input_dim
     cdef real *sums = <real *> w.sums
@@ -774,9 +768,9 @@ cdef int weight_gradients(
 
 
 cdef int run_backward(Region *region, Backward *w, const real *tag) except -1 nogil:
-    """Backpropagate through the steps from the cell's stop to its origin, as run_forward left their activations.
+    """Backpropagate from the cell's stop to its origin, with the activations that run_forward left.
 
-    The last segment, which comes first, begins the sums of the gradients: the others go on with them.
+    The last segment runs first and begins the sums of the gradients; the others continue them.
     """
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t last = cell.stop, R = cell.state_dim, n, b, j
@@ -804,15 +798,15 @@ cdef int run_backward(Region *region, Backward *w, const real *tag) except -1 no
 cdef void copy_states(
     const Cell *cell, Py_ssize_t t, Py_ssize_t b, real *state, bint load, const real *tag,
 ) noexcept nogil:
-    """Copy a row (H) to C_{t-1} of sequence b, or from it unless `load`: the first ones are as forward_lanes says."""
-    cdef Py_ssize_t V = lanes(cell.table, tag), group, u, apart = 1
+    """Copy a row (H) to C_{t-1} of sequence b, or from it unless `load`; groups are laid out as in forward_lanes."""
+    cdef Py_ssize_t V = lanes(cell.table, tag), group, u, stride = 1
     cdef real *kept = C_at(cell, t, b, tag)
     if b < cell.by_lanes:
         group = b - b % V
-        apart = min(V, cell.by_lanes - group)
+        stride = min(V, cell.by_lanes - group)
         kept = C_at(cell, t, group, tag) + b % V
     for u in range(cell.hidden_dim):
         if load:
-            kept[u * apart] = state[u]
+            kept[u * stride] = state[u]
         else:
-            state[u] = kept[u * apart]
+            state[u] = kept[u * stride]

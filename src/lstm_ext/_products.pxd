@@ -2,13 +2,14 @@ from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, kernels, real
 from lstm_ext._threads cimport Region
 
 cdef enum:
-    OUTER_ROWS = 256  # of dy, which one pass of a weight gradient works on
-    PACK_WORK = 10  # what it takes to move a number, in multiply-adds
-    LONGEST_TASK = 30000000  # multiply-adds that one task should have at most: signals are looked for between tasks
+    OUTER_ROWS = 256  # rows of dy in a block of a weight gradient: with OUTER_COLUMNS it fits the second-level cache
+    PACK_WORK = 10  # the time to move a number, in multiply-adds
+    MAX_TASK_WORK = 30000000  # multiply-adds, about 1 ms: signals are checked between tasks
+    TASKS_PER_THREAD = 4  # small enough tasks that threads which come late leave theirs to the others
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t tile) noexcept nogil:
-    """How many tiles of up to `tile` elements cover n."""
+    """The number of tiles of up to `tile` elements that cover n."""
     return (n + tile - 1) // tile
 
 
@@ -25,31 +26,33 @@ cdef inline Py_ssize_t odd_lines(Py_ssize_t n, Py_ssize_t itemsize) noexcept nog
 
 
 cdef inline Py_ssize_t part_begin(Py_ssize_t n, Py_ssize_t count, Py_ssize_t part) noexcept nogil:
-    """Where a part begins if n things are cut into `count` parts as evenly as can be."""
+    """Where a part begins if n things are divided into `count` parts of almost equal size."""
     return n * part // count
 
 
 cdef inline Py_ssize_t num_tasks(
-    const Region *region, Py_ssize_t n, Py_ssize_t least, Py_ssize_t others, double work,
+    const Region *region, Py_ssize_t n, Py_ssize_t smallest, Py_ssize_t others, double work,
 ) noexcept nogil:
-    """Into how many parts to cut n things, at least `least` in each, so that with `others` a thread has four tasks, and
-    that no task of so much work is too long.
+    """The number of parts to divide n things into for `parallel_for`, each of at least `smallest` things.
+
+    others  the number of tasks that each part is divided into otherwise
+    work    multiply-adds of all tasks
     """
     if region == NULL:
         return 1
-    cdef Py_ssize_t wanted = ceil_div(4 * region.threads, others) if region.threads > 1 else 1
-    return max(1, min(n // least, max(wanted, 1 + <Py_ssize_t> (work / (<double> others * LONGEST_TASK)))))
+    cdef Py_ssize_t wanted = ceil_div(TASKS_PER_THREAD * region.threads, others) if region.threads > 1 else 1
+    return max(1, min(n // smallest, max(wanted, 1 + <Py_ssize_t> (work / (<double> others * MAX_TASK_WORK)))))
 
 
 cdef inline Py_ssize_t panel_width(Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
-    """The lanes of the panel that serves the next `columns` columns: up to four vectors."""
+    """The width of the next panel where `columns` columns are left: up to TILE_VECTORS whole vectors."""
     return min(<Py_ssize_t> TILE_VECTORS, ceil_div(columns, V)) * V
 
 
 cdef inline const real *prefetch_share(
     const real *panel, Py_ssize_t size, Py_ssize_t i, Py_ssize_t depth,
 ) noexcept nogil:
-    """What the i-th tile on a panel fetches, a line for each k: its share of the next panel, until all is fetched."""
+    """The part of the next panel that the i-th tile prefetches, a cache line for each k; then nothing new."""
     cdef Py_ssize_t offset = i * depth * (CACHE_LINE // <Py_ssize_t> sizeof(real))
     return panel + size + offset if offset < size else panel
 
@@ -72,7 +75,7 @@ cdef int multiply(
 ) except -1 nogil
 
 cdef struct StepRows:
-    # Rows of which step t has the first `batch_sizes[t]`, or `batch` if batch_sizes is NULL: row (t, b) at
+    # Step t has batch_sizes[t] rows, or `batch` if batch_sizes is NULL. Row (t, b) is at
     # data + (t - origin) * slot + b * ld.
     const void *data
     Py_ssize_t ld, slot, origin, batch
@@ -80,7 +83,7 @@ cdef struct StepRows:
 
 
 cdef inline Py_ssize_t batch_size_at(const Py_ssize_t *batch_sizes, Py_ssize_t batch, Py_ssize_t t) noexcept nogil:
-    """How many sequences, the first of a batch, have a step t."""
+    """The number of sequences of a batch that have a step t: the first ones."""
     return batch_sizes[t] if batch_sizes != NULL else batch
 
 

@@ -2,9 +2,10 @@
 
 Design
 ------
-- A product is cut into tiles, each one call of a leaf kernel (kernels.h), and its tiles into tasks that the threads of
-  a call share: a panel of columns and a part of the rows. Without a call it runs within another loop's task.
-- A sum that is cut goes on from its stored partial result, so no block size changes a bit.
+- A product consists of tiles, each one call of a leaf kernel (kernels.h). Its tasks, which the threads of a region
+  share, are a panel of columns and a part of the rows. Without a region it runs on the calling thread, as part of
+  another loop's task.
+- A sum that is computed in blocks continues from its stored partial result, so no block size changes a bit.
 
 Notation: B batch, T steps, I input_dim, H hidden_dim, gates in the order i, f, g, o.
 """
@@ -21,7 +22,7 @@ from lstm_ext._kernels cimport (
 from lstm_ext._threads cimport Region, parallel_for, team_task
 
 cdef enum:
-    OUTER_COLUMNS = 192  # of dy, which one pass over the panels of x works on
+    OUTER_COLUMNS = 192  # columns of dy in a block of a weight gradient: 192 KB in float32 with OUTER_ROWS
 
 
 def check_allocatable(str what, *factors):
@@ -41,7 +42,7 @@ def aligned_empty(tuple shape, dtype):
 
 
 cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:
-    """The elements that `pack_panels` writes."""
+    """The number of elements that `pack_panels` writes."""
     return depth * ceil_div(columns, V) * V
 
 
@@ -75,8 +76,9 @@ cdef int pack_cell(
     Region *region, const kernels *table, Py_ssize_t input_dim, Py_ssize_t hidden_dim, const real *W, const real *b,
     real *packed,
 ) except -1 nogil:
-    """packed (blocks, 1 + I + H, 4, V): for each V units their biases, W_x, W_h, as cell_forward sums them; b may be
-    NULL, for zeros.
+    """Pack W (4 H, H + I) and b (4 H; NULL: zeros) for cell_forward.
+
+    packed  (blocks of V units, 1 + I + H, 4 gates, V): bias, W_x and W_h, in the order in which they are summed
     """
     cdef CellPacking p
     p.table, p.input_dim, p.hidden_dim, p.W, p.b, p.packed = table, input_dim, hidden_dim, W, b, packed
@@ -116,9 +118,9 @@ cdef int pack_panels(
     Region *region, const kernels *table, Py_ssize_t depth, Py_ssize_t columns, const real *B, Py_ssize_t row_stride,
     Py_ssize_t column_stride, real *panels,
 ) except -1 nogil:
-    """panels: for each group of up to 4 V columns of B (depth, columns) an array (depth, width), padded with zeros.
+    """Pack B (depth, columns) for `multiply`: each group of up to 4 V columns as an array (depth, width).
 
-    One of the strides is 1.
+    Columns past the last are zeros. One of the strides is 1.
     """
     cdef PanelPacking p
     p.table, p.depth, p.columns, p.B, p.panels = table, depth, columns, B, panels
@@ -130,7 +132,7 @@ cdef int pack_panels(
 
 
 cdef inline const real *start_of_sum(const real *partial, bint resumed) noexcept nogil:
-    """Where a sum starts: at its stored partial result, or at zeros."""
+    """Where a sum starts: from its stored partial result, or from zeros."""
     if resumed:
         return partial
     if real is float:
@@ -150,7 +152,7 @@ cdef struct Product:
 
 
 cdef void multiply_part(Product *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """One panel's columns of one part of the rows."""
+    """Compute one panel's columns of one part of the rows."""
     cdef Py_ssize_t V = lanes(p.table, tag), panel = index // p.row_tasks, part = index % p.row_tasks
     cdef Py_ssize_t first = panel * TILE_VECTORS * V, width = panel_width(p.columns - first, V)
     cdef Py_ssize_t row = part_begin(p.rows, p.row_tasks, part), rows = part_begin(p.rows, p.row_tasks, part + 1) - row
@@ -170,9 +172,10 @@ cdef int multiply(
     Region *region, const kernels *table, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t depth, const real *A,
     Py_ssize_t lda, const real *panels, const real *start, Py_ssize_t ld_start, real *C, Py_ssize_t ldc,
 ) except -1 nogil:
-    """C = start + A B: A (rows, depth), B (depth, columns) packed by `pack_panels`; start NULL for 0, or C.
+    """C (rows, columns) = start + A B, with A (rows, depth) and B (depth, columns) packed by `pack_panels`.
 
-    ld_start 0 repeats one row of start.
+    start     (rows, columns); NULL: zeros; may be C
+    ld_start  0 repeats one row of start
     """
     cdef Product p
     cdef double work = <double> rows * columns * depth
@@ -198,7 +201,7 @@ cdef struct OuterProduct:
 
 
 cdef void advance(const StepRows *x, Py_ssize_t rows, Py_ssize_t *t, Py_ssize_t *b) noexcept nogil:
-    """Go so many rows on from (t, b): the batch ascends, then the steps descend."""
+    """Advance (t, b) by some rows: the batch ascends, then the steps descend."""
     b[0] += rows
     while t[0] > x.origin and b[0] >= batch_size_at(x.batch_sizes, x.batch, t[0]):
         b[0] -= batch_size_at(x.batch_sizes, x.batch, t[0])
@@ -206,9 +209,9 @@ cdef void advance(const StepRows *x, Py_ssize_t rows, Py_ssize_t *t, Py_ssize_t 
 
 
 cdef void pack_rows_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """Pack a part of the rows of x into panels: from (t, b) on with the batch ascending, then the steps descending.
+    """Pack a part of the rows of x into panels: from (t, b) on, the batch ascends, then the steps descend.
 
-    Lanes past the columns keep what they hold: nothing that they give is stored.
+    Lanes past the columns are not written; no result of theirs is stored.
     """
     cdef Py_ssize_t V = lanes(p.table, tag), r = part_begin(p.depth, p.row_tasks, index), first, width
     cdef Py_ssize_t t = p.t, b = p.b
@@ -228,20 +231,20 @@ cdef void pack_rows_part(OuterProduct *p, Py_ssize_t index, const real *tag) noe
 cdef void sum_columns(
     const OuterProduct *p, Py_ssize_t i, Py_ssize_t stop, const real *tag,
 ) noexcept nogil:
-    """db of outputs from i on."""
-    cdef Py_ssize_t most = TILE_VECTORS * lanes(p.table, tag)
+    """Compute db of the outputs [i, stop)."""
+    cdef Py_ssize_t width = TILE_VECTORS * lanes(p.table, tag)
     cdef real *db = <real *> p.db
     cdef real one = 1
     while i < stop:
         outer(
-            p.table, 1, min(most, stop - i), p.depth, &one, 0, <const real *> p.dy + i, p.ld_dy,
+            p.table, 1, min(width, stop - i), p.depth, &one, 0, <const real *> p.dy + i, p.ld_dy,
             start_of_sum(<const real *> db + i, p.accumulate), 0, db + i, 0,
         )
-        i += most
+        i += width
 
 
 cdef void outer_part(OuterProduct *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """One panel's columns of one part of the outputs; with the first panel also that part of the bias."""
+    """Compute one panel's columns of one part of the outputs, and with the first panel that part of the bias."""
     cdef Py_ssize_t V = lanes(p.table, tag), tile = tile_rows(p.table, tag)
     cdef Py_ssize_t panels = ceil_div(p.columns, TILE_VECTORS * V), panel = index % panels, part = index // panels
     cdef Py_ssize_t first = panel * TILE_VECTORS * V, width = panel_width(p.columns - first, V)
@@ -271,10 +274,13 @@ cdef int weight_gradient(
 ) except -1 nogil:
     """dW = (dW or 0) + dy^T x, db = (db or 0) + sum of dy, over n rows.
 
-    The rows of dy (n, outputs) belong to those of x from (t, 0) on, `columns` wide: the batch ascends, then the steps
-    descend. dW (outputs, columns) rows ld_dW apart; db (outputs) or NULL; dy is readable 4 V past its end; panels is
-    scratch of panels_size(OUTER_ROWS, columns). Cut so that a block of dy (depth, OUTER_COLUMNS) stays in the
-    second-level cache while the panels of x pass by.
+    The work is divided so that a block of dy (depth, OUTER_COLUMNS) stays in the second-level cache while the panels of
+    x pass by.
+
+    dy      (n, outputs), readable 4 V past its end
+    x       rows of `columns`, from (t, 0) on: the batch ascends, then the steps descend
+    dW, db  (outputs, columns) with the row stride ld_dW, and (outputs) or NULL
+    panels  scratch of panels_size(OUTER_ROWS, columns)
     """
     cdef Py_ssize_t V = lanes(table, dy), tile = tile_rows(table, dy), width = panel_width(columns, V), start = 0
     cdef Py_ssize_t count = ceil_div(columns, TILE_VECTORS * V)
@@ -283,7 +289,7 @@ cdef int weight_gradient(
     p.x, p.t, p.b, p.panels = x[0], t, 0, panels
     p.dW, p.db, p.accumulate = dW, db, accumulate
     p.output_parts = max(ceil_div(outputs, OUTER_COLUMNS), num_tasks(region, ceil_div(outputs, tile), 2, count, 0))
-    # Rows of x serve as a panel where copying them costs more than one call of `outer` for each tile and step.
+    # Without packing, `outer` runs for each tile and step: cheaper than a copy of x if there are few tiles.
     cdef bint packs = columns > width or width > x.ld or 4 * ceil_div(outputs, tile) > x.batch
     p.ld_panel = 0 if packs else x.ld
     while start < n:
@@ -313,7 +319,7 @@ cdef int column_sums(
     Region *region, const kernels *table, Py_ssize_t n, Py_ssize_t columns, const real *terms, Py_ssize_t ld,
     bint accumulate, real *sums,
 ) except -1 nogil:
-    """sums (columns) = (sums or 0) + the rows of terms (n, columns), readable 4 V past their end, in their order."""
+    """sums (columns) = (sums or 0) + the rows of terms (n, columns), in order; terms is readable 4 V past its end."""
     cdef OuterProduct p
     p.table, p.depth, p.outputs, p.ld_dy, p.dy, p.db, p.accumulate = table, n, columns, ld, terms, sums, accumulate
     return parallel_for(

@@ -6,11 +6,11 @@ from lstm_ext._threads cimport Region
 
 
 cdef struct Batch:
-    # Sequences that run side by side, the longest first.
+    # The sequences of a pass, the longest first.
     Py_ssize_t size, steps
-    const Py_ssize_t *lengths  # of each; NULL: all have `steps`
-    const Py_ssize_t *batch_sizes  # how many have more than t steps, t < steps; NULL with lengths
-    const Py_ssize_t *state_rows  # the row of each in States; NULL: its own number
+    const Py_ssize_t *lengths  # (size); NULL: all have `steps`
+    const Py_ssize_t *batch_sizes  # (steps): the number of sequences that have more than t steps; NULL with lengths
+    const Py_ssize_t *state_rows  # (size): the row of each in States; NULL: its own number
     Masks masks  # for stacks that draw any
 
 
@@ -19,21 +19,21 @@ cdef inline Py_ssize_t length_of(const Batch *batch, Py_ssize_t b) noexcept nogi
 
 
 cdef struct States:
-    # h (cells, rows, R) and C (cells, rows, H) of so many sequences; each NULL: none.
+    # h (cells, rows, R) and C (cells, rows, H) of `rows` sequences; either may be NULL: none.
     void *h
     void *C
     Py_ssize_t rows
 
 
 cdef struct StackedCell:
-    # One cell: its place in the flat parameter vector, its passes, and its arrays.
+    # One cell: the offsets of its weights in the flat parameter vector, its passes, and its arrays.
     Forward f
     Backward w
     cell_options options
     bint fused
-    Py_ssize_t W_offset, b_offset, terms_offset, gains_offset, W_r_offset, states_offset  # -1: there are none
+    Py_ssize_t W_offset, b_offset, terms_offset, gains_offset, W_r_offset, states_offset  # -1: none
     Drop drop_h, drop_W
-    void *packed  # what pack_layers writes
+    void *packed  # the weights of the forward and the backward pass, by pack_layers
     void *panels_x
     void *panels_h
     void *panels_r
@@ -43,8 +43,8 @@ cdef struct StackedCell:
     void *dropped_W  # (G H, R + I), with weight_dropout
     void *h_mask
     void *zone
-    void *h_T  # (B, R): h after each sequence's last step
-    void *saved_h  # (segments, B, R) and (segments, B, H): the states that segments begin with
+    void *h_T  # (B, R): h after the last step of each sequence
+    void *saved_h  # (segments, B, R) and (segments, B, H): the states at the beginning of each segment
     void *saved_C
 
 
@@ -53,24 +53,24 @@ cdef struct StackData:
     const kernels *table
     Py_ssize_t layers, directions, count  # of cells: layers times directions
     Py_ssize_t input_dim, hidden_dim, state_dim, gates, features
-    Py_ssize_t batch, steps, segment  # the most of them
+    Py_ssize_t batch, steps, segment  # the maximum numbers of sequences, of steps, and of steps in a segment
     Py_ssize_t parameter_count  # of the cells
     bint sums, go_backwards, keeps, draws
     bint learned_h, learned_C  # whether the latest forward pass began at the learned states
     StackedCell *cells
-    void **merged  # of each layer (T, B, F): its outputs, unless they are all in hx; NULL
-    void **dmerged  # of each layer (T, B, F): their gradients
+    void **merged  # (layers): the outputs (T, B, F) of each layer; NULL: they are in its cell's h
+    void **dmerged  # (layers): their gradients (T, B, F), or NULL
 
 
 cdef class LayerStack:
     cdef StackData data
     cdef unsigned char[::1] memory
-    cdef unsigned char *arena  # where it begins: all arrays are in it
+    cdef unsigned char *arena  # the beginning of `memory`, which holds all arrays
     cdef readonly object dtype
     cdef readonly Py_ssize_t bytes
     cdef list gaps
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
-    cdef Py_ssize_t place(self, StackedCell *d, Py_ssize_t n, Py_ssize_t offset, options) except -1
+    cdef int set_offsets(self, StackedCell *d, dict offsets, options) except -1
     cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1
     cdef int allocate_backward(
         self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,

@@ -1,13 +1,13 @@
-"""Layers of cells in one or two directions: the whole LSTM but for its head.
+"""Layers of cells in one or two directions: the whole LSTM except for its head.
 
 Design
 ------
-- A layer runs through all steps before the next one does. Its outputs are rows in slots of h, or, where two directions
-  are merged or the slots are used again, an array of their own; the layer above fetches them from there.
-- Every cell's arrays are laid out once, for the most steps and sequences that are to come; a pass allocates nothing.
-- With a segment of fewer steps than T the activations of one segment are kept at a time, and the states that every
-  segment began with: the backward pass computes the others again (checkpoints). The bits are the same.
-- Masks are drawn from counters (Philox): whoever needs one draws it again.
+- A layer runs through all steps before the next one does. Its outputs are rows in slots of h; where two directions are
+  merged or slots are used again, they are an array of their own. The layer above loads them from there.
+- Every cell's arrays are laid out once, for the maximum number of steps and sequences; a pass allocates nothing.
+- With segments of fewer steps than T, only the activations of one segment are kept at a time, and the states at the
+  beginning of every segment; the backward pass computes the other activations again. The bits are the same.
+- Masks are drawn from counters (Philox), so they are not stored: each pass that needs one draws it again.
 
 Notation as in _passes.pyx, and F features, the width of a layer's outputs.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Rows, copy_states, draw, store_outputs, lanes_rows, lanes_scratch_size,
+    Backward, Cell, Drop, Rows, copy_states, mask_counter, store_outputs, lanes_rows, lanes_scratch_size,
     run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
@@ -33,7 +33,7 @@ from lstm_ext._kernels import CELL_ACTIVATIONS, GATE_ACTIVATIONS
 from lstm_ext._products import aligned_empty, check_allocatable
 
 cdef enum:
-    MOST_ARRAYS = 64  # of a cell: sizes are checked for their sum not to overflow
+    MAX_ARRAYS = 64  # arrays of a cell: an upper bound, so that no sum of sizes overflows
 
 cdef enum:  # kinds of masks
     INPUT_DROPOUT = 0
@@ -53,7 +53,7 @@ cdef Drop make_drop(double probability, Py_ssize_t cell, int kind):
 
 
 cdef inline bint runs_in_lanes(const StackedCell *d) noexcept nogil:
-    """Whether sequences of one length may run with the batch in the lanes."""
+    """Whether a cell may run sequences of one length with the batch in the lanes."""
     return d.fused and d.f.cell.drop_x.threshold == 0
 
 
@@ -64,26 +64,32 @@ cdef class LayerStack:
     Parameters
     ----------
     isa : int
-        What the arrays are packed for (`_kernels.current`).
+        The instruction set that the arrays are packed for (`_kernels.current`).
     architecture : Architecture
     dtype : numpy.dtype
     steps, batch : int
-        The most of a batch.
+        The maximum numbers of steps and of sequences of a pass.
     keep : bool
-        Whether what a backward pass needs is kept.
+        Whether a backward pass follows.
     want_dX, want_outputs : bool
-        Whether dL/dX is wanted, and whether every output of the top layer, beside the last states.
+        Whether the caller wants dL/dX, and every output of the top layer in addition to the last states.
     draws : bool
         Whether masks may be drawn.
     segment : int
-        How many steps' activations are kept at a time; 0: all.
+        The number of steps whose activations are kept at a time; 0: all.
     measure : bool
-        Whether only to find what the arrays would take; nothing can be run then.
+        Whether to find the size of the arrays without making them; nothing can be run then.
     gaps : list, optional
-        Is filled with the bytes (begin, end) behind each array, which may be read but not written: for tests.
+        For tests: a list to which the bytes (begin, end) after each array are added, which passes may read but not
+        write.
 
-    The attribute `bytes` is the size of all arrays; `by_lanes` holds, for each cell, the number of sequences that ran
-    in the lanes in the latest pass.
+    Attributes
+    ----------
+    dtype : numpy.dtype
+    bytes : int
+        The size of all arrays.
+    by_lanes : tuple of int
+        For each cell, the number of sequences that ran with the batch in the lanes in the latest pass.
     """
 
     def __cinit__(self, *_, **__):
@@ -96,6 +102,7 @@ cdef class LayerStack:
         list gaps=None,
     ):
         cdef StackData *s = &self.data
+        cdef Py_ssize_t n
         self.dtype, options = dtype, architecture.options
         s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
         s.count = s.layers * s.directions
@@ -110,7 +117,10 @@ cdef class LayerStack:
         s.dmerged = <void **> calloc(s.layers, sizeof(void *))
         if s.cells == NULL or s.merged == NULL or s.dmerged == NULL:
             raise MemoryError()
-        check_allocatable("a work array", MOST_ARRAYS, s.count, steps + 1, batch, s.gates * s.hidden_dim + s.features)
+        check_allocatable("a work array", MAX_ARRAYS, s.count, steps + 1, batch, s.gates * s.hidden_dim + s.features)
+        s.parameter_count, offsets = architecture.cell_parameters, architecture.offsets
+        for n in range(s.count):
+            self.set_offsets(&s.cells[n], offsets[n], options)
         self.lay_out(options, dtype, want_dX, want_outputs)
         if not measure:
             self.gaps = gaps
@@ -119,20 +129,18 @@ cdef class LayerStack:
             self.lay_out(options, dtype, want_dX, want_outputs)
 
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1:
-        """Lay out all arrays in the arena; without one, find what they take."""
+        """Lay out all arrays in the arena; without one, find their size."""
         cdef StackData *s = &self.data
-        cdef Py_ssize_t offset = 0, n, size = 0
+        cdef Py_ssize_t n, size = 0
         cdef void *scratch
         cdef bint all_slots = s.keeps and s.segment == s.steps
         self.bytes = 0
         for n in range(s.count):
-            offset = self.place(&s.cells[n], n, offset, options)
             self.allocate(&s.cells[n], n, dtype, options, want_dX)
             size = max(size, self.scratch_size(&s.cells[n], dtype.itemsize))
-        scratch = self.array(size, dtype)  # one for all: they run one after the other
+        scratch = self.array(size, dtype)  # one for all cells, because they run one after the other
         for n in range(s.count):
             s.cells[n].f.cell.scratch = scratch
-        s.parameter_count = offset
         for n in range(s.layers):
             top = n == s.layers - 1
             if (not top or want_outputs) and (s.directions == 2 or not all_slots):
@@ -142,7 +150,7 @@ cdef class LayerStack:
         return 0
 
     cdef Py_ssize_t scratch_size(self, const StackedCell *d, Py_ssize_t itemsize) noexcept:
-        """The elements that a cell's passes need where the batch may be in the lanes."""
+        """The elements of scratch that a cell's passes need with the batch in the lanes."""
         cdef StackData *s = &self.data
         cdef const Cell *cell = &d.f.cell
         if not runs_in_lanes(d):
@@ -159,35 +167,18 @@ cdef class LayerStack:
         free(self.data.merged)
         free(self.data.dmerged)
 
-    cdef Py_ssize_t place(self, StackedCell *d, Py_ssize_t n, Py_ssize_t offset, options) except -1:
-        """Set where a cell's weights are in the flat vector, from `offset` on; return where the next cell's are."""
-        cdef StackData *s = &self.data
-        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim
-        cdef Py_ssize_t input_dim = s.input_dim if n < s.directions else s.features
-        d.b_offset = d.terms_offset = d.gains_offset = d.W_r_offset = d.states_offset = -1
-        d.W_offset = offset
-        offset += GH * (R + input_dim)
-        if options.use_bias:
-            d.b_offset = offset
-            offset += GH
-        if options.peephole or options.layer_norm:
-            d.terms_offset = offset
-            if options.peephole:
-                offset += GH - H
-            if options.layer_norm:
-                d.gains_offset = offset
-                offset += 2 * GH + 2 * H
-            d.w.term_count = offset - d.terms_offset
-        if R < H:
-            d.W_r_offset = offset
-            offset += R * H
-        if options.learn_initial_state:
-            d.states_offset = offset
-            offset += R + H
-        return offset
+    cdef int set_offsets(self, StackedCell *d, dict offsets, options) except -1:
+        """Set where a cell's weights are in the flat vector; -1 for those that it does not have."""
+        cdef Py_ssize_t H = self.data.hidden_dim, GH = self.data.gates * H
+        d.W_offset, d.b_offset = offsets["W_i"], offsets.get("b_i", -1)
+        d.gains_offset = offsets.get("gain_x", -1)
+        d.terms_offset = offsets.get("p_i", d.gains_offset)
+        d.W_r_offset, d.states_offset = offsets.get("W_r", -1), offsets.get("h_0", -1)
+        d.w.term_count = (GH - H if options.peephole else 0) + (2 * GH + 2 * H if options.layer_norm else 0)
+        return 0
 
     cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1:
-        """Set what is the same for every batch, and lay out a cell's arrays."""
+        """Set the fields of a cell that are the same for every batch, and lay out its arrays."""
         cdef StackData *s = &self.data
         cdef Cell *cell = &d.f.cell
         cdef Py_ssize_t itemsize = dtype.itemsize, B = s.batch, segment = s.segment
@@ -310,7 +301,7 @@ cdef struct WeightDropout:
 
 
 cdef void drop_weights_part(const WeightDropout *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """Some rows of W with dropped columns of h."""
+    """Drop and scale the columns of h in some rows of W."""
     cdef const Cell *cell = &p.d.f.cell
     cdef Py_ssize_t R = cell.state_dim, K = R + cell.input_dim, rows = cell.gates * cell.hidden_dim, row
     cdef const real *W
@@ -329,7 +320,7 @@ cdef void drop_weights_part(const WeightDropout *p, Py_ssize_t index, const real
 cdef int drop_weights(
     Region *region, StackedCell *d, const Batch *batch, const real *W, real *to,
 ) except -1 nogil:
-    """to = W with dropped and scaled columns of h; to may be W."""
+    """to = W, its columns of h dropped and scaled; to may be W."""
     cdef WeightDropout p
     cdef double work = 4. * d.f.cell.gates * d.f.cell.hidden_dim * d.f.cell.state_dim
     p.d, p.batch, p.W, p.to = d, batch, W, to
@@ -340,7 +331,7 @@ cdef int drop_weights(
 cdef int pack_layers(
     Region *region, StackData *s, const real *parameters, const Batch *batch, bint backward, bint want_dX,
 ) except -1 nogil:
-    """Pack all weights for the forward pass, or for the backward pass, which the forward pass of its batch precedes."""
+    """Pack all weights for a forward pass, or for the backward pass that follows it with the same batch."""
     cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, input_dim, K, n
     cdef StackedCell *d
     cdef const real *W
@@ -374,7 +365,7 @@ cdef int pack_layers(
 
 
 cdef Rows layer_outputs(const StackData *s, Py_ssize_t layer, const real *tag) noexcept nogil:
-    """Every output of a layer, as a forward pass left them: those of step t at rows t B to t B + B."""
+    """Return the outputs that a forward pass left of a layer: those of step t are the rows t B to t B + B."""
     cdef const Cell *cell = &s.cells[layer * s.directions].f.cell
     cdef Rows rows
     rows.first, rows.step_stride, rows.sequence_stride = NULL, s.batch, 1
@@ -386,12 +377,12 @@ cdef Rows layer_outputs(const StackData *s, Py_ssize_t layer, const real *tag) n
 
 
 cdef inline bint is_shared(const StackData *s, const Rows *rows) noexcept nogil:
-    """Whether two directions have the same place in a layer's outputs: their sum."""
+    """Whether the outputs of a layer are the sum of two directions."""
     return s.directions == 2 and rows.width == s.state_dim
 
 
-cdef inline Rows half(const StackData *s, const Rows *rows, Py_ssize_t n, const real *tag) noexcept nogil:
-    """The part of a layer's outputs, or of their gradient, that is one direction's."""
+cdef inline Rows direction_part(const StackData *s, const Rows *rows, Py_ssize_t n, const real *tag) noexcept nogil:
+    """Return one direction's part of a layer's outputs, or of their gradient."""
     cdef Rows part = rows[0]
     if rows.data != NULL and not is_shared(s, rows):
         part.data = <real *> part.data + n % s.directions * s.state_dim
@@ -403,7 +394,7 @@ cdef inline Py_ssize_t state_row(const Batch *batch, Py_ssize_t b) noexcept nogi
 
 
 cdef void set_vectors(const StackData *s, StackedCell *d, const real *parameters) noexcept nogil:
-    """Set where the weights are that are not packed: a pass reads those of its own vector."""
+    """Point to the weights that are not packed, in the vector of this pass."""
     cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H
     d.f.bias = parameters + d.b_offset if d.b_offset >= 0 else NULL
     if d.terms_offset >= 0:
@@ -414,10 +405,10 @@ cdef void set_vectors(const StackData *s, StackedCell *d, const real *parameters
         d.options.shift_C = parameters + d.gains_offset + 2 * GH + H
 
 
-cdef void prepare(
+cdef void set_batch(
     StackData *s, StackedCell *d, const real *parameters, const Batch *batch, const Rows *x,
 ) noexcept nogil:
-    """Set what a batch changes."""
+    """Set the fields of a cell that depend on the batch."""
     cdef Cell *cell = &d.f.cell
     cdef Py_ssize_t H = s.hidden_dim
     cdef const real *tag = parameters
@@ -433,7 +424,7 @@ cdef void prepare(
 cdef void begin_states(
     StackData *s, Py_ssize_t n, const real *parameters, const Batch *batch, const States *initial,
 ) noexcept nogil:
-    """Put the initial states into the first slots: those given, the learned ones, or zeros."""
+    """Write the initial states to the first slots: those given, the learned ones, or zeros."""
     cdef StackedCell *d = &s.cells[n]
     cdef Cell *cell = &d.f.cell
     cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, row
@@ -457,7 +448,7 @@ cdef void begin_states(
         if C_0 != NULL:
             copy_states(cell, 0, b, <real *> C_0, True, parameters)
         if cell.h_mask != NULL:
-            draw(cell, &d.drop_h, b, -cell.masks.first_step, counter)
+            mask_counter(cell, &d.drop_h, b, -cell.masks.first_step, counter)
             mask(
                 s.table, R, batch.masks.key, counter, d.drop_h.threshold, <real> 0, <real> d.drop_h.scale,
                 <real *> d.h_mask + b * R,
@@ -466,7 +457,7 @@ cdef void begin_states(
 
 
 cdef void mask_state(const Cell *cell, Py_ssize_t b, const real *tag) noexcept nogil:
-    """What W sees of the h in the first slot."""
+    """Write h of the first slot to hx, with its mask."""
     cdef Py_ssize_t R = cell.state_dim, j
     cdef const real *h = <const real *> cell.h + b * cell.ld_h
     cdef real *hx = <real *> cell.hx + b * cell.ld
@@ -477,7 +468,7 @@ cdef void mask_state(const Cell *cell, Py_ssize_t b, const real *tag) noexcept n
 cdef void move_states(
     const StackedCell *d, Py_ssize_t from_slot, Py_ssize_t saved, bint save, const real *tag,
 ) noexcept nogil:
-    """Save the states in a slot as those that segment `saved` begins with, or load them into the first one."""
+    """Save the states in a slot as the first ones of segment `saved`, or load those into the first slot."""
     cdef const Cell *cell = &d.f.cell
     cdef Py_ssize_t R = cell.state_dim, B = cell.kept, b
     cdef real *kept_h = <real *> d.saved_h + saved * B * R
@@ -499,7 +490,7 @@ cdef void move_states(
 cdef void end_states(
     StackData *s, Py_ssize_t n, const Batch *batch, const States *last, const real *tag,
 ) noexcept nogil:
-    """Take the last states of the sequences that end in the segment that was run."""
+    """Store the last states of the sequences that end in the segment that has run."""
     cdef StackedCell *d = &s.cells[n]
     cdef Cell *cell = &d.f.cell
     cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, length, row
@@ -519,7 +510,7 @@ cdef void end_states(
 cdef int run_segments(
     Region *region, StackData *s, Py_ssize_t n, const Batch *batch, const States *last, const real *tag,
 ) except -1 nogil:
-    """Run a cell forward through all its steps, a segment at a time; saved states begin every one but the first."""
+    """Run a cell forward through all its steps, a segment at a time, and save the states at the beginning of each."""
     cdef StackedCell *d = &s.cells[n]
     cdef Cell *cell = &d.f.cell
     cdef Py_ssize_t segment = s.segment, origin = 0
@@ -544,10 +535,10 @@ cdef int layers_forward(
 ) except -1 nogil:
     """Run all layers, with the weights as pack_layers left them.
 
-    x        (I) of every sequence and step
-    initial  given states
-    H        out: the top layer's outputs, (F) or side by side (D R), not in its own place for them, if there is data
-    last     out: every cell's last states, if they are wanted; h_T has the last h anyway
+    x        the inputs, rows of I
+    initial  the initial states; NULL: learned ones, or zeros
+    H        out: the top layer's outputs, rows of F, or of D R for each direction's own; data NULL: in the stack
+    last     out: every cell's last states; NULL: not stored, h_T has the last h anyway
     """
     cdef Rows inputs = x[0], outputs
     cdef Py_ssize_t layer, n
@@ -562,8 +553,8 @@ cdef int layers_forward(
             outputs = layer_outputs(s, layer, parameters)
         for n in range(layer * s.directions, (layer + 1) * s.directions):
             d = &s.cells[n]
-            prepare(s, d, parameters, batch, &inputs)
-            d.f.H, d.f.H_adds = half(s, &outputs, n, parameters), n % 2 == 1 and is_shared(s, &outputs)
+            set_batch(s, d, parameters, batch, &inputs)
+            d.f.H, d.f.H_adds = direction_part(s, &outputs, n, parameters), n % 2 == 1 and is_shared(s, &outputs)
             begin_states(s, n, parameters, batch, initial)
             run_segments(region, s, n, batch, last, parameters)
         if layer < s.layers - 1:
@@ -579,14 +570,14 @@ cdef struct InputDropout:
 
 
 cdef void drop_inputs_part(const InputDropout *p, Py_ssize_t t, const real *tag) noexcept nogil:
-    """Apply a step's masks to the gradients of the dropped inputs."""
+    """Apply the masks of one step's inputs to their gradients."""
     cdef const Cell *cell = p.cell
     cdef Py_ssize_t F = p.s.features, b
     cdef real *row
     cdef uint32_t[3] counter
     for b in range(batch_size_at(p.batch.batch_sizes, p.batch.size, t)):
         row = <real *> p.rows + (t * p.s.batch + b) * F
-        draw(cell, &cell.drop_x, b, t, counter)
+        mask_counter(cell, &cell.drop_x, b, t, counter)
         dropout(
             cell.table, F, p.batch.masks.key, counter, cell.drop_x.threshold, <real> cell.drop_x.scale, row, row,
         )
@@ -595,7 +586,7 @@ cdef void drop_inputs_part(const InputDropout *p, Py_ssize_t t, const real *tag)
 cdef void begin_gradients(
     StackData *s, Py_ssize_t n, const Batch *batch, const real *dfinal, const States *dlast, const real *tag,
 ) noexcept nogil:
-    """dh and dC after the last steps: of the last states, and for the top layer of what the head saw of them."""
+    """Set dh and dC after the last steps: the gradients of the last states, in the top layer also from the head."""
     cdef Backward *w = &s.cells[n].w
     cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, j, row
     cdef Py_ssize_t offset = 0 if s.sums else n % s.directions * R
@@ -617,7 +608,7 @@ cdef void begin_gradients(
 cdef int end_gradients(
     Region *region, StackData *s, Py_ssize_t n, const Batch *batch, const States *dinitial, real *gradient,
 ) except -1 nogil:
-    """The gradients of the initial states, given or learned."""
+    """Store the gradients of the initial states, given or learned."""
     cdef StackedCell *d = &s.cells[n]
     cdef Py_ssize_t R = s.state_dim, H = s.hidden_dim, b, row
     cdef real *dh = <real *> d.w.dh
@@ -639,7 +630,7 @@ cdef int end_gradients(
 
 
 cdef int run_segments_backward(Region *region, StackData *s, StackedCell *d, const real *tag) except -1 nogil:
-    """Run a cell backward through all its steps; what is not there any more of their activations is computed again."""
+    """Run a cell backward through all its steps, computing the activations again that were not kept."""
     cdef Cell *cell = &d.f.cell
     cdef Py_ssize_t segment = s.segment, origin = (cell.steps - 1) // segment * segment
     d.f.H.data = NULL
@@ -660,11 +651,11 @@ cdef int layers_backward(
 ) except -1 nogil:
     """Backpropagate through all layers, after layers_forward of the same batch and pack_layers.
 
-    dH        dL/d outputs of the top layer; data NULL: none
-    dfinal    (B, F) dL/d what the head sees of the last h, or NULL
-    dlast     dL/d last states; NULL: none
-    dinitial  out: dL/d initial states, if wanted
-    dX        out, if wanted: the rows of the batch
+    dH        gradients of the top layer's outputs; data NULL: none
+    dfinal    (B, F) gradients of the last h that the head reads; NULL: none
+    dlast     gradients of the last states; NULL: none
+    dinitial  out: gradients of the initial states; NULL: not wanted
+    dX        out: gradients of the inputs; data NULL: not wanted
     gradient  out: the cells' part of the flat gradient
     """
     cdef Rows dinputs, doutputs = dH[0]
@@ -681,7 +672,7 @@ cdef int layers_backward(
         for k in range(s.directions):
             n = layer * s.directions + k
             d = &s.cells[n]
-            d.w.dH, d.w.dH_backwards = half(s, &doutputs, n, parameters), k == 1
+            d.w.dH, d.w.dH_backwards = direction_part(s, &doutputs, n, parameters), k == 1
             d.w.dX, d.w.dX_adds = dinputs, k == 1
             d.w.want_dh0 = dinitial.h != NULL or s.learned_h or s.learned_C
             d.w.dW = gradient + d.W_offset
@@ -707,7 +698,7 @@ cdef int layers_backward(
 
 
 cdef double stack_work(const StackData *s, const Batch *batch, bint backward) noexcept nogil:
-    """The multiply-adds of all layers that threads can share."""
+    """Return the multiply-adds of all layers that threads can share."""
     cdef double work = shared_work(batch.steps, batch.size, s.input_dim, s.hidden_dim, backward)
     return s.directions * (
         work + (s.layers - 1) * shared_work(batch.steps, batch.size, s.features, s.hidden_dim, backward)
@@ -715,7 +706,7 @@ cdef double stack_work(const StackData *s, const Batch *batch, bint backward) no
 
 
 cdef const Py_ssize_t *indices(array) except? NULL:
-    """The first of an array of indices that the caller holds; NULL for None."""
+    """Return where an array of indices begins, which the caller holds; NULL for None."""
     cdef const Py_ssize_t[::1] view
     if array is None:
         return NULL
@@ -724,7 +715,7 @@ cdef const Py_ssize_t *indices(array) except? NULL:
 
 
 cdef int read_batch(batch, Batch *to) except -1:
-    """Take the attributes of a `layers.Batch`."""
+    """Copy the attributes of a `layers.Batch`."""
     cdef uint64_t seed = batch.dropout_seed or 0
     philox_key(seed, 0, to.masks.key)
     to.size, to.steps = batch.size, batch.steps
@@ -745,7 +736,7 @@ cdef States states_of(const real[:, :, ::1] h, const real[:, :, ::1] C):
 
 
 cdef Rows rows_of(const real[:, ::1] array, const Py_ssize_t *first, Py_ssize_t steps):
-    """The rows (n, width) of sequences that begin at `first`, or every so many steps; no data for None."""
+    """Return rows (n, width) of sequences that begin at `first`, or every `steps` rows; no data for None."""
     cdef Rows rows
     rows.data, rows.first, rows.step_stride, rows.sequence_stride, rows.width = NULL, first, 1, steps, 0
     if array is not None:

@@ -2,11 +2,11 @@
 
 Design
 ------
-- A call is entered by one Python thread, which works like every helper and alone talks to Python: it flushes denormals
-  for its time and lets signal handlers run, between two tasks of its own.
-- Helpers are daemon threads of Python that never come back from ``team_serve`` (team.h), so they need no GIL, hold no
-  object, and are dropped by a fork. They sleep while nobody calls.
-- Work is counted in multiply-adds. Whether a loop is shared, and among how many, follows from what sharing costs.
+- One Python thread enters a call. It works like every helper, and only it talks to Python: it flushes denormals for the
+  time of the call and runs signal handlers between two of its tasks.
+- Helpers are daemon threads of Python that never return from ``team_serve`` (team.h), so they need no GIL, hold no
+  object, and do not survive a fork. They sleep while there is no call.
+- Work is counted in multiply-adds. The number of threads of a loop follows from its work and from the cost of sharing.
 """
 import os
 import threading
@@ -22,8 +22,8 @@ cdef extern from "Python.h" nogil:
 
 cdef extern from "team.h" nogil:
     enum:
-        TEAM_MOST
-        TEAM_LONGEST_LOOP
+        TEAM_MAX
+        TEAM_MAX_COUNT
     bint team_take()
     void team_give_back()
     bint team_rests()
@@ -36,21 +36,24 @@ cdef extern from "team.h" nogil:
     void team_adjust(bint rests, int lateness)
     void team_pause(int count)
 
-# A check waits 5 ms for the GIL while another thread holds it, so not more often.
-cdef double SIGNAL_SECONDS = 0.1
-cdef double _signal_seconds = SIGNAL_SECONDS
+# Times as multiply-adds, at 50 per ns; measured on two cores of a Zen 4 machine.
+cdef double JOINING = 1e4  # 0.2 us: the cost of each further thread of a loop
+cdef double WAKING = 4e6  # 80 us: the work from which a call gains by waking helpers, which takes 20 to 50 us
+cdef double FOLLOWING = 5e5  # 10 us: the same for a call that follows another and finds the helpers awake
+cdef double REGION_WORK = 500  # 10 ns: a loop's cost apart from its work
+cdef double CLOCK_WORK = 1e7  # 0.2 ms: the work between two looks at the clock
 
-# In multiply-adds: what each further thread costs a loop (0.2 us); the work of a call that makes up for waking helpers,
-# which come some 20 to 50 us later; and that of a call which finds them awake, as it follows another.
-cdef double JOINING = 1e4, WAKING = 4e6, FOLLOWING = 5e5
-
-# Between the beginnings of two calls of which one follows the other: this, and the time of their work.
+# A call follows another if it begins within this time, plus that of the work, of the other's beginning: helpers stay
+# awake for some 20 us.
 cdef double GAP_SECONDS = 3e-5, SECONDS_OF_WORK = 4e-11
 
-MOST_THREADS = TEAM_MOST
+cdef double SIGNAL_SECONDS = 0.1  # between checks: one waits 5 ms for the GIL while another thread holds it
+cdef double _signal_seconds = SIGNAL_SECONDS
+
+MAX_THREADS = TEAM_MAX
 
 cdef unsigned long _main_thread = threading.main_thread().ident
-cdef int _forks = 0  # that this process comes from since the import
+cdef int _forks = 0  # the number of forks since the import, on this process's line of descent
 
 
 cdef void begin_region(Region *region, int threads) noexcept nogil:
@@ -72,12 +75,9 @@ cdef void start_timer(Timer *timer, double seconds) noexcept nogil:
 
 
 cdef bint elapsed(Timer *timer, double work) noexcept nogil:
-    """Whether the seconds have passed; looks at the clock only after every so many multiply-adds.
-
-    What costs time beside them is counted as 500 for each region. The seconds begin with the first look.
-    """
-    timer.work += work + 500
-    if timer.work < 1e7:
+    """Whether the seconds have passed, as of the last look at the clock; they begin with the first look."""
+    timer.work += work + REGION_WORK
+    if timer.work < CLOCK_WORK:
         return False
     timer.work = 0
     if timer.deadline == 0:
@@ -86,7 +86,7 @@ cdef bint elapsed(Timer *timer, double work) noexcept nogil:
 
 
 cdef int check_signals(Region *region, double work) except -1 nogil:
-    """Let Python's signal handlers run now and then. What they raise ends the pass, which has changed scratch only."""
+    """Run Python's signal handlers from time to time. Their exceptions end the pass, which has changed scratch only."""
     if region.watches and elapsed(&region.signals, work):
         denormals_restore(region.denormals)
         with gil:
@@ -102,7 +102,7 @@ cdef int run_signal_handlers(Region *region) except -1:
         PyErr_CheckSignals()
     finally:
         if region.forks != _forks:
-            region.threads = 1  # the helpers are not there, nor what they were doing
+            region.threads = 1  # this is the child: neither the helpers nor their work are here
     if helped and region.threads == 1:
         raise RuntimeError("a signal handler forked in the middle of a call: the child cannot go on with it")
     return 0
@@ -117,9 +117,9 @@ cdef int parallel_for(Region *region, team_task task, void *context, Py_ssize_t 
             task(context, index, NULL)
         return 0
     workers = <int> min(region.threads, count)
-    if workers > 1:  # n threads take work / n + n JOINING, the least at this n
-        workers = min(workers, <int> min(sqrt(work / JOINING), TEAM_MOST))
-    if workers < 2 or count > TEAM_LONGEST_LOOP or team_rests():
+    if workers > 1:  # n threads take work / n + n JOINING; this n minimises it
+        workers = min(workers, <int> min(sqrt(work / JOINING), TEAM_MAX))
+    if workers < 2 or count > TEAM_MAX_COUNT or team_rests():
         for index in range(count):
             task(context, index, NULL)
             check_signals(region, task_work)
@@ -139,15 +139,15 @@ cdef int parallel_for(Region *region, team_task task, void *context, Py_ssize_t 
 
 
 _recruiting = threading.Lock()
-cdef int _helpers = 0  # those that have a seat, from 1 on
-cdef int _most = TEAM_MOST  # threads that the system grants
+cdef int _helpers = 0  # the number of helpers that have a seat; the first has seat 1
+cdef int _max_threads = TEAM_MAX  # lower once the system has refused a thread
 cdef double _latest_call = 0
 
 
 cdef int recruit(int threads, double work) except -1:
     if threads == 1 or (not follows(work) and work < WAKING):
         return 1
-    threads = min(threads, _most)
+    threads = min(threads, _max_threads)
     if _helpers < threads - 1 and _recruiting.acquire(blocking=False):
         try:
             _start_helpers(threads)
@@ -157,21 +157,21 @@ cdef int recruit(int threads, double work) except -1:
 
 
 cdef bint follows(double work) noexcept:
-    """Whether a call with so much work comes right after another."""
+    """Whether a call with this work comes right after another."""
     global _latest_call
     if work < FOLLOWING:
         return False
-    cdef double now = wall_seconds(), since = now - _latest_call
+    cdef double now = wall_seconds(), gap = now - _latest_call
     _latest_call = now
-    return since < GAP_SECONDS + SECONDS_OF_WORK * work
+    return gap < GAP_SECONDS + SECONDS_OF_WORK * work
 
 
 def _start_helpers(int threads):
     """Start helpers until threads - 1 of them have seats, or the system refuses one.
 
-    An interrupt can come at any point: only a helper that runs takes a seat.
+    A helper takes its seat itself, so an interrupt at any point leaves no seat empty.
     """
-    global _most
+    global _max_threads
     cdef int seats
     if not team_seat(0):
         raise MemoryError("no helper thread could be started")
@@ -182,7 +182,7 @@ def _start_helpers(int threads):
         try:
             helper.start()
         except RuntimeError:
-            _most = seats + 1
+            _max_threads = seats + 1
             return
         while not seated.wait(1) and helper.is_alive():
             pass
@@ -193,7 +193,7 @@ def _start_helpers(int threads):
 def _help(seated):
     global _helpers
     cdef int index = _helpers + 1
-    if index < TEAM_MOST and team_seat(index):
+    if index < TEAM_MAX and team_seat(index):
         _helpers = index
         seated.set()
         with nogil:
@@ -201,10 +201,10 @@ def _help(seated):
 
 
 def _forget_helpers():
-    """Start over in the child of a fork: it has one thread, whatever its parent was doing."""
-    global _recruiting, _helpers, _most, _forks, _main_thread
+    """Forget the helpers in the child of a fork, which has one thread."""
+    global _recruiting, _helpers, _max_threads, _forks, _main_thread
     team_forget()
-    _recruiting, _helpers, _most = threading.Lock(), 0, TEAM_MOST
+    _recruiting, _helpers, _max_threads = threading.Lock(), 0, TEAM_MAX
     _forks += 1
     _main_thread = PyThread_get_thread_ident()
     _held.clear()
@@ -214,7 +214,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
 
-_held = {}  # the id of an object, and the thread whose call has it for itself
+_held = {}  # from the id of an object to the thread whose call has exclusive use of it
 
 
 @cython.no_gc
@@ -222,8 +222,8 @@ _held = {}  # the id of an object, and the thread whose call has it for itself
 cdef class ExclusiveUse:
     """Give one call exclusive use of an object; raise RuntimeError with `message` if another call has it.
 
-    It is entered and left in compiled code, where no signal handler runs. An interrupt just before exit releases it
-    when it is freed, so do not bind it to a name.
+    Entering and leaving are compiled code, in which no signal handler runs. After an interrupt just before exit it is
+    released when it is freed, so do not bind it to a name.
 
     nests  whether the thread that has the object may enter again
     """
@@ -271,7 +271,7 @@ cdef void rehearse_part(Rehearsal *p, Py_ssize_t index, const void *tag) noexcep
 
 
 def _rehearse(int threads, Py_ssize_t[:, ::1] done, int pauses):
-    """Share one loop after another, over the rows of `done`: each index adds 1 to its element after so many pauses."""
+    """Run one loop for each row of `done`: each index waits for some pauses and adds 1 to its element."""
     cdef Rehearsal loops[2]
     cdef Rehearsal *p
     cdef Region region
@@ -289,7 +289,7 @@ def _rehearse(int threads, Py_ssize_t[:, ::1] done, int pauses):
 
 
 def _adjust(*, bint rests=True, int lateness=0, double signal_seconds=SIGNAL_SECONDS):
-    """Set whether helpers rest after a stall, how many pauses late they come to a loop, and how often signals run."""
+    """Set whether helpers rest after a stall, how many pauses late they are, and the seconds between signal checks."""
     global _signal_seconds
     team_adjust(rests, lateness)
     _signal_seconds = signal_seconds

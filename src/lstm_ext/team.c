@@ -51,8 +51,8 @@ static struct {
     int caller_cpu;
     double rest, rest_ends, looked; /* these belong to whoever has the helpers */
     long preemptions;
-    range ranges[TEAM_MOST];
-    seat seats[TEAM_MOST];
+    range ranges[TEAM_MAX];
+    seat seats[TEAM_MAX];
 } team;
 
 /* For tests: whether the helpers never rest, and how late each comes to a loop. */
@@ -67,8 +67,8 @@ static int restless, lateness;
 #define INDEX_BITS 20
 #define NEXT_ONE ((uint64_t)1 << INDEX_BITS)
 #define GENERATION(word) ((word) >> 2 * INDEX_BITS)
-#define NEXT(word) ((ptrdiff_t)((word) >> INDEX_BITS & TEAM_LONGEST_LOOP))
-#define END(word) ((ptrdiff_t)((word)&TEAM_LONGEST_LOOP))
+#define NEXT(word) ((ptrdiff_t)((word) >> INDEX_BITS & TEAM_MAX_COUNT))
+#define END(word) ((ptrdiff_t)((word)&TEAM_MAX_COUNT))
 
 static uint64_t make_range(uint64_t generation, ptrdiff_t next, ptrdiff_t end)
 {
@@ -113,7 +113,7 @@ static void keep_helpers_off_this_cpu(void)
         return;
     PUT(&team.caller_cpu, cpu);
     CPU_CLR(cpu, &others);
-    for (int v = 1; CPU_COUNT(&others) > 0 && v < TEAM_MOST; v++)
+    for (int v = 1; CPU_COUNT(&others) > 0 && v < TEAM_MAX; v++)
         if (LOAD(&team.seats[v].thread) != 0)
             sched_setaffinity(team.seats[v].thread, sizeof others, &others);
 }

@@ -13,8 +13,8 @@
 
 #include <stddef.h>
 
-#define TEAM_MOST 64               /* workers */
-#define TEAM_LONGEST_LOOP 0xfffff  /* indices */
+#define TEAM_MAX 64               /* workers */
+#define TEAM_MAX_COUNT 0xfffff  /* indices */
 
 /* `tag` is NULL: a task for float and one for double differ in its type. */
 typedef void (*team_task)(void *context, ptrdiff_t index, const void *tag);
@@ -24,7 +24,7 @@ int team_take(void);
 void team_give_back(void);
 int team_rests(void);
 
-/* Whoever has the helpers opens a loop, 2 <= workers <= 1 + helpers, count <= TEAM_LONGEST_LOOP; claims indices and
+/* Whoever has the helpers opens a loop, 2 <= workers <= 1 + helpers, count <= TEAM_MAX_COUNT; claims indices and
    does them until the claim is -1; and closes it, saying how many it did. To close it earlier drops what nobody has
    claimed. */
 void team_open(int workers, ptrdiff_t count, team_task task, void *context);

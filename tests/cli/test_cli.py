@@ -338,7 +338,7 @@ def test_evaluate_since(river, capsys, since, first):
 
 def test_info(river, capsys):
     report = as_json(capsys, "info", "river.safetensors")
-    assert report["architecture"] == {"input_dim": 2, "hidden_dim": 3, "output_dim": 2}
+    assert report["architecture"] == {"input_dim": 2, "hidden_dim": 3, "output_dim": 2, "readout": "last"}
     assert report["details"]["forecaster"]["settings"]["inputs"] == ["rain"]
     assert report["details"]["report"]["table"][0]["rows"] == 97
     text = printed(capsys, "info", "river.safetensors").out
@@ -351,11 +351,12 @@ def test_info_of_a_network_alone(folder, capsys):
     assert "note: mine" in printed(capsys, "info", "model").out
     report = as_json(capsys, "info", "model")
     assert (report["details"], report["options"]) == ({"note": "mine"}, {})
-    lstm_ext.LSTMNetwork(1, 4, None, num_layers=2, zoneout=0.5).save("model")
+    lstm_ext.LSTMNetwork(1, 4, None, readout="mean", num_layers=2, zoneout=0.5).save("model")
     report = as_json(capsys, "info", "model")
-    assert report["architecture"] == {"input_dim": 1, "hidden_dim": 4, "output_dim": None}
+    assert report["architecture"] == {"input_dim": 1, "hidden_dim": 4, "output_dim": None, "readout": "mean"}
     assert report["options"] == {"num_layers": 2, "zoneout": [0.5, 0.5]}
-    assert "LSTM 1" in printed(capsys, "info", "model").out
+    text = printed(capsys, "info", "model").out
+    assert "readout='mean'" in text and "LSTM 1" in text
 
 
 # --- help

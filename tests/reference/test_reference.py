@@ -19,11 +19,11 @@ STEP = 1e-30  # of the complex step: its square vanishes, and nothing cancels
 TOLERANCE = 1e-13
 assert_close = functools.partial(helpers.assert_close, tolerance=TOLERANCE)
 SIZES = list(product((1, 2, 5), (1, 3), (1, 3), (1, 2, 7)))  # T, N, I, H
-HEADS_OF_NETWORKS = [  # loss, target, I, H, O: many units, whose derivatives take long, once for each loss
+HEADS_OF_NETWORKS = [  # loss, readout, I, H, O: many units, whose derivatives take long, once for each loss
     *(
-        (loss, target, *sizes)
+        (loss, readout, *sizes)
         for loss in ("mse", "cross_entropy")
-        for target in ("last", "steps")
+        for readout in ("last", "steps")
         for sizes in ((1, 1, 4), (3, 2, 1))
     ),
     ("mse", "last", 3, 7, 4),
@@ -117,8 +117,8 @@ def test_lstm_gradients(T, N, I, H):
     assert_close(gradients.dC0, complex_step(loss, arguments, "C0"), "dC0")
 
 
-def random_targets(rng, loss, target, N, T, outputs):
-    rows = (N,) if target == "last" else (N, T)
+def random_targets(rng, loss, readout, N, T, outputs):
+    rows = (N,) if readout == "last" else (N, T)
     if loss == "mse":
         return rng.standard_normal((*rows, outputs))
     return rng.integers(outputs, size=rows)
@@ -126,24 +126,24 @@ def random_targets(rng, loss, target, N, T, outputs):
 
 @pytest.mark.parametrize("N", [1, 3])
 @pytest.mark.parametrize("T", [1, 5])
-@pytest.mark.parametrize(("loss", "target", "I", "H", "O"), HEADS_OF_NETWORKS)
-def test_network_gradients(loss, target, N, T, I, H, O):
+@pytest.mark.parametrize(("loss", "readout", "I", "H", "O"), HEADS_OF_NETWORKS)
+def test_network_gradients(loss, readout, N, T, I, H, O):
     # A gradient that is one number (H = 1) may cancel to 1/200 of its terms, and keep their
     # rounding error; with this seed none does.
     rng = np.random.default_rng([4, N, T, I, H, O])
-    network = randomised(LSTMNetwork(I, H, O, dtype="float64"), rng)
-    twin = LSTMNetwork(I, H, O, dtype="complex128")
-    X, Y = rng.standard_normal((N, T, I)), random_targets(rng, loss, target, N, T, O)
+    network = randomised(LSTMNetwork(I, H, O, readout=readout, dtype="float64"), rng)
+    twin = LSTMNetwork(I, H, O, readout=readout, dtype="complex128")
+    X, Y = rng.standard_normal((N, T, I)), random_targets(rng, loss, readout, N, T, O)
 
     def criterion(parameters):  # from predict alone, so that the loss is checked as well
         twin.parameters = parameters
-        y = twin.predict(X, target=target)
+        y = twin.predict(X)
         if loss == "mse":
             return np.mean((y - Y) ** 2)
         p = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
         return -np.mean(np.log(np.take_along_axis(p, Y[..., np.newaxis], axis=-1)))
 
-    value, gradient = network.gradient(X, Y, loss=loss, target=target)
+    value, gradient = network.gradient(X, Y, loss=loss)
     assert isinstance(value, float)
     assert value == pytest.approx(criterion(network.parameters).real, rel=1e-13, abs=1e-15)
     expected = complex_step(criterion, {"parameters": network.parameters}, "parameters")
@@ -154,13 +154,13 @@ def test_network_gradients(loss, target, N, T, I, H, O):
 def test_gradient_is_analytic(loss):
     """A complex step through the gradient itself agrees with central differences."""
     rng = np.random.default_rng(5)
-    network = randomised(LSTMNetwork(2, 2, 3, dtype="complex128"), rng)
+    network = randomised(LSTMNetwork(2, 2, 3, readout="steps", dtype="complex128"), rng)
     X, Y = rng.standard_normal((3, 4, 2)), random_targets(rng, loss, "steps", 3, 4, 3)
     start, h = network.parameters, 1e-5
 
     def gradient(parameters):
         network.parameters = parameters
-        return network.gradient(X, Y, loss=loss, target="steps")[1]
+        return network.gradient(X, Y, loss=loss)[1]
 
     for direction in rng.standard_normal((3, start.size)):
         change = gradient(start + 1j * STEP * direction).imag / STEP
@@ -233,7 +233,7 @@ def test_network_forward_and_predict():
     rng = np.random.default_rng(3)
     network = randomised(LSTMNetwork(2, 3, 4, dtype="float64"), rng)
     X = rng.standard_normal((3, 5, 2))
-    last, steps = network.predict(X), network.predict(X, target="steps")
+    last, steps = network.predict(X), network.predict(X, readout="steps")
     assert last.shape == (3, 4) and steps.shape == (3, 5, 4)
     assert_close(last, steps[:, -1], "last", tolerance=1e-15)
     for n in range(3):
@@ -873,25 +873,25 @@ HEADS = {
 }
 
 
-def own_features(network, target, H, h_T, live):
+def own_features(network, readout, H, h_T, live):
     """Return what the head sees."""
     options = network.options
-    if target == "last":
+    if readout == "last":
         parts = h_T[-2:] if options.bidirectional else h_T[-1:]
         return np.concatenate(parts, axis=1) if options.bidirectional == "concat" else sum(parts)
-    if target == "steps":
+    if readout == "steps":
         return H
-    pool = {"mean": np.mean, "max": np.max}[target]
+    pool = {"mean": np.mean, "max": np.max}[readout]
     return np.array([pool(rows[alive], axis=0) for rows, alive in zip(H, live, strict=True)])
 
 
 @pytest.mark.parametrize("outputs", [None, 4])
-@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
+@pytest.mark.parametrize("readout", ["last", "steps", "mean", "max"])
 @pytest.mark.parametrize("rows", list(ROWS))
 @as_parametrize("options", HEADS)
-def test_predict(options, rows, target, outputs):
+def test_predict(options, rows, readout, outputs):
     rng = np.random.default_rng(20)
-    network = randomised(LSTMNetwork(2, 3, outputs, dtype="float64", **options), rng)
+    network = randomised(LSTMNetwork(2, 3, outputs, readout=readout, dtype="float64", **options), rng)
     X, cells = rng.standard_normal((3, 5, 2)), options.get("num_layers", 1) * (2 if "bidirectional" in options else 1)
     states = [np.zeros((cells, 3, width)) for width in (options.get("proj_size", 3), 3)]
     for k, state in enumerate(("h_0", "C_0")):
@@ -900,32 +900,32 @@ def test_predict(options, rows, target, outputs):
     H, h_T, _ = own_forward(network, X, **ROWS[rows], h0=states[0], C0=states[1])
     live = np.array(MASK) if rows == "mask" else np.arange(5) < np.array(ROWS[rows].get("lengths", [5] * 3))[:, None]
     live = live[:, ::-1] if rows == "mask" and "go_backwards" in options else live
-    expected = own_features(network, target, H, h_T, live)
+    expected = own_features(network, readout, H, h_T, live)
     if outputs:
         expected = expected @ network.W_y.T + network.b_y.T
-    if target == "steps" and rows == "lengths":
+    if readout == "steps" and rows == "lengths":
         expected[~live] = 0
-    assert_close(network.predict(X, target=target, **ROWS[rows]), expected, "y", tolerance=1e-14)
+    assert_close(network.predict(X, **ROWS[rows]), expected, "y", tolerance=1e-14)
 
 
 @pytest.mark.parametrize(("loss", "outputs"), [("mse", None), ("mae", 4), ("cross_entropy", 4)])
-@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
+@pytest.mark.parametrize("readout", ["last", "steps", "mean", "max"])
 @pytest.mark.parametrize("rows", ["lengths", "mask"])
 @as_parametrize("options", HEADS)
-def test_head_gradients(options, rows, target, loss, outputs):
-    rng = np.random.default_rng([21, len(target)])
-    network = randomised(LSTMNetwork(2, 3, outputs, dtype="float64", **options), rng)
-    twin = LSTMNetwork(2, 3, outputs, dtype="complex128", **options)
-    X, how = rng.standard_normal((3, 5, 2)), {"target": target, **ROWS[rows]}
+def test_head_gradients(options, rows, readout, loss, outputs):
+    rng = np.random.default_rng([21, len(readout)])
+    network = randomised(LSTMNetwork(2, 3, outputs, readout=readout, dtype="float64", **options), rng)
+    twin = LSTMNetwork(2, 3, outputs, readout=readout, dtype="complex128", **options)
+    X, how = rng.standard_normal((3, 5, 2)), ROWS[rows]
     width = network.predict(X).shape[-1]
     Y = rng.integers(width, size=(3, 5)) if loss == "cross_entropy" else rng.standard_normal((3, 5, width))
-    Y = Y if target == "steps" else Y[:, 0]
+    Y = Y if readout == "steps" else Y[:, 0]
     live = np.ones((3, 5), bool)
     if rows == "lengths":
         live = np.arange(5) < np.array(LENGTHS)[:, None]
     elif rows == "mask":
         live = np.array(MASK)[:, :: -1 if "go_backwards" in options else 1]
-    count = live if target == "steps" else np.ones(3, bool)
+    count = live if readout == "steps" else np.ones(3, bool)
 
     def criterion(parameters):
         twin.parameters = parameters
@@ -943,36 +943,36 @@ def test_head_gradients(options, rows, target, loss, outputs):
         expected = criterion(network.parameters + 1j * STEP * direction).imag / STEP
         scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
         assert abs(gradient @ direction - expected) <= TOLERANCE * scale
-    if target == "steps" and rows == "lengths":
+    if readout == "steps" and rows == "lengths":
         Y[~live] = 99  # nothing past the end counts
         assert np.array_equal(gradient, network.gradient(X, Y, loss=loss, **how)[1])
         lists = ([a[:length] for a, length in zip(A, LENGTHS, strict=True)] for A in (X, Y))
-        assert np.array_equal(gradient, network.gradient(*lists, loss=loss, target=target)[1])
+        assert np.array_equal(gradient, network.gradient(*lists, loss=loss)[1])
 
 
-@pytest.mark.parametrize("target", ["last", "steps", "mean", "max"])
-def test_training_masks_reach_the_gradient(target):
+@pytest.mark.parametrize("readout", ["last", "steps", "mean", "max"])
+def test_training_masks_reach_the_gradient(readout):
     """The network's gradient under masks is the layer's, whose masks are proven above."""
     rng = np.random.default_rng(22)
     options = {"num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.2, "zoneout": 0.2, "weight_dropout": 0.3}
-    network = randomised(LSTMNetwork(2, 3, None, dtype="float64", **options), rng)
+    network = randomised(LSTMNetwork(2, 3, None, readout=readout, dtype="float64", **options), rng)
     layer = LSTM(2, 3, dtype="float64", **options)
     layer.parameters = network.parameters
     X = rng.standard_normal((3, 5, 2))
     H, (h_T, _), tape = layer.forward(X, lengths=LENGTHS, dropout_seed=5, return_tape=True)
     live = np.arange(5) < np.array(LENGTHS)[:, None]
-    y = own_features(network, target, H, h_T, live)
-    value, gradient = network.gradient(X, np.zeros_like(y), target=target, lengths=LENGTHS, dropout_seed=5)
-    counted = y[live] if target == "steps" else y
+    y = own_features(network, readout, H, h_T, live)
+    value, gradient = network.gradient(X, np.zeros_like(y), lengths=LENGTHS, dropout_seed=5)
+    counted = y[live] if readout == "steps" else y
     assert value == pytest.approx(np.mean(counted**2), rel=1e-13)
     dy, dH, dh_T = 2 * y / counted.size, np.zeros_like(H), np.zeros_like(h_T)
-    if target == "last":
+    if readout == "last":
         dh_T[-1] = dy
-    elif target == "steps":
+    elif readout == "steps":
         dH = dy
     else:
         for n, length in enumerate(LENGTHS):
-            if target == "mean":
+            if readout == "mean":
                 dH[n, :length] = dy[n] / length
             else:
                 dH[n, H[n, :length].argmax(axis=0), range(3)] = dy[n]
@@ -980,19 +980,20 @@ def test_training_masks_reach_the_gradient(target):
 
 
 def test_equal_largest_share_nothing():
-    network = LSTMNetwork(1, 2, None, dtype="float64", seed=0, cell_activation="relu", learn_initial_state=True)
+    options = {"cell_activation": "relu", "learn_initial_state": True}
+    network = LSTMNetwork(1, 2, None, readout="max", dtype="float64", seed=0, **options)
     network.W_C = np.zeros((2, 3))  # C decays from C_0: no equals; with f = 1 all would be
     network.b_f, network.W_f, network.W_o = np.full((2, 1), 60.0), np.zeros((2, 3)), np.zeros((2, 3))
     network.C_0 = [[1.0], [2.0]]
     X = np.zeros((1, 4, 1))
-    steps = network.predict(X, target="steps")[0]
+    steps = network.predict(X, readout="steps")[0]
     assert np.array_equal(steps, np.repeat(steps[:1], 4, axis=0))  # equal at every step
     dH = np.zeros((1, 4, 2))
     dH[0, 0] = 2 * steps[0] / 2
-    layer = LSTM(1, 2, dtype="float64", cell_activation="relu", learn_initial_state=True)
+    layer = LSTM(1, 2, dtype="float64", **options)
     layer.parameters = network.parameters
     *_, tape = layer.forward(X, return_tape=True)
-    gradient = network.gradient(X, np.zeros((1, 2)), target="max")[1]
+    gradient = network.gradient(X, np.zeros((1, 2)))[1]
     assert_close(gradient, layer.backward(tape, dH).parameters, "gradient")
 
 
@@ -1126,15 +1127,15 @@ def test_forget_bias():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @as_parametrize("options", ALONE)
 def test_options_keep_the_dtype(options, dtype):
-    network = LSTMNetwork(2, 3, 4, dtype=dtype, seed=0, **options)
     layer = LSTM(2, 3, dtype=dtype, seed=0, **options)
     X = np.random.default_rng(24).standard_normal((3, 5, 2))
     H, last, tape = layer.forward(X, lengths=LENGTHS, dropout_seed=1, return_tape=True)
     steps = [array for run in tape.runs for step in run.steps for array in step[4:]]
     results = [H, *last, *layer.backward(tape, H, *last), *steps]
-    for target in ("last", "steps", "mean", "max"):
-        y = network.predict(X, target=target)
-        results += [y, network.gradient(X, 0 * y, target=target)[1]]
+    for readout in ("last", "steps", "mean", "max"):
+        network = LSTMNetwork(2, 3, 4, readout=readout, dtype=dtype, seed=0, **options)
+        y = network.predict(X)
+        results += [y, network.gradient(X, 0 * y)[1]]
     assert {array.dtype for array in results} == {np.dtype(dtype)}
 
 
@@ -1207,10 +1208,10 @@ def test_inputs_are_never_modified():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", np.float64, np.dtype("float32")])
 def test_results_have_the_dtype(dtype):
-    lstm, network = LSTM(2, 3, dtype=dtype, seed=0), LSTMNetwork(2, 3, 4, dtype=dtype, seed=0)
+    lstm, network = LSTM(2, 3, dtype=dtype, seed=0), LSTMNetwork(2, 3, 4, readout="steps", dtype=dtype, seed=0)
     X = np.arange(20).reshape(2, 5, 2)  # integers, then lists, are converted
     H, (h_T, C_T), tape = lstm.forward(X.tolist(), return_tape=True)
-    value, gradient = network.gradient(X, np.zeros((2, 5, 4)), target="steps")
+    value, gradient = network.gradient(X, np.zeros((2, 5, 4)))
     assert isinstance(value, float)
     results = [H, h_T, C_T, *lstm.backward(tape, np.ones((2, 5, 3))), gradient, network.predict(X)]
     assert all(array.dtype == np.dtype(dtype) for array in results)
@@ -1231,6 +1232,7 @@ def test_float32_agrees_with_float64():
 
 ZERO = np.zeros
 CELL, LAYER, NETWORK = LSTMCell(2, 3), LSTM(2, 3), LSTMNetwork(2, 3, 4)
+OF_STEPS = LSTMNetwork(2, 3, 4, readout="steps")
 DEEP = LSTM(2, 3, num_layers=2, bidirectional="sum", proj_size=2)
 *_, TAPE = LAYER.forward(ZERO((2, 5, 2)), return_tape=True)
 *_, OTHER_TAPE = LSTM(2, 4).forward(ZERO((2, 5, 2)), return_tape=True)
@@ -1339,20 +1341,32 @@ BAD_CALLS = [
     (lambda: DEEP.forward(X, ZERO((2, 3))), ValueError, r"h0 must have shape \(4, 2, 2\), got \(2, 3\)"),
     (lambda: DEEP.forward(X, None, ZERO((4, 2, 2))), ValueError, r"C0 must have shape \(4, 2, 3\), got \(4, 2, 2\)"),
     (lambda: DEEP.backward(TAPE), ValueError, "tape must be of a layer like this one"),
-    (lambda: NETWORK.predict([X[0], X[1, :1]], target="sum"), ValueError, "target must be one of .*, got 'sum'"),
+    (lambda: NETWORK.predict([X[0], X[1, :1]], readout="sum"), ValueError, "readout must be one of .*, got 'sum'"),
     (
-        lambda: NETWORK.gradient([X[0], X[1, :1]], [ZERO((5, 4))], target="steps"),
+        lambda: OF_STEPS.gradient([X[0], X[1, :1]], [ZERO((5, 4))]),
         ValueError,
         "Y must hold 2 arrays, as X, got 1",
     ),
     (
-        lambda: NETWORK.gradient([X[0], X[1, :1]], [ZERO((5, 4))] * 2, target="steps"),
+        lambda: OF_STEPS.gradient([X[0], X[1, :1]], [ZERO((5, 4))] * 2),
         ValueError,
         r"Y\[1\] must have shape \(1, 4\), got \(5, 4\)",
     ),
     (lambda: NETWORK.forward(X), ValueError, r"X must have shape \(T, 2\), got \(2, 5, 2\)"),
     (lambda: NETWORK.predict(X[0]), ValueError, r"X must have shape \(N, T, 2\), got \(5, 2\)"),
-    (lambda: NETWORK.predict(X, target="all"), ValueError, "target must be one of .*, got 'all'"),
+    (lambda: LSTMNetwork(2, 3, 4, readout="all"), ValueError, "readout must be one of .*, got 'all'"),
+    (lambda: NETWORK.predict(X, readout="max"), ValueError, "readout must fit a head for 'last', got 'max'"),
+    (
+        lambda: LSTMNetwork(2, 3, 4, readout="mean").predict(X, readout="last"),
+        ValueError,
+        "readout must fit a head for 'mean', got 'last'",
+    ),
+    (
+        lambda: LSTMNetwork(2, 3, 4, readout="mean").forward(X[0]),
+        ValueError,
+        "readout must fit a head for 'mean', got 'steps'",
+    ),
+    (lambda: NETWORK.predict(X, readout="all"), ValueError, "readout must be one of .*, got 'all'"),
     (
         lambda: NETWORK.gradient(X, ZERO((2, 4)), loss="mape"),
         ValueError,
@@ -1364,7 +1378,7 @@ BAD_CALLS = [
         r"Y must have shape \(2, 4\), got \(2, 5, 4\)",
     ),
     (
-        lambda: NETWORK.gradient(X, ZERO((2, 4)), target="steps"),
+        lambda: OF_STEPS.gradient(X, ZERO((2, 4))),
         ValueError,
         r"Y must have shape \(2, 5, 4\), got \(2, 4\)",
     ),

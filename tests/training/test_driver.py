@@ -12,12 +12,12 @@ from lstm_ext.training.driver import EVERY_PHASE, PassRunner
 LENGTHS = [3, 7, 1, 5, 7, 2, 4]
 
 
-def runner(dtype="float32", target="last", optimizer=None, **how):
-    network = LSTMNetwork(2, 3, 4, dtype=dtype, seed=0)
+def runner(dtype="float32", readout="last", optimizer=None, **how):
+    network = LSTMNetwork(2, 3, 4, readout=readout, dtype=dtype, seed=0)
     rng = np.random.default_rng(0)
     X = [rng.standard_normal((n, 2)) for n in LENGTHS]
-    Y = [rng.standard_normal((n, 4)) for n in LENGTHS] if target == "steps" else rng.standard_normal((7, 4))
-    parts = {"target": target, "loss": lstm_ext.MSE(), "optimizer": optimizer, "batch_size": 3} | how
+    Y = [rng.standard_normal((n, 4)) for n in LENGTHS] if readout == "steps" else rng.standard_normal((7, 4))
+    parts = {"loss": lstm_ext.MSE(), "optimizer": optimizer, "batch_size": 3} | how
     return PassRunner(network.parameters, network.architecture, X, Y, **parts)
 
 
@@ -41,10 +41,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("target", ["last", "steps"])
+@pytest.mark.parametrize("readout", ["last", "steps"])
 @pytest.mark.parametrize("name", WRONG)
-def test_a_loop_refuses_arrays_that_its_passes_would_leave(name, target):
-    made = runner(target=target)
+def test_a_loop_refuses_arrays_that_its_passes_would_leave(name, readout):
+    made = runner(readout=readout)
     given = loop_arguments(made)
     _epoch.TrainingLoop(made.stack, made.head, **given)
     for change in WRONG[name]:
@@ -63,7 +63,7 @@ def test_a_loop_takes_the_targets_of_its_loss():
 
 
 def test_a_loop_takes_one_head_and_one_stack():
-    single, double, steps = runner(), runner("float64"), runner(target="steps")
+    single, double, steps = runner(), runner("float64"), runner(readout="steps")
     for stack, head in ((single.stack, double.head), (single.stack, steps.head), (double.stack, single.head)):
         with pytest.raises(ValueError, match=r"expected|would have"):
             _epoch.TrainingLoop(stack, head, **loop_arguments(single))
@@ -71,7 +71,7 @@ def test_a_loop_takes_one_head_and_one_stack():
 
 ORDERS = {
     "members": [lambda a: a[:-1], lambda a: a[::-1].copy(), lambda a: a + 1, lambda a: a - 1, lambda a: a.astype("i4")],
-    "draw_order": [lambda a: a[1:], lambda a: a.astype("i4")],
+    "unsorted_positions": [lambda a: a[1:], lambda a: a.astype("i4")],
     "starts": [lambda a: a + 3, lambda a: a - 1, lambda a: a[1:]],
     "first_steps": [lambda a: a + 2, lambda a: a - 1, lambda a: a[1:]],
 }

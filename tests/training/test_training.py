@@ -31,21 +31,21 @@ from lstm_ext import (
 )
 from lstm_ext.training import progress
 
-LOSSES = [(loss, target) for loss in ("mse", "cross_entropy") for target in ("last", "steps")]
+LOSSES = [(loss, readout) for loss in ("mse", "cross_entropy") for readout in ("last", "steps")]
 QUIET = {"verbose": False}
 DROPS = {"dropout": 0.25, "recurrent_dropout": 0.5, "zoneout": 0.1, "weight_dropout": 0.25}
 
 
-def data(N, T, I, O, loss="mse", target="last", seed=0):
+def data(N, T, I, O, loss="mse", readout="last", seed=0):
     rng = np.random.default_rng(seed)
-    rows = (N,) if target == "last" else (N, T)
+    rows = (N,) if readout == "last" else (N, T)
     if loss == "cross_entropy":
         return rng.standard_normal((N, T, I)), rng.integers(0, O, rows)
     return rng.standard_normal((N, T, I)), rng.standard_normal((*rows, O))
 
 
-def network(*sizes, dtype="float64", seed=0):
-    return LSTMNetwork(*sizes, dtype=dtype, seed=seed)
+def network(*sizes, readout="last", dtype="float64", seed=0):
+    return LSTMNetwork(*sizes, readout=readout, dtype=dtype, seed=seed)
 
 
 # --- a training loop in plain NumPy, on the oracle's gradients ---
@@ -105,17 +105,17 @@ def train_in_numpy(model, X, Y, update, batch_size, epochs, clip_norm, seed, **h
     return losses, clipped
 
 
-@pytest.mark.parametrize(("loss", "target"), LOSSES)
+@pytest.mark.parametrize(("loss", "readout"), LOSSES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clips", [False, True])
-def test_training_agrees_with_numpy(rounding_isa, optimizer, clips, loss, target):
+def test_training_agrees_with_numpy(rounding_isa, optimizer, clips, loss, readout):
     """21 updates, every seventh on a smaller batch."""
-    X, Y = data(34, 5, 3, 4, loss, target)
-    ours, (compiled, plain) = network(3, 13, 4), OPTIMIZERS[optimizer]
-    theirs = reference.LSTMNetwork(3, 13, 4, dtype="float64")
+    X, Y = data(34, 5, 3, 4, loss, readout)
+    ours, (compiled, plain) = network(3, 13, 4, readout=readout), OPTIMIZERS[optimizer]
+    theirs = reference.LSTMNetwork(3, 13, 4, readout=readout, dtype="float64")
     theirs.parameters = start = ours.parameters.copy()
-    common = {"batch_size": 5, "epochs": 3, "seed": 17, "loss": loss, "target": target}
-    common["clip_norm"] = {"last": 0.5, "steps": 0.25}[target] if clips else None
+    common = {"batch_size": 5, "epochs": 3, "seed": 17, "loss": loss}
+    common["clip_norm"] = {"last": 0.5, "steps": 0.25}[readout] if clips else None
     history = train(ours, X, Y, optimizer=compiled(), **common, **QUIET)
     losses, clipped = train_in_numpy(theirs, X, Y, plain(), **common)
     assert 0 < clipped < 21 if clips else not clipped
@@ -194,10 +194,10 @@ class InTorch:
         W = np.concatenate((W_h, W_x), axis=1)
         return np.concatenate([array.ravel() for array in (W, b, W_y, b_y)])
 
-    def loss(self, X, Y, loss, target):
+    def loss(self, X, Y, loss, readout):
         X, Y = self.torch.from_numpy(X), self.torch.from_numpy(Y)
         outputs = self.head(self.lstm(X)[0])
-        if target == "last":
+        if readout == "last":
             outputs = outputs[:, -1]
         if loss == "mse":
             return self.torch.nn.functional.mse_loss(outputs, Y)
@@ -206,19 +206,19 @@ class InTorch:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize(("loss", "target"), LOSSES)
-def test_gradients_agree_with_torch(isa, torch, loss, target):
-    X, Y = data(13, 17, 3, 4, loss, target)
-    ours = network(3, 34, 4)
+@pytest.mark.parametrize(("loss", "readout"), LOSSES)
+def test_gradients_agree_with_torch(isa, torch, loss, readout):
+    X, Y = data(13, 17, 3, 4, loss, readout)
+    ours = network(3, 34, 4, readout=readout)
     theirs = InTorch(torch, ours)
-    value, gradient = ours.gradient(X, Y, loss=loss, target=target)
-    expected = theirs.loss(X, Y, loss, target)
+    value, gradient = ours.gradient(X, Y, loss=loss)
+    expected = theirs.loss(X, Y, loss, readout)
     expected.backward()
     assert relative_error(value, expected.item()) <= 1e-12
     assert relative_error(gradient, theirs.flat(gradient=True)) <= 1e-12
     with torch.no_grad():
         outputs = theirs.head(theirs.lstm(torch.from_numpy(X))[0]).numpy()
-    assert relative_error(ours.predict(X, target="steps"), outputs) <= 1e-12
+    assert relative_error(ours.predict(X, readout="steps"), outputs) <= 1e-12
 
 
 @pytest.mark.peers
@@ -235,7 +235,7 @@ def test_gradients_agree_with_torch(isa, torch, loss, target):
 def test_training_agrees_with_torch(isa, torch, ours, name, theirs, loss):
     """30 steps on one batch."""
     X, Y = data(13, 7, 3, 4, loss, "steps")
-    model = network(3, 17, 4)
+    model = network(3, 17, 4, readout="steps")
     twin, start = InTorch(torch, model), model.parameters.copy()
     optimizer, losses = getattr(torch.optim, name)(twin.trained(), **theirs), []
     for _ in range(30):
@@ -244,7 +244,7 @@ def test_training_agrees_with_torch(isa, torch, ours, name, theirs, loss):
         value.backward()
         optimizer.step()
         losses.append(value.item())
-    how = {"loss": loss, "target": "steps", "batch_size": 13, "epochs": 30, "shuffle": False}
+    how = {"loss": loss, "batch_size": 13, "epochs": 30, "shuffle": False}
     history = train(model, X, Y, optimizer=ours(), **how, **QUIET)
     assert relative_error(history.loss, losses) <= 1e-9
     assert relative_error(model.parameters - start, twin.flat() - start) <= 1e-9
@@ -268,17 +268,17 @@ class PythonSGD:
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.4])
-@pytest.mark.parametrize("target", ["last", "steps"])
+@pytest.mark.parametrize("readout", ["last", "steps"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_python_parts_do_as_compiled_ones(dtype, target, clip_norm):
-    X, Y = data(17, 5, 3, 2, target=target)
-    common = {"target": target, "batch_size": 5, "epochs": 3, "seed": 3, "clip_norm": clip_norm}
-    expected = network(3, 13, 2, dtype=dtype)
+def test_python_parts_do_as_compiled_ones(dtype, readout, clip_norm):
+    X, Y = data(17, 5, 3, 2, readout=readout)
+    common = {"batch_size": 5, "epochs": 3, "seed": 3, "clip_norm": clip_norm}
+    expected = network(3, 13, 2, readout=readout, dtype=dtype)
     start = expected.parameters.copy()
     history = train(expected, X, Y, optimizer=SGD(0.3), validation_data=(X[:7], Y[:7]), **common, **QUIET)
     tolerance = 1e-12 if dtype == "float64" else 1e-5
     for loss, optimizer in ((python_mse, "sgd"), ("mse", PythonSGD()), (python_mse, PythonSGD())):
-        actual = network(3, 13, 2, dtype=dtype)
+        actual = network(3, 13, 2, readout=readout, dtype=dtype)
         if optimizer == "sgd":
             optimizer = SGD(0.3)
         how = {"loss": loss, "optimizer": optimizer, "validation_data": (X[:7], Y[:7])}
@@ -286,8 +286,8 @@ def test_python_parts_do_as_compiled_ones(dtype, target, clip_norm):
         assert relative_error(actual.parameters - start, expected.parameters - start) <= tolerance
         assert relative_error(again.loss, history.loss) <= tolerance
         assert relative_error(again.validation_loss, history.validation_loss) <= tolerance
-    value, gradient = expected.gradient(X, Y, target=target)
-    twice = expected.gradient(X, Y, target=target, loss=python_mse)
+    value, gradient = expected.gradient(X, Y)
+    twice = expected.gradient(X, Y, loss=python_mse)
     assert relative_error(twice[0], value) <= tolerance
     assert relative_error(twice[1], gradient) <= tolerance
 
@@ -313,21 +313,21 @@ def test_sequences_of_different_lengths():
     """One at a time, whichever their lengths, as the oracle does."""
     rng = np.random.default_rng(0)
     X = [rng.standard_normal((T, 3)) for T in (5, 1, 17, 2)]
-    for target in ("last", "steps"):
-        Y = [rng.standard_normal((len(x), 2) if target == "steps" else 2) for x in X]
-        expected = reference.LSTMNetwork(3, 13, 2, dtype="float64")
-        compiled, python = network(3, 13, 2), network(3, 13, 2)
+    for readout in ("last", "steps"):
+        Y = [rng.standard_normal((len(x), 2) if readout == "steps" else 2) for x in X]
+        expected = reference.LSTMNetwork(3, 13, 2, readout=readout, dtype="float64")
+        compiled, python = (network(3, 13, 2, readout=readout) for _ in range(2))
         expected.parameters = compiled.parameters
-        common = {"batch_size": 1, "epochs": 2, "shuffle": False, "target": target}
+        common = {"batch_size": 1, "epochs": 2, "shuffle": False}
         history = train(compiled, X, Y, optimizer=SGD(0.1), **common, **QUIET)
         train(python, X, Y, optimizer=SGD(0.1), loss=python_mse, **common, **QUIET)
         losses = []
         for _ in range(2):
             for x, y in zip(X, Y, strict=True):
-                value, gradient = expected.gradient(x[None], y[None], target=target)
+                value, gradient = expected.gradient(x[None], y[None])
                 expected.parameters = expected.parameters - 0.1 * gradient
                 losses.append(value)
-        weights = [len(x) for x in X] if target == "steps" else None
+        weights = [len(x) for x in X] if readout == "steps" else None
         assert relative_error(history.loss, np.average(np.reshape(losses, (2, 4)), 1, weights)) <= 1e-12
         for model in (compiled, python):
             assert relative_error(model.parameters, expected.parameters) <= 1e-12
@@ -358,12 +358,12 @@ def pair(output_dim=2, seed=0, **options):
     return ours, theirs
 
 
-def ragged(target, output_dim=2, loss="mse", seed=0):
+def ragged(readout, output_dim=2, loss="mse", seed=0):
     """Return padded data whose padding is not to be looked at, and the lengths."""
-    X, Y = data(7, 6, 3, output_dim, loss, "steps" if target == "steps" else "last", seed)
+    X, Y = data(7, 6, 3, output_dim, loss, "steps" if readout == "steps" else "last", seed)
     padding = np.arange(6) >= LENGTHS[:, None]
     X[padding] = np.nan
-    if target == "steps":
+    if readout == "steps":
         Y[padding] = -1 if loss == "cross_entropy" else np.nan
     return X, Y, LENGTHS
 
@@ -387,13 +387,13 @@ WAYS = {"full": {}, "lengths": {"lengths": LENGTHS}, "mask": {"mask": gaps()}}
 
 
 @functools.cache  # once for all sets
-def expected_by_way(name, target, output_dim):
+def expected_by_way(name, readout, output_dim):
     """Return the oracle's predictions by way, and its (loss, gradient) by way and seed."""
-    ours, theirs = pair(output_dim, **OPTIONS[name])
-    X, Y = padded(*ragged(target, output_dim or ours.architecture.features)[:2])
-    predictions = {way: theirs.predict(X, target=target, **how) for way, how in WAYS.items()}
+    ours, theirs = pair(output_dim, readout=readout, **OPTIONS[name])
+    X, Y = padded(*ragged(readout, output_dim or ours.architecture.features)[:2])
+    predictions = {way: theirs.predict(X, **how) for way, how in WAYS.items()}
     gradients = {
-        (way, seed): theirs.gradient(X, Y, target=target, dropout_seed=seed, **how)
+        (way, seed): theirs.gradient(X, Y, dropout_seed=seed, **how)
         for way, how in WAYS.items()
         for seed in (None, 5, 2**63 + 1)
     }
@@ -401,17 +401,17 @@ def expected_by_way(name, target, output_dim):
 
 
 @pytest.mark.parametrize("output_dim", [2, None])
-@pytest.mark.parametrize("target", HEADS)
+@pytest.mark.parametrize("readout", HEADS)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_gradients_of_all_options_agree_with_the_oracle(rounding_isa, name, target, output_dim):
-    predictions, gradients = expected_by_way(name, target, output_dim)
-    ours, _ = pair(output_dim, **OPTIONS[name])
-    X, Y, _ = ragged(target, output_dim or ours.architecture.features)
+def test_gradients_of_all_options_agree_with_the_oracle(rounding_isa, name, readout, output_dim):
+    predictions, gradients = expected_by_way(name, readout, output_dim)
+    ours, _ = pair(output_dim, readout=readout, **OPTIONS[name])
+    X, Y, _ = ragged(readout, output_dim or ours.architecture.features)
     data_of = {way: (X, Y) if way == "lengths" else padded(X, Y) for way in WAYS}
     for way, expected in predictions.items():
-        assert relative_error(ours.predict(data_of[way][0], target=target, **WAYS[way]), expected) <= 1e-12
+        assert relative_error(ours.predict(data_of[way][0], **WAYS[way]), expected) <= 1e-12
     for (way, seed), (expected, expected_gradient) in gradients.items():
-        value, gradient = ours.gradient(*data_of[way], target=target, dropout_seed=seed, **WAYS[way])
+        value, gradient = ours.gradient(*data_of[way], dropout_seed=seed, **WAYS[way])
         assert relative_error(value, expected) <= 1e-12
         assert relative_error(gradient, expected_gradient) <= 1e-12
 
@@ -419,27 +419,27 @@ def test_gradients_of_all_options_agree_with_the_oracle(rounding_isa, name, targ
 def test_equal_largest_share_nothing(isa):
     """The gradient of a maximum is that of the first step which has it."""
     options = {"cell_activation": "relu", "learn_initial_state": True}
-    model = LSTMNetwork(1, 2, None, dtype="float64", seed=0, **options)
+    model = LSTMNetwork(1, 2, None, readout="max", dtype="float64", seed=0, **options)
     weights = model.named_parameters()
     for name, value in {"W_C": 0, "W_f": 0, "W_o": 0, "b_f": 60, "C_0": [[1], [2]]}.items():
         weights[name][:] = value  # the forget gate is 1, so C and h stay
     X, Y = np.zeros((1, 4, 1)), np.zeros((1, 2))
-    steps = model.predict(X, target="steps")[0]
+    steps = model.predict(X, readout="steps")[0]
     assert np.array_equal(steps, np.repeat(steps[:1], 4, axis=0))
     assert steps.all()
-    gradient = model.gradient(X, Y, target="max")[1]
-    expected = lstm_ext.to_reference(model).gradient(X, Y, target="max")[1]
+    gradient = model.gradient(X, Y)[1]
+    expected = lstm_ext.to_reference(model).gradient(X, Y)[1]
     assert relative_error(gradient, expected) <= 1e-14
 
 
-@pytest.mark.parametrize("target", HEADS)
-def test_float32_gradients_of_ragged_batches_agree_with_the_oracle(isa, target):
-    ours, theirs = pair(num_layers=2, bidirectional="concat", dropout=0.3)
-    single = LSTMNetwork(3, 7, 2, num_layers=2, bidirectional="concat", dropout=0.3)
+@pytest.mark.parametrize("readout", HEADS)
+def test_float32_gradients_of_ragged_batches_agree_with_the_oracle(isa, readout):
+    ours, theirs = pair(readout=readout, num_layers=2, bidirectional="concat", dropout=0.3)
+    single = LSTMNetwork(3, 7, 2, readout=readout, num_layers=2, bidirectional="concat", dropout=0.3)
     single.parameters = ours.parameters.astype("f4")
     theirs.parameters = single.parameters
-    X, Y, lengths = ragged(target)
-    how = {"target": target, "lengths": lengths, "dropout_seed": 1}
+    X, Y, lengths = ragged(readout)
+    how = {"lengths": lengths, "dropout_seed": 1}
     value, gradient = single.gradient(X.astype("f4"), Y.astype("f4"), **how)
     expected = theirs.gradient(*padded(X.astype("f4"), Y.astype("f4")), **how)
     assert relative_error(value, expected[0]) <= 5e-6
@@ -447,13 +447,13 @@ def test_float32_gradients_of_ragged_batches_agree_with_the_oracle(isa, target):
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy", python_mse])
-@pytest.mark.parametrize("target", HEADS)
-def test_forms_of_ragged_data_are_equal(target, loss):
+@pytest.mark.parametrize("readout", HEADS)
+def test_forms_of_ragged_data_are_equal(readout, loss):
     """A list, lengths and a mask; Y padded or a list; whatever the padding holds."""
-    X, Y, lengths = ragged(target, loss=loss if isinstance(loss, str) else "mse")
-    model, _ = pair(num_layers=2)
-    mask, common = np.arange(6) < lengths[:, None], {"target": target, "loss": loss}
-    targets = unpadded(Y) if target == "steps" else Y
+    X, Y, lengths = ragged(readout, loss=loss if isinstance(loss, str) else "mse")
+    model, _ = pair(readout=readout, num_layers=2)
+    mask, common = np.arange(6) < lengths[:, None], {"loss": loss}
+    targets = unpadded(Y) if readout == "steps" else Y
     value, gradient = model.gradient(unpadded(X), targets, **common)
     for given, how in ((Y, {"lengths": lengths}), (targets, {"lengths": lengths}), (Y, {"mask": mask})):
         again = model.gradient(X, given, **how, **common)
@@ -461,7 +461,7 @@ def test_forms_of_ragged_data_are_equal(target, loss):
         assert np.array_equal(again[1], gradient)
     if not callable(loss):
         return
-    compiled = model.gradient(X, Y, target=target, lengths=lengths)
+    compiled = model.gradient(X, Y, lengths=lengths)
     assert relative_error(value, compiled[0]) <= 1e-12
     assert relative_error(gradient, compiled[1]) <= 1e-12
 
@@ -469,9 +469,9 @@ def test_forms_of_ragged_data_are_equal(target, loss):
 def test_predictions_of_ragged_data():
     model, _ = pair()
     X, _, lengths = ragged("steps")
-    alone = [model.predict(x[None], target="steps")[0] for x in unpadded(X)]
-    steps = model.predict(X, target="steps", lengths=lengths)
-    for y, row, listed in zip(alone, steps, model.predict(unpadded(X), target="steps"), strict=True):
+    alone = [model.predict(x[None], readout="steps")[0] for x in unpadded(X)]
+    steps = model.predict(X, readout="steps", lengths=lengths)
+    for y, row, listed in zip(alone, steps, model.predict(unpadded(X), readout="steps"), strict=True):
         assert np.array_equal(row[: len(y)], y)
         assert not row[len(y) :].any()
         assert np.array_equal(listed, y)
@@ -481,15 +481,15 @@ def test_predictions_of_ragged_data():
     assert np.array_equal(model.predict(many), np.tile(last, (100, 1)))
 
 
-@pytest.mark.parametrize("target", HEADS)
+@pytest.mark.parametrize("readout", HEADS)
 @pytest.mark.parametrize("name", ["plain", "sum of two ways", "deep"])
-def test_training_on_ragged_batches_agrees_with_the_oracle(isa, name, target):
+def test_training_on_ragged_batches_agrees_with_the_oracle(isa, name, readout):
     """Shuffled, with masks of dropout of every update."""
-    ours, theirs = pair(**OPTIONS[name])
+    ours, theirs = pair(readout=readout, **OPTIONS[name])
     start = ours.parameters.copy()
-    X, Y, lengths = ragged(target)
+    X, Y, lengths = ragged(readout)
     full, seed = padded(X, Y), 2**40 + 3
-    how = {"target": target, "batch_size": 3, "epochs": 2, "seed": seed, "clip_norm": 0.5}
+    how = {"batch_size": 3, "epochs": 2, "seed": seed, "clip_norm": 0.5}
     history = train(ours, X, Y, lengths=lengths, optimizer=SGD(0.3), **how, **QUIET)
     rng, update = np.random.default_rng(seed), 0
     for epoch in range(2):
@@ -497,13 +497,11 @@ def test_training_on_ragged_batches_agrees_with_the_oracle(isa, name, target):
         for begin in range(0, 7, 3):
             part = order[begin : begin + 3]
             masks = {"dropout_seed": seed, "update": update}
-            value, gradient = theirs.gradient(
-                full[0][part], full[1][part], target=target, lengths=lengths[part], **masks
-            )
+            value, gradient = theirs.gradient(full[0][part], full[1][part], lengths=lengths[part], **masks)
             gradient *= min(1, 0.5 / np.linalg.norm(gradient))
             theirs.parameters = theirs.parameters - 0.3 * gradient
             losses.append(value)
-            weights.append(lengths[part].sum() if target == "steps" else len(part))
+            weights.append(lengths[part].sum() if readout == "steps" else len(part))
             update += 1
         assert relative_error(history.loss[epoch], np.average(losses, weights=weights)) <= 1e-12
     assert relative_error(ours.parameters - start, theirs.parameters - start) <= 1e-11
@@ -518,12 +516,12 @@ def test_a_python_loss_sees_ragged_batches_as_they_were_drawn():
             y[...] = 7
         return 0.0, [np.zeros_like(y) for y in outputs]
 
-    model, _ = pair()
+    model, _ = pair(readout="steps")
     X, Y, _ = ragged("steps")
-    how = {"target": "steps", "loss": loss, "batch_size": 4, "epochs": 1, "seed": 2}
+    how = {"loss": loss, "batch_size": 4, "epochs": 1, "seed": 2}
     train(model, unpadded(X), unpadded(Y), **how, **QUIET)
     order = np.random.default_rng(2).permutation(7)
-    expected = model.predict(unpadded(X), target="steps")
+    expected = model.predict(unpadded(X))
     assert len(seen) == 7
     for n, (outputs, targets) in zip(order, seen, strict=True):
         assert np.array_equal(outputs, expected[n])
@@ -532,24 +530,24 @@ def test_a_python_loss_sees_ragged_batches_as_they_were_drawn():
 
 @pytest.mark.parametrize("gradient", [[np.zeros((1, 2))], 7 * [np.zeros((1, 2))], None])
 def test_a_gradient_of_another_form_is_refused(gradient):
-    model, _ = pair()
+    model, _ = pair(readout="steps")
     X, Y, lengths = ragged("steps")
     with pytest.raises((TypeError, ValueError), match="the loss's gradient"):
-        model.gradient(X, Y, target="steps", lengths=lengths, loss=lambda outputs, targets: (0.0, gradient))
+        model.gradient(X, Y, lengths=lengths, loss=lambda outputs, targets: (0.0, gradient))
 
 
 @pytest.mark.parametrize("name", ["plain", "sum of two ways", "deep"])
-@pytest.mark.parametrize("target", HEADS)
-def test_no_update_no_change_of_the_loss(name, target):
+@pytest.mark.parametrize("readout", HEADS)
+def test_no_update_no_change_of_the_loss(name, readout):
     """What an epoch reports is then the mean over all that has a target, whatever the batches."""
-    X, Y, lengths = ragged(target)
-    options = {**OPTIONS[name], "dropout": 0.0, "zoneout": 0.0}
-    expected = pair(**options)[0].gradient(X, Y, target=target, lengths=lengths)[0]
-    chunks = [{}] if name == "sum of two ways" or target in ("mean", "max") else [{}, {"tbptt": 2}, {"tbptt": 1}]
+    X, Y, lengths = ragged(readout)
+    options = {**OPTIONS[name], "readout": readout, "dropout": 0.0, "zoneout": 0.0}
+    expected = pair(**options)[0].gradient(X, Y, lengths=lengths)[0]
+    chunks = [{}] if name == "sum of two ways" or readout in ("mean", "max") else [{}, {"tbptt": 2}, {"tbptt": 1}]
     for how in chunks:
         for batch_size in (1, 3, 7):
             model = pair(**options)[0]
-            common = {"target": target, "lengths": lengths, "optimizer": SGD(0.0), "batch_size": batch_size}
+            common = {"lengths": lengths, "optimizer": SGD(0.0), "batch_size": batch_size}
             history = train(model, X, Y, epochs=1, seed=0, **common, **how, **QUIET)
             assert relative_error(history.loss, [expected]) <= 1e-12
 
@@ -557,7 +555,7 @@ def test_no_update_no_change_of_the_loss(name, target):
 # --- truncated backpropagation ---
 
 
-def train_in_chunks(model, layer, X, Y, lengths, k, rate, epochs, batch_size, target, at_chunk=None):
+def train_in_chunks(model, layer, X, Y, lengths, k, rate, epochs, batch_size, readout, at_chunk=None):
     """Train the oracle's network by SGD, in chunks of k steps; return the losses of all chunks and their weights.
 
     Its layer has no head. at_chunk(since, places, update) is called before each chunk, with the numbers in the batch
@@ -586,11 +584,11 @@ def train_in_chunks(model, layer, X, Y, lengths, k, rate, epochs, batch_size, ta
                     return_tape=True,
                 )
                 rows = np.arange(x.shape[1]) < ends[:, None]
-                if target == "last":
+                if readout == "last":
                     rows &= np.arange(since, since + x.shape[1]) == lengths[alive][:, None] - 1
                 if not rows.any():
                     continue
-                goal = Y[alive, since : since + k][rows] if target == "steps" else Y[alive][rest <= k]
+                goal = Y[alive, since : since + k][rows] if readout == "steps" else Y[alive][rest <= k]
                 error = H[rows] @ model.W_y.T + model.b_y.T - goal
                 dy = 2 * error / error.size
                 dH = np.zeros_like(H)
@@ -602,17 +600,17 @@ def train_in_chunks(model, layer, X, Y, lengths, k, rate, epochs, batch_size, ta
     return found
 
 
-def assert_chunks_agree(options, target, k, batch_size, *, lengths=LENGTHS, seed=None, at_chunk=None):
+def assert_chunks_agree(options, readout, k, batch_size, *, lengths=LENGTHS, seed=None, at_chunk=None):
     """Train a network and the oracle's for two epochs, and compare losses and parameters."""
-    ours, theirs = pair(**options)
+    ours, theirs = pair(readout=readout, **options)
     start = ours.parameters.copy()
-    X, Y, _ = ragged(target)
+    X, Y, _ = ragged(readout)
     full = padded(X, Y)
     given = (X, Y) if lengths is LENGTHS else full
-    how = {"target": target, "batch_size": batch_size, "epochs": 2, "shuffle": False, "seed": seed}
+    how = {"batch_size": batch_size, "epochs": 2, "shuffle": False, "seed": seed}
     history = train(ours, *given, lengths=lengths, tbptt=k, optimizer=SGD(0.2), **how, **QUIET)
     layer = reference.LSTM(3, 7, dtype="float64", **options)
-    found = train_in_chunks(theirs, layer, *full, lengths, k, 0.2, 2, batch_size, target, at_chunk)
+    found = train_in_chunks(theirs, layer, *full, lengths, k, 0.2, 2, batch_size, readout, at_chunk)
     assert relative_error(ours.parameters - start, theirs.parameters - start) <= 1e-11
     losses, weights = np.transpose(found).reshape(2, 2, -1)
     assert relative_error(history.loss, np.average(losses, 1, weights)) <= 1e-12
@@ -620,19 +618,19 @@ def assert_chunks_agree(options, target, k, batch_size, *, lengths=LENGTHS, seed
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 @pytest.mark.parametrize("k", [1, 2, 4])
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_truncated_backpropagation_agrees_with_the_oracle(target, k, batch_size):
-    assert_chunks_agree({}, target, k, batch_size)
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_truncated_backpropagation_agrees_with_the_oracle(readout, k, batch_size):
+    assert_chunks_agree({}, readout, k, batch_size)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, np.full(7, 6)], ids=["ragged", "equal"])
-@pytest.mark.parametrize("target", ["last", "steps"])
+@pytest.mark.parametrize("readout", ["last", "steps"])
 @pytest.mark.parametrize(
     "options",
     [{"num_layers": 2, "dropout": 0.4}, {"recurrent_dropout": 0.4}, {"zoneout": (0.3, 0.2)}, {"weight_dropout": 0.4}],
     ids=lambda options: list(options)[-1],
 )
-def test_masks_of_chunks_are_those_of_their_steps(monkeypatch, options, target, lengths):
+def test_masks_of_chunks_are_those_of_their_steps(monkeypatch, options, readout, lengths):
     """A mask is a function of the step in the sequence and of the sequence's number in the batch, chunks or not."""
     now, seed = {}, 2**35 + 1
     drawn = reference.cell.Key.dropped
@@ -647,30 +645,30 @@ def test_masks_of_chunks_are_those_of_their_steps(monkeypatch, options, target, 
         return seed
 
     monkeypatch.setattr(reference.cell.Key, "dropped", dropped)
-    assert_chunks_agree(options, target, 2, 4, lengths=lengths, seed=seed, at_chunk=at_chunk)
+    assert_chunks_agree(options, readout, 2, 4, lengths=lengths, seed=seed, at_chunk=at_chunk)
 
 
 @pytest.mark.parametrize("loss", ["mse", python_mse])
 @pytest.mark.parametrize("k", [2, 5])
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_a_python_loss_sees_chunks(target, k, loss):
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_a_python_loss_sees_chunks(readout, k, loss):
     """Sequences of one length, so that python_mse takes what it gets."""
-    X, Y = data(5, 5, 3, 2, target=target)
-    models = pair()[0], pair()[0]
-    how = {"target": target, "tbptt": k, "batch_size": 3, "epochs": 2, "seed": 0, **QUIET}
+    X, Y = data(5, 5, 3, 2, readout=readout)
+    models = [pair(readout=readout)[0] for _ in range(2)]
+    how = {"tbptt": k, "batch_size": 3, "epochs": 2, "seed": 0, **QUIET}
     for model, part in zip(models, (loss, "mse"), strict=True):
         train(model, X, Y, loss=part, optimizer=PythonSGD() if part is python_mse else SGD(0.3), **how)
     assert relative_error(models[0].parameters, models[1].parameters) <= 1e-12
 
 
 @pytest.mark.parametrize("name", ["plain", "deep", "projection"])
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_one_chunk_has_the_bits_of_none(name, target):
-    X, Y, lengths = ragged(target)
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_one_chunk_has_the_bits_of_none(name, readout):
+    X, Y, lengths = ragged(readout)
     results = []
     for k in (None, 6, 100, 2**64):
-        model = pair(**OPTIONS[name])[0]
-        how = {"target": target, "lengths": lengths, "batch_size": 3, "epochs": 2, "seed": 1}
+        model = pair(readout=readout, **OPTIONS[name])[0]
+        how = {"lengths": lengths, "batch_size": 3, "epochs": 2, "seed": 1}
         history = train(model, X, Y, tbptt=k, **how, **QUIET)
         results.append((model.parameters.tobytes(), history.loss))
     assert all(result == results[0] for result in results)
@@ -680,14 +678,14 @@ def test_one_chunk_has_the_bits_of_none(name, target):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("target", HEADS)
+@pytest.mark.parametrize("readout", HEADS)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_checkpoints_keep_the_bits(name, target, dtype):
-    model = LSTMNetwork(3, 7, 2, dtype=dtype, seed=0, **OPTIONS[name])
-    X, Y, lengths = ragged(target)
+def test_checkpoints_keep_the_bits(name, readout, dtype):
+    model = LSTMNetwork(3, 7, 2, readout=readout, dtype=dtype, seed=0, **OPTIONS[name])
+    X, Y, lengths = ragged(readout)
     for how in ({"lengths": lengths}, {"mask": gaps()}):
         given = (X, Y) if "lengths" in how else padded(X, Y)
-        how = {**how, "target": target, "dropout_seed": 3}
+        how = {**how, "dropout_seed": 3}
         value, gradient = model.gradient(*given, **how)
         for k in (1, 2, 4, 6, 9, 2**64):
             again = model.gradient(*given, recompute_every=k, **how)
@@ -700,36 +698,36 @@ def test_checkpoints_within_chunks_keep_the_bits(name):
     X, Y, lengths = ragged("steps")
     results = []
     for k in (None, 1, 2, 3):
-        model = pair(learn_initial_state=True, **OPTIONS[name])[0]
-        how = {"target": "steps", "lengths": lengths, "tbptt": 4, "batch_size": 3, "epochs": 2, "seed": 1}
+        model = pair(readout="steps", learn_initial_state=True, **OPTIONS[name])[0]
+        how = {"lengths": lengths, "tbptt": 4, "batch_size": 3, "epochs": 2, "seed": 1}
         history = train(model, X, Y, recompute_every=k, **how, **QUIET)
         results.append((model.parameters.tobytes(), history.loss))
     assert all(result == results[0] for result in results)
 
 
-@pytest.mark.parametrize("target", ["last", "steps"])
-def test_a_memory_budget_keeps_the_bits(target):
+@pytest.mark.parametrize("readout", ["last", "steps"])
+def test_a_memory_budget_keeps_the_bits(readout):
     rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal((2, 300, 3)), rng.standard_normal((2, 300, 2) if target == "steps" else (2, 2))
-    model = LSTMNetwork(3, 16, 2, seed=0)
-    value, gradient = model.gradient(X, Y, target=target)
+    X, Y = rng.standard_normal((2, 300, 3)), rng.standard_normal((2, 300, 2) if readout == "steps" else (2, 2))
+    model = LSTMNetwork(3, 16, 2, readout=readout, seed=0)
+    value, gradient = model.gradient(X, Y)
     with pytest.raises(ValueError, match=r"memory_budget is 1000 bytes; .* need at least (\d+)") as caught:
-        model.gradient(X, Y, target=target, memory_budget="1kB")
+        model.gradient(X, Y, memory_budget="1kB")
     least = int(re.search(r"at least (\d+)", str(caught.value))[1])
     with pytest.raises(ValueError, match="memory_budget"):
-        model.gradient(X, Y, target=target, memory_budget=least - 1)
+        model.gradient(X, Y, memory_budget=least - 1)
     for budget in (least, 2 * least, "10MB", "0.5GiB", "9" * 400 + "B"):
-        found = model.gradient(X, Y, target=target, memory_budget=budget)
+        found = model.gradient(X, Y, memory_budget=budget)
         assert found[0] == value
         assert np.array_equal(found[1], gradient)
 
 
 def test_a_memory_budget_is_for_the_outputs_as_well():
     X, Y = np.ones((2, 300, 3)), np.ones((2, 300, 50))
-    model = LSTMNetwork(3, 4, 50, seed=0)
+    model = LSTMNetwork(3, 4, 50, readout="steps", seed=0)
     outputs = 2 * Y.size * 4  # and their gradient
     with pytest.raises(ValueError, match=f"memory_budget is {outputs} bytes; .* need at least"):
-        model.gradient(X, Y, target="steps", memory_budget=outputs)
+        model.gradient(X, Y, memory_budget=outputs)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -739,22 +737,22 @@ def test_ragged_training_has_the_same_bits_for_any_number_of_threads(name):
     Y = [rng.standard_normal((len(x), 2)) for x in X]
     results = []
     for threads in (1, 2, 3, 4):
-        model = LSTMNetwork(3, 34, 2, seed=0, **OPTIONS[name])
-        how = {"target": "steps", "batch_size": 25, "epochs": 1, "seed": 1, "num_threads": threads}
+        model = LSTMNetwork(3, 34, 2, readout="steps", seed=0, **OPTIONS[name])
+        how = {"batch_size": 25, "epochs": 1, "seed": 1, "num_threads": threads}
         history = train(model, X, Y, **how, **QUIET)
         results.append((model.parameters.tobytes(), history.loss))
     assert all(result == results[0] for result in results)
 
 
-@pytest.mark.parametrize("target", HEADS)
-def test_rows_may_come_in_any_order(target):
+@pytest.mark.parametrize("readout", HEADS)
+def test_rows_may_come_in_any_order(readout):
     """Sequences of different lengths are summed in the order of their lengths."""
     lengths = np.array([3, 1, 6, 2, 5, 4])
-    X, Y = data(6, 6, 3, 2, target="steps" if target == "steps" else "last")
-    model = pair(bidirectional="concat")[0]
+    X, Y = data(6, 6, 3, 2, readout="steps" if readout == "steps" else "last")
+    model = pair(readout=readout, bidirectional="concat")[0]
     order = np.argsort(-lengths)
-    value, gradient = model.gradient(X, Y, target=target, lengths=lengths)
-    again = model.gradient(X[order], Y[order], target=target, lengths=lengths[order])
+    value, gradient = model.gradient(X, Y, lengths=lengths)
+    again = model.gradient(X[order], Y[order], lengths=lengths[order])
     assert again[0] == value
     assert np.array_equal(again[1], gradient)
 
@@ -762,11 +760,11 @@ def test_rows_may_come_in_any_order(target):
 @pytest.mark.parametrize("name", ["two ways", "deep", "norm"])
 def test_ragged_bits_are_those_of_every_set(name, assert_same_on_every_fma_isa):
     def results():
-        for target in HEADS:
-            X, Y, lengths = ragged(target)
-            model = LSTMNetwork(3, 7, 2, seed=0, **OPTIONS[name])
-            yield model.predict(X, target=target, lengths=lengths)
-            train(model, X, Y, target=target, lengths=lengths, batch_size=3, epochs=2, seed=1, **QUIET)
+        for readout in HEADS:
+            X, Y, lengths = ragged(readout)
+            model = LSTMNetwork(3, 7, 2, readout=readout, seed=0, **OPTIONS[name])
+            yield model.predict(X, lengths=lengths)
+            train(model, X, Y, lengths=lengths, batch_size=3, epochs=2, seed=1, **QUIET)
             yield model.parameters
 
     assert_same_on_every_fma_isa(results)
@@ -787,14 +785,14 @@ def test_same_seed_same_bits(isa, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("loss", "target"), LOSSES)
-def test_bits_are_those_of_every_set(dtype, loss, target, assert_same_on_every_fma_isa):
-    X, Y = data(34, 17, 3, 5, loss, target)
-    common = {"loss": loss, "target": target, "batch_size": 13, "epochs": 3, "seed": 1}
+@pytest.mark.parametrize(("loss", "readout"), LOSSES)
+def test_bits_are_those_of_every_set(dtype, loss, readout, assert_same_on_every_fma_isa):
+    X, Y = data(34, 17, 3, 5, loss, readout)
+    common = {"loss": loss, "batch_size": 13, "epochs": 3, "seed": 1}
 
     def results():
         for optimizer in (SGD(0.1), SGD(0.1, 0.9), Adam(0.01)):
-            model = network(3, 34, 5, dtype=dtype)
+            model = network(3, 34, 5, readout=readout, dtype=dtype)
             history = train(model, X, Y, optimizer=optimizer, clip_norm=0.5, **common, **QUIET)
             yield from (model.parameters, np.array(history.loss))
 
@@ -842,7 +840,7 @@ def test_history_and_validation():
     assert history.loss[-1] < history.loss[0]
 
     def entropy(trained, history):
-        logits = model.predict(X[10:], target="last")
+        logits = model.predict(X[10:])
         p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         recomputed.append(-np.mean(np.log(p[np.arange(7), C[10:]])))
 
@@ -853,15 +851,15 @@ def test_history_and_validation():
     assert train(model, X, Y, epochs=1, **QUIET).validation_loss == []
 
 
-@pytest.mark.parametrize("target", HEADS)
-def test_validation_data_may_be_padded(target):
-    X, Y, lengths = ragged(target)
+@pytest.mark.parametrize("readout", HEADS)
+def test_validation_data_may_be_padded(readout):
+    X, Y, lengths = ragged(readout)
     losses = []
     for validation in ({"lengths": lengths}, {"mask": np.arange(X.shape[1]) < lengths[:, None]}):
-        model = network(3, 13, 2)
-        how = {"target": target, "lengths": lengths, "epochs": 2, "validation_data": {"X": X, "Y": Y, **validation}}
+        model = network(3, 13, 2, readout=readout)
+        how = {"lengths": lengths, "epochs": 2, "validation_data": {"X": X, "Y": Y, **validation}}
         losses.append(train(model, X, Y, **how, **QUIET).validation_loss)
-    expected = model.gradient(X, Y, target=target, lengths=lengths)[0]
+    expected = model.gradient(X, Y, lengths=lengths)[0]
     assert relative_error(losses[0][-1:], [expected]) <= 1e-12
     assert losses[0] == losses[1]
 
@@ -1361,6 +1359,10 @@ X, Y = np.ones((5, 3, 2)), np.ones((5, 4))
 train(MODEL, X, Y, optimizer=USED, epochs=1, **QUIET)
 train(network(2, 5, 4), X, Y, optimizer=OTHERS, epochs=1, **QUIET)
 CLASSES = np.arange(5) % 4
+BY_READOUT = {  # views of MODEL
+    readout: LSTMNetwork._from_parameters(MODEL._parameters, MODEL.architecture.with_readout(readout))
+    for readout in HEADS
+}
 
 
 def with_value(array, index, value):
@@ -1370,7 +1372,7 @@ def with_value(array, index, value):
 
 
 ENTROPY = {"loss": "cross_entropy"}
-STEPS = {"target": "steps"}
+STEPS = {"readout": "steps"}
 BAD_TRAINING = {
     "X and Y": ((X, Y[:4]), {}, ValueError, r"Y has shape \(4, 4\); expected \(5, 4\)"),
     "X and Y, steps": ((X, np.ones((4, 3, 4))), STEPS, ValueError, r"Y has shape \(4, 3, 4\)"),
@@ -1431,7 +1433,12 @@ BAD_TRAINING = {
     ),
     "zero tbptt": ((X, Y), {"tbptt": 0}, ValueError, "tbptt is 0; expected at least 1"),
     "float tbptt": ((X, Y), {"tbptt": 2.0}, TypeError, "tbptt is 2.0; expected an integer"),
-    "tbptt of means": ((X, Y), {"tbptt": 2, "target": "mean"}, ValueError, "tbptt is 2 and target is 'mean'"),
+    "tbptt of means": (
+        (X, Y),
+        {"tbptt": 2, "readout": "mean"},
+        ValueError,
+        "tbptt is 2 and the network has readout='mean'",
+    ),
     "zero checkpoint": ((X, Y), {"recompute_every": 0}, ValueError, "recompute_every is 0"),
     "budget": ((X, Y), {"memory_budget": "much"}, ValueError, "memory_budget is 'much'; expected bytes"),
     "zero budget": ((X, Y), {"memory_budget": "0MB"}, ValueError, "memory_budget is 0; expected at least 1"),
@@ -1487,7 +1494,12 @@ BAD_TRAINING = {
     "optimizer": ((X, Y), {"optimizer": "lion"}, ValueError, "optimizer is 'lion'; expected one"),
     "optimizer None": ((X, Y), {"optimizer": None}, ValueError, "optimizer is None; expected one"),
     "optimizer class": ((X, Y), {"optimizer": Adam}, ValueError, "optimizer is <class"),
-    "target": ((X, Y), {"target": "all"}, ValueError, "target is 'all'; expected one of 'last'"),
+    "target": (
+        (X, Y),
+        {"target": "last"},
+        TypeError,
+        "target is not an argument; readout is an argument of LSTMNetwork",
+    ),
     "another's optimizer": ((X, Y), {"optimizer": OTHERS}, ValueError, "optimizer holds the state"),
     "seed": ((X, Y), {"seed": -1}, ValueError, "seed is -1"),
     "string seed": ((X, Y), {"seed": "a"}, TypeError, "seed is 'a'"),
@@ -1535,9 +1547,10 @@ def snapshot():
 @pytest.mark.parametrize("name", BAD_TRAINING)
 def test_bad_arguments_of_train_are_named(name, capsys):
     arguments, how, error, message = BAD_TRAINING[name]
-    before = snapshot()
+    how, before = {"optimizer": USED, **how}, snapshot()
+    model = BY_READOUT[how.pop("readout", "last")]
     with pytest.raises(error, match=f"(?s)^{message}"):
-        train(MODEL, *arguments, **{"optimizer": USED, **how})
+        train(model, *arguments, **how)
     assert snapshot() == before
     assert capsys.readouterr() == ("", "")
 
@@ -1560,18 +1573,18 @@ def test_two_classes_need_two_outputs(verbose, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("target", HEADS)
-def test_a_single_output_needs_no_axis(target):
+@pytest.mark.parametrize("readout", HEADS)
+def test_a_single_output_needs_no_axis(readout):
     """Y of shape (N,), or (N, T) or a list of (T_n,) for every step; for validation too."""
-    X, Y, lengths = ragged(target)
-    Y, how = Y[..., :1], {"target": target, "epochs": 2, "seed": 0, "optimizer": SGD(0.1), **QUIET}
-    if target == "steps":
+    X, Y, lengths = ragged(readout)
+    Y, how = Y[..., :1], {"epochs": 2, "seed": 0, "optimizer": SGD(0.1), **QUIET}
+    if readout == "steps":
         pairs = [(X, Y, lengths), (X, Y[..., 0], lengths), (unpadded(X), [y[:, 0] for y in unpadded(Y)], None)]
     else:
         pairs = [(X, Y, lengths), (X, Y[:, 0], lengths), (X, Y[:, 0].tolist(), lengths)]
     results = []
     for inputs, targets, lengths in pairs:
-        model = network(3, 5, 1)
+        model = network(3, 5, 1, readout=readout)
         validation = {"X": inputs, "Y": targets, **({} if lengths is None else {"lengths": lengths})}
         history = train(model, inputs, targets, lengths=lengths, validation_data=validation, **how)
         results.append((model.parameters.tobytes(), history.loss, history.validation_loss))
@@ -1850,10 +1863,10 @@ def test_cross_entropy_of_nan_is_not_finite():
 def test_interrupt_arrives_in_every_part_of_a_long_call(sizes, in_the_midst):
     """A wide head, and a batch so large that one step of it takes long."""
     N, I, H, O, T = sizes
-    network, X = LSTMNetwork(I, H, O, seed=0), np.ones((N, T, I), np.float32)
+    network, X = LSTMNetwork(I, H, O, readout="steps", seed=0), np.ones((N, T, I), np.float32)
     labels = np.zeros((N, T), int)
     with pytest.raises(KeyboardInterrupt):
-        in_the_midst(lambda: network.gradient(X, labels, loss="cross_entropy", target="steps"), ctrl_c)
+        in_the_midst(lambda: network.gradient(X, labels, loss="cross_entropy"), ctrl_c)
 
 
 def test_states_and_tapes_are_not_pickled():
