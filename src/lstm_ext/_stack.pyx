@@ -80,8 +80,8 @@ cdef class LayerStack:
     measure : bool
         Whether to find the size of the arrays without making them; nothing can be run then.
     gaps : list, optional
-        For tests: a list to which the bytes (begin, end) after each array are added, which passes may read but not
-        write.
+        For tests, which cannot know the layout otherwise: a list to which the bytes (begin, end) after each array are
+        added, which passes may read but not write.
 
     Attributes
     ----------
@@ -89,7 +89,8 @@ cdef class LayerStack:
     bytes : int
         The size of all arrays.
     by_lanes : tuple of int
-        For each cell, the number of sequences that ran with the batch in the lanes in the latest pass.
+        For each cell, the number of sequences that ran with the batch in the lanes in the latest pass. For tests: the
+        results do not show it.
     """
 
     def __cinit__(self, *_, **__):

@@ -2,7 +2,8 @@
    leaf.h once for each type.
 
    To add an activation of the cell: a line in EACH_CELL_ACTIVATION, activate_<name> and slope_<name> below, the name in
-   options.py, the equation in reference/cell.py, and a test. One of the gates is gate_<name> and gate_slope_<name>. */
+   options.py, the equation in reference/activations.py, and a test. One of the gates: EACH_GATE_ACTIVATION, gate_<name>
+   and gate_slope_<name>. */
 #ifndef LSTM_EXT_ACTIVATIONS_H
 #define LSTM_EXT_ACTIVATIONS_H
 

@@ -14,6 +14,7 @@
 #include "lanes.h"
 #include "general_cell.h"
 #include "losses.h"
+#include "masks.h"
 #include "optimizers.h"
 #include "reductions.h"
 

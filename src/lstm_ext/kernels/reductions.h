@@ -1,4 +1,4 @@
-/* What a whole array comes to. Included by leaf.h once for each type; the contracts are in kernels.h. */
+/* Functions of a whole array. Included by leaf.h once for each type; the contracts are in kernels.h. */
 
 static int NAME(are_finite)(ptrdiff_t n, const real *x)
 {
@@ -18,7 +18,7 @@ static double NAME(sum_of_squares)(ptrdiff_t n, const real *x)
     double lanes[LANES] = {0};
     const ptrdiff_t rest = n % LANES;
     for (const real *end = x + n - rest; x < end; x += LANES)
-        for (ptrdiff_t l = 0; l < LANES; l++) /* a fixed length makes vectors of it */
+        for (ptrdiff_t l = 0; l < LANES; l++) /* compilers vectorise a loop of fixed length */
             lanes[l] += (double)x[l] * (double)x[l];
     for (ptrdiff_t l = 0; l < rest; l++)
         lanes[l] += (double)x[l] * (double)x[l];

@@ -57,7 +57,7 @@ INLINE vec NAME(min)(vec a, vec x) { return (vec)INTRINSIC(min)(a, x); }
 INLINE vec NAME(max)(vec a, vec x) { return (vec)INTRINSIC(max)(a, x); }
 #endif
 
-/* Lanes of 64 bits, and the products of their lower halves: of the plain operator GCC makes one of whole lanes. */
+/* Lanes of 64 bits, and the products of their lower halves; GCC would multiply whole lanes for the plain operator. */
 typedef uint64_t NAME(longs) __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #define longs NAME(longs)
 INLINE longs NAME(broadcast_long)(uint64_t x) { return x + (longs){0}; }
@@ -110,7 +110,7 @@ INLINE void NAME(store_some)(real *p, vec x, ptrdiff_t n)
 #endif
 #undef INTRINSIC
 
-/* The same for any n: whole vectors take the short way, at no cost where n is a constant. */
+/* The same for any n. Whole vectors are loaded and stored without a mask; where n is a constant, the test is free. */
 INLINE vec NAME(load_n)(const real *p, ptrdiff_t n)
 {
     return n >= V ? NAME(load)(p) : NAME(load_some)(p, n > 0 ? n : 0);
@@ -123,7 +123,7 @@ INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
         NAME(store_some)(p, x, n > 0 ? n : 0);
 }
 
-/* body(j, n) for each vector of `count` elements, n a constant V but for the last, shorter one. */
+/* body(j, n) for each vector of `count` elements: n is the constant V, but smaller for a last, partial vector. */
 #define EACH_VECTOR(count, body)                                                                                       \
     do {                                                                                                               \
         ptrdiff_t j_ = 0;                                                                                              \
@@ -167,8 +167,8 @@ INLINE void NAME(transpose_square)(vec *rows)
 #define FMA(a, b, c) NAME(fma)(a, b, c)
 #define K(c) NAME(broadcast)((real)(c))
 
-/* For each of n <= 4 vectors side by side, n a constant: the processor sees too few operations ahead to overlap their
-   chains when one comes after the other. */
+/* For each of n <= 4 vectors side by side, n a constant: a processor looks too few operations ahead to overlap chains
+   that come one after another. */
 #define EACH(n) UNROLL for (int l = 0; l < (n); l++)
 
 /* Sums across elements run in LANES lanes of double whatever the vector width, so their bits are the same on every
