@@ -1,9 +1,9 @@
-"""The contestants, each on the same rows, and the worker process that runs one of them.
+"""The contestants of the scoreboard, and the worker process that runs one of them.
 
-Each is given its best reasonable form: data in its own layout and memory beforehand, gates and weights that do not need
-a gradient left without, denormals flushed where it can (lstm_ext does so inside its kernels), no copies of results.
-A package is imported when its contestant is made, in a process that scoreboard.py has given its CPUs and its thread
-counts; the two talk in lines of JSON.
+Each contestant takes its best reasonable form: its data are in its own layout and memory beforehand, weights that need
+no gradient have none, denormals are flushed if possible (lstm_ext does so inside its kernels), and results are not
+copied. Its package is imported when it is created, in a process for which scoreboard.py has set CPUs and thread counts.
+The two processes exchange lines of JSON.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Arrays = dict[str, Any]
 class Contestant:
     """One package on one row.
 
-    `run(n)` does at least n iterations and returns how many, `predict()` gives the first batch's outputs under the
-    weights as they are (of a stream, the outputs of its 16 steps).
+    `run(n)` runs at least n iterations and returns their number. `predict()` returns the outputs of the first batch
+    with the current weights; for a stream, those of its 16 steps.
     """
 
     packages: tuple[str, ...] = ()
@@ -47,11 +47,11 @@ class Contestant:
 
     @classmethod
     def enters(cls, row: Row) -> bool:
-        """Tell whether this package can do the row."""
+        """Return whether this package can run the row."""
         return ("train" if row.task == "epoch" else row.task) in cls.tasks and row.dtype in cls.dtypes
 
     def seconds(self, count: int) -> float:
-        """Return the seconds of one iteration out of `count`, after one that wakes caches and threads."""
+        """Return the mean seconds of `count` iterations, after one that warms caches and threads."""
         self.run(1)
         started = time.perf_counter()
         done = self.run(count)
@@ -59,7 +59,7 @@ class Contestant:
 
 
 def repeated(iterate: Callable[[], Any]) -> Callable[[int], int]:
-    """Return `run` for a contestant that does one iteration per call."""
+    """Return `run` for a contestant with one iteration per call."""
 
     def run(count: int) -> int:
         for _ in range(count):
@@ -163,7 +163,7 @@ class Oracle(Contestant):
 
 
 class Blas(Contestant):
-    """The oracle's algorithm on scipy's BLAS: one product for the four gates, sums in place, nothing computed twice."""
+    """The oracle's algorithm on scipy's BLAS: one product for all gates, sums in place, nothing computed twice."""
 
     packages = ("scipy",)
     tasks = ("train", "infer")
@@ -190,7 +190,7 @@ class Blas(Contestant):
             self.run = repeated(lambda: self._update(*next(batches)))
 
     def _product(self, a: Any, b: Any, c: Any, *, beta: float, **transposed: int) -> None:
-        """C = a b + beta c, in place: rows in C's order are columns in Fortran's, so every operand is transposed."""
+        """Compute c = a b + beta c in place; every operand is transposed, because BLAS stores columns."""
         result = self.gemm(1.0, b.T, a.T, beta=beta, c=c.T, overwrite_c=1, **transposed)
         assert np.shares_memory(result, c)
 
@@ -237,7 +237,7 @@ class Blas(Contestant):
 
 
 class Torch(Contestant):
-    """PyTorch, eager, in the layout that its kernels prefer; the second bias is zero and stays so."""
+    """PyTorch, eager, in the layout that its kernels prefer; its second bias stays zero."""
 
     packages = ("torch",)
 
@@ -259,7 +259,7 @@ class Torch(Contestant):
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
         own.pop(3).requires_grad_(False)
         X, Y = torch.from_numpy(problem.time_major()), torch.from_numpy(problem.Y)
-        first, inference = X[0], torch.inference_mode()  # which is entered once per run
+        first, inference = X[0], torch.inference_mode()  # entered once per run
 
         def outputs(x: Any) -> Any:
             return head(lstm(x)[1][0][0])
@@ -287,11 +287,11 @@ class Torch(Contestant):
                 return head(state[0])
 
             self.run = inference(repeated(step))
-            self.predict = inference(lambda: torch.cat([step() for _ in xs]))  # asked for once, before the first run
+            self.predict = inference(lambda: torch.cat([step() for _ in xs]))  # called once, before the first run
 
 
 class Jax(Contestant):
-    """JAX: lax.scan under jit, weights donated; of two ways to write the cell the faster on the row is taken."""
+    """JAX: lax.scan under jit with donated weights, and the faster of two forms of the cell."""
 
     packages = ("jax", "jaxlib")
 
@@ -310,19 +310,19 @@ class Jax(Contestant):
         forms = (self._together, self._apart)
         makers = {"train": self._updates, "epoch": self._epochs, "infer": self._predictions}
         self.run = self._faster([makers[row.task](form) for form in forms])
-        self.weights, self.position = fresh(), 0  # as if nothing had been tried
+        self.weights, self.position = fresh(), 0  # undo the updates of the trials
         predict = jax.jit(lambda weights, X: self._outputs(self._together, weights, X))
         self.predict = lambda: predict(self.weights, self.X[0])
 
     def _together(self, weights: Any, h: Any, x: Any) -> Any:
-        """Return the gates' sums by one product; XLA lifts the joining of the weights out of the loop."""
+        """Return the gates' sums with one product; XLA hoists the concatenation of the weights out of the loop."""
         jnp = self.jax.numpy
         W = jnp.concatenate([weights["W_h"], weights["W_x"]])
         return jnp.concatenate([h, x], axis=-1) @ W + weights["b"]
 
     @staticmethod
     def _apart(weights: Any, h: Any, x: Any) -> Any:
-        """Return them by two."""
+        """Return the gates' sums with two products."""
         return h @ weights["W_h"] + (x @ weights["W_x"] + weights["b"])
 
     def _cell(self, form: Any, weights: Any, state: Any, x: Any) -> Any:
@@ -412,7 +412,7 @@ class Jax(Contestant):
 
 
 def onnx_model(row: Row, problem: Problem) -> bytes:
-    """Return the network as an ONNX model around the LSTM operator: x, h, C -> y, h, C for a stream, else X -> y."""
+    """Return an ONNX model with the LSTM operator: (x, h, C) to (y, h, C) for a stream, otherwise X to y."""
     from onnx import TensorProto, helper, numpy_helper
 
     H, B = row.hidden_dim, row.batch
@@ -454,7 +454,7 @@ def onnx_model(row: Row, problem: Problem) -> bytes:
 
 
 class Served(Contestant):
-    """What runs an ONNX model on arrays that are bound once; a stream's two steps write each other's states."""
+    """A runtime for ONNX models, on arrays bound once; a stream alternates between two steps that swap states."""
 
     tasks = ("infer", "stream")
     dtypes = ("float32",)
@@ -483,10 +483,10 @@ class Served(Contestant):
             return y
 
         self.run = repeated(step)
-        self.predict = lambda: np.concatenate([step().copy() for _ in X])  # asked for once, before the first run
+        self.predict = lambda: np.concatenate([step().copy() for _ in X])  # called once, before the first run
 
     def _load(self, model: bytes, threads: int) -> Callable[[Arrays, Arrays], Callable[[], None]]:
-        """Return a function that binds inputs and outputs by name and returns what runs the model on them."""
+        """Return a function that binds inputs and outputs by name, and returns a function that runs the model."""
         raise NotImplementedError
 
 
@@ -544,7 +544,7 @@ class OpenVino(Served):
 
 
 class Peak(Contestant):
-    """What the core can do: seconds of one float32 operation in fused multiply-adds, or of one byte from L2."""
+    """A gauge of the core: the seconds of one float32 operation, in fused multiply-adds."""
 
     loop, per_pass = "multiply_adds", 16 * 2  # operations of one lane
 
@@ -577,13 +577,13 @@ class Peak(Contestant):
 
 
 class Bandwidth(Peak):
-    """Seconds of one byte that is loaded from the second-level cache, from a buffer of half its size."""
+    """A gauge of the second-level cache: the seconds to load one byte, from a buffer of half the cache's size."""
 
     loop = "stream_buffer"
 
 
 def cache_bytes(level: int) -> int:
-    """Return the size of a data cache of the first CPU; a plausible one where the system does not say."""
+    """Return the size of a data cache of the first CPU, or a plausible one if the system does not give it."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")
         cache = next(
@@ -620,9 +620,9 @@ class Worker:
         self.count = 1
 
     def about(self) -> dict[str, Any]:
-        """Import the packages; return their versions and, where it is known, the instruction set.
+        """Import the packages; return their versions and, if known, the instruction set.
 
-        A tiny row makes them load what they load late, which would else count as memory of the first row.
+        A tiny row is run first, so that lazy imports do not count as memory of the first row.
         """
         from lstm_ext import _kernels
 
@@ -635,8 +635,8 @@ class Worker:
         return {"versions": versions, "instruction_set": isa}
 
     def prepare(self, row: list[Any], updates: int) -> dict[str, Any]:
-        """Build a row and return its outputs, and for training what some updates change in them."""
-        release_memory()  # what earlier rows left would hide what this one takes
+        """Set up a row; return its outputs and, for training, how much some updates change them."""
+        release_memory()  # memory left by earlier rows would hide that of this one
         self.resident = status_mb("VmRSS")
         self.count = 1
         self.contestant = self.kind(Row(*row), self.threads)
@@ -648,22 +648,22 @@ class Worker:
             result["change"] = (np.array(self.contestant.predict(), "float64").ravel() - before).tolist()
         release_memory()
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # from here on the peak of the memory is counted anew
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the memory
         return result
 
     def seconds(self, slot: float) -> float:
-        """Run for about `slot` seconds; return those of one iteration."""
+        """Run for about `slot` seconds; return the seconds of one iteration."""
         assert self.contestant is not None
         seconds = self.contestant.seconds(self.count)
-        if self.count == 1:  # so far: find out how many iterations fill a slot
+        if self.count == 1:  # find the number of iterations that fill a slot
             while seconds * self.count < slot / 3:
                 self.count = int(slot / seconds)
                 seconds = self.contestant.seconds(self.count)
-        self.count = max(1, int(slot / seconds))  # so that a disturbed slot does not lengthen the run
+        self.count = max(1, int(slot / seconds))  # a slow slot does not lengthen the run
         return seconds
 
     def finish(self) -> float | None:
-        """Leave the row; return the MB that it took at most, beyond what the process held before it."""
+        """Release the row; return its peak memory in MB, beyond the memory of the process before it."""
         peak = status_mb("VmHWM")
         self.contestant = None
         gc.collect()
@@ -671,7 +671,7 @@ class Worker:
 
 
 def release_memory() -> None:
-    """Give what was freed back to the system."""
+    """Return freed memory to the system."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -687,9 +687,9 @@ def status_mb(field: str) -> float | None:
 def serve(name: str, threads: int) -> None:
     """Answer requests, {"do": method, ...arguments}, one line each, until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a package prints does not get between
+    os.dup2(2, 1)  # output of a package must not mix with the answers
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: a worker that is stopped does not outlive scoreboard.py
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: a stopped worker must not outlive scoreboard.py
     worker = Worker(name, threads)
     for line in sys.stdin:
         request = json.loads(line)

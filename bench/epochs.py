@@ -1,10 +1,10 @@
-"""What whole calls of `train` cost beside the steps in them.
+"""The overhead of whole calls of `train` over the training steps in them.
 
     python bench/epochs.py    (a minute)
 
-The steps are those of one compiled run over all batches in a shuffled order, with everything made beforehand; `train`
-checks and lays out its data, draws an order for each epoch, comes back to Python twenty times a second and watches the
-parameters. Both alternate; a ratio is formed from two neighbours, and shown is the median with its quartiles.
+The steps alone are one compiled run over all batches in a shuffled order, prepared beforehand. `train` also checks and
+lays out its data, draws an order for each epoch, returns to Python twenty times a second, and checks the parameters.
+The two alternate. A ratio is formed from neighbouring runs; the table shows the median ratio and its quartiles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EPOCHS, ROUNDS = 5, 15
 
 
 class Job(NamedTuple):
-    """A data set and a network for it; one update for each batch."""
+    """The sizes of a data set and of its network."""
 
     name: str
     sequences: int
@@ -44,7 +44,7 @@ JOBS = (
 
 
 def measure(job: Job) -> tuple[list[float], list[float]]:
-    """Return the seconds of epochs, in calls of `train` and in runs of the steps alone."""
+    """Return the seconds of an epoch in calls of `train`, and those of its steps alone."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((job.sequences, job.steps, job.input_dim)).astype("float32")
     Y = rng.standard_normal((job.sequences, job.output_dim)).astype("float32")

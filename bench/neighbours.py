@@ -1,10 +1,9 @@
-"""How lstm_ext fares on one and on two threads while other processes keep the CPUs busy.
+"""The speed of lstm_ext on one and on two threads while other processes keep the CPUs busy.
 
     python bench/neighbours.py    (below two minutes; prints a Markdown table)
 
-A neighbour is a process that only counts. Nothing is pinned. Bursts of at least 50 ms, long enough to meet the
-scheduler's time slices, alternate between one thread and two in one process; a ratio is formed from two bursts that
-follow one another.
+A neighbour is a process with an endless loop. No process is pinned to a CPU. Bursts on one thread and on two alternate
+in one process; they are longer than the scheduler's time slices. A ratio is formed from two consecutive bursts.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ import lstm_ext
 
 SIZES = ((50, 32, 8, 32), (100, 64, 32, 128), (200, 32, 64, 256))
 NEIGHBOURS = (0, 1, 2)
-BURST = 0.4  # seconds: long beside the scheduler's time slices and the rests of helpers
+BURST = 0.4  # seconds: longer than the scheduler's time slices and the rests of helper threads
 SPIN = "import time\nend = time.time() + {}\nwhile time.time() < end: pass"
 
 
 @contextlib.contextmanager
 def neighbours(count: int, seconds: float) -> Iterator[None]:
-    """Let so many processes spin meanwhile, or for so many seconds if nobody ends them."""
+    """Keep `count` processes busy within the block; they end by themselves after `seconds` seconds."""
     processes = [subprocess.Popen([sys.executable, "-c", SPIN.format(seconds)]) for _ in range(count)]
-    time.sleep(0.2)  # they have to start first
+    time.sleep(0.2)  # until they have started
     try:
         yield
     finally:
@@ -44,7 +43,7 @@ def neighbours(count: int, seconds: float) -> Iterator[None]:
 
 
 def measure(row: Row, seconds: float) -> tuple[list[float], list[float]]:
-    """Return the seconds of one iteration in bursts on one thread and on two, taken in turn for so long."""
+    """Return the seconds of an iteration in bursts on one thread and on two, which alternate for `seconds` seconds."""
     ours = Ours(row, 1)
     count = 1 + int(BURST / ours.seconds(1))
     bursts: dict[int, list[float]] = {1: [], 2: []}
@@ -57,7 +56,7 @@ def measure(row: Row, seconds: float) -> tuple[list[float], list[float]]:
 
 
 def cells(one: list[float], two: list[float]) -> list[str]:
-    """Return both medians with quartiles and worst, and the median of the ratios with its quartiles and worst."""
+    """Return the median, quartiles and maximum of both times, and of their ratio."""
     ratios = np.divide(two, one)
     return [*(times(values) for values in (one, two)), f"{report.spread(quartiles(ratios))}, {max(ratios):.2f}"]
 
@@ -70,7 +69,7 @@ def times(seconds: list[float]) -> str:
 def main() -> None:
     """Print a line for every size, task and number of neighbours."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each line of the table")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds for each line of the table")
     options = parser.parse_args()
     rows = [Row(task, *sizes) for task in ("train", "infer") for sizes in SIZES]
     lines = []
@@ -79,7 +78,7 @@ def main() -> None:
             for row in rows:
                 one, two = measure(row, options.seconds)
                 lines.append([row.task, report.title(row._asdict()), str(count), *cells(one, two)])
-    head = ["", "(T,B,I,H)", "busy neighbours", "one thread: median (quartiles), worst", "two threads", "two / one"]
+    head = ["", "(T,B,I,H)", "neighbours", "one thread: median (quartiles), maximum", "two threads", "two / one"]
     print(report.markdown(head, sorted(lines, key=lambda line: [row.task for row in rows].index(line[0]))))
 
 

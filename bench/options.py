@@ -1,11 +1,11 @@
-"""What the options of a network cost when they are on, ragged batches against PyTorch, and checkpoints.
+"""What the options of a network cost, ragged batches compared with PyTorch, and memory saved by recomputation.
 
-    python bench/options.py    (five minutes; the rows of PyTorch are left out where it is not installed)
+    python bench/options.py    (five minutes; without PyTorch, its columns are empty)
 
-A row alternates between what it measures and what that is measured against, on one thread, in bursts of some
-milliseconds; a ratio is formed from two neighbours, and shown is the median with its quartiles. "Arithmetic" is the
-same ratio of the needed multiply-adds, and "over it" one divided by the other; both also with the activations, which
-neither a projection nor coupled gates have fewer of.
+The two sides of a row alternate on one thread, in bursts of some milliseconds. A ratio is formed from neighbouring
+bursts; the tables show the median ratio and its quartiles. "Arithmetic" is the ratio of the required multiply-adds, and
+"over it" is the measured ratio divided by that. The last two columns also count the activations, which neither a
+projection nor coupled gates reduce.
 """
 
 from __future__ import annotations
@@ -15,102 +15,94 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import report
 from scoreboard import HERE, quartiles
 
 import lstm_ext
-from lstm_ext import _epoch
 from lstm_ext.options import Architecture
-from lstm_ext.training.driver import EVERY_PHASE, PassRunner
-from lstm_ext.training.losses import MSE
 
-BURST = 0.005  # seconds, at least
+BURST = 0.005  # minimum seconds
 SIZES = ((50, 32, 8, 32), (100, 64, 32, 128))  # T, B, I, H
-ACTIVATIONS = 160  # multiply-adds that those of a unit and step, and their derivatives, take as long as
-CHECKPOINTS, CHECKPOINT_EVERY = (2000, 8, 8, 64), 45
-LONG = """
+ACTIVATIONS = 160  # multiply-adds that take as long as the activations of a unit and step, with their derivatives
+LONG_SEQUENCES = (2000, 8, 8, 64), 45  # sizes, and recompute_every
+PEAK = """
 import time
 import numpy as np, lstm_ext
 from contestants import status_mb
-X = np.random.default_rng(0).standard_normal((1, 100_000, 8), dtype="float32")
-network = lstm_ext.LSTMNetwork(8, 64, 1, seed=0)
-lstm_ext.train(network, X[:, :10], [[1.0]], epochs=1, verbose=False, num_threads=1)
+X = np.random.default_rng(0).standard_normal(({B}, {T}, {I}), dtype="float32")
+Y = np.ones(({B}, 1))
+network = lstm_ext.LSTMNetwork({I}, {H}, 1, seed=0)
+how = {{"epochs": 1, "verbose": False, "num_threads": 1}}
+lstm_ext.train(network, X[:, :10], Y, **how)
 started, before = time.perf_counter(), status_mb("VmRSS")
-lstm_ext.train(network, X, [[1.0]], epochs=1, verbose=False, num_threads=1, memory_budget={budget!r})
+lstm_ext.train(network, X, Y, **how, **{memory!r})
 print(time.perf_counter() - started, before, status_mb("VmHWM"))
 """
 
-Call = Callable[[], object]
+Size: TypeAlias = tuple[int, int, int, int]
+Timer: TypeAlias = Callable[[int], float]
+"""Returns the seconds of one iteration, the mean of some."""
 
 
-class Rows(NamedTuple):
-    """The data of a row: X (B, T, I), Y (B, 1) and, where they differ, the lengths."""
-
-    X: Any
-    Y: Any
-    lengths: Any = None
-
-
-def data(T: int, B: int, I: int, lengths: Any = None) -> Rows:
-    rng = np.random.default_rng(0)
-    return Rows(rng.standard_normal((B, T, I), "float32"), rng.standard_normal((B, 1), "float32"), lengths)
-
-
-def alternate(ours: Call, other: Call, seconds: float) -> tuple[list[float], list[float]]:
-    """Return the seconds of a call of each, taken in turn for so long."""
-    count = {call: 1 + int(BURST / min(duration(call, 1) for _ in range(3))) for call in (ours, other)}
-    times: dict[Call, list[float]] = {ours: [], other: []}
+def alternate(ours: Timer, other: Timer, seconds: float) -> tuple[list[float], list[float]]:
+    """Return the seconds of an iteration of each; bursts of both alternate for `seconds` seconds."""
+    counts = {timer: 1 + int(BURST / min(timer(1) for _ in range(3))) for timer in (ours, other)}
+    times: dict[Timer, list[float]] = {ours: [], other: []}
     started = time.perf_counter()
     while len(times[other]) < 5 or time.perf_counter() - started < seconds:
-        for call, values in times.items():
-            values.append(duration(call, count[call]))
+        for timer, values in times.items():
+            values.append(timer(counts[timer]))
     return times[ours], times[other]
 
 
-def duration(call: Call, count: int) -> float:
-    """Return the seconds of one of `count` calls."""
-    started = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - started) / count
+def calls(call: Callable[[], object]) -> Timer:
+    """Return a timer of calls."""
+
+    def seconds(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - started) / count
+
+    return seconds
 
 
-def runner_of(rows: Rows, hidden_dim: int, **options: Any) -> PassRunner:
-    """Return what runs the passes of a network with these options."""
-    memory = {"recompute_every": options.pop("recompute_every", None)}
-    seed = 0 if any("dropout" in name or name == "zoneout" for name in options) else None
-    network = lstm_ext.LSTMNetwork(rows.X.shape[2], hidden_dim, 1, seed=0, **options)
-    return PassRunner(
-        network.parameters,
-        network.architecture,
-        rows.X,
-        rows.Y,
-        loss=MSE(),
-        optimizer=lstm_ext.SGD(1e-4),
-        batch_size=None,
-        lengths=rows.lengths,
-        dropout_seed=seed,
-        **memory,
-        num_threads=1,
-    )
-
-
-def step(runner: PassRunner, phases: int = EVERY_PHASE) -> Call:
-    """Return one training step, or some phases of it."""
-    return lambda: runner.loop.run(0, 1, phases, np.inf)
-
-
-def training_step(size: tuple[int, ...], input_dim: int | None = None, **options: Any) -> Call:
-    """Return a training step of a network with these options, with inputs of another width if one is given."""
+def training_step(size: Size, *, lengths: Any = None, recompute_every: int | None = None, **options: Any) -> Timer:
+    """Return a timer of training steps of a network with these options."""
     T, B, I, H = size
-    return step(runner_of(data(T, B, input_dim or I), H, **options))
+    X, Y = data(T, B, I)
+    network = lstm_ext.LSTMNetwork(I, H, 1, seed=0, **options)
+
+    def seconds(count: int) -> float:
+        history = lstm_ext.train(
+            network,
+            X,
+            Y,
+            optimizer=lstm_ext.SGD(1e-4),
+            batch_size=B,  # an epoch is one step; the first one warms the caches
+            epochs=1 + count,
+            shuffle=False,
+            lengths=lengths,
+            recompute_every=recompute_every,
+            verbose=False,
+            num_threads=1,
+        )
+        return float(np.mean(history.seconds[1:]))
+
+    return seconds
 
 
-def operations(size: tuple[int, ...], **options: Any) -> Any:
-    """Return the multiply-adds that a training step needs for each sequence and step, without and with activations."""
+def data(T: int, B: int, I: int) -> tuple[Any, Any]:
+    """Return X (B, T, I) and Y (B, 1)."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((B, T, I), "float32"), rng.standard_normal((B, 1), "float32")
+
+
+def operations(size: Size, **options: Any) -> Any:
+    """Return the multiply-adds that a training step needs per sequence and step, without and with activations."""
     _, _, I, H = size
     of = Architecture(I, H, 1, lstm_ext.options.Options(**options))
     total, GH, R = 0, of.gates * H, of.state_dim
@@ -123,8 +115,8 @@ def operations(size: tuple[int, ...], **options: Any) -> Any:
     return np.array([total, total + len(of.cells) * H * ACTIVATIONS])
 
 
-def compare(label: str, size: tuple[int, ...], ours: Call, plain: Call, arithmetic: Any, seconds: float) -> list[str]:
-    """Return the cells of a row about what plain layers are the measure of."""
+def compare(label: str, size: Size, ours: Timer, plain: Timer, arithmetic: Any, seconds: float) -> list[str]:
+    """Return a table row that compares a network with options to plain ones."""
     times = alternate(ours, plain, seconds)
     ratios = np.divide(*times)
     return [
@@ -136,12 +128,12 @@ def compare(label: str, size: tuple[int, ...], ours: Call, plain: Call, arithmet
     ]
 
 
-def sizes_of(size: tuple[int, ...]) -> str:
+def sizes_of(size: Size) -> str:
     return f"({','.join(map(str, size))})"
 
 
-def option_rows(size: tuple[int, ...], seconds: float) -> list[list[str]]:
-    """Return the rows of options that are on, against the plain network; of dropout, against two layers without."""
+def option_rows(size: Size, seconds: float) -> list[list[str]]:
+    """Return the rows of single options, compared with the plain network; dropout with two layers without it."""
     plain, half = training_step(size), size[3] // 2
     stacked = training_step(size, num_layers=2)
     rows = []
@@ -163,10 +155,10 @@ def option_rows(size: tuple[int, ...], seconds: float) -> list[list[str]]:
     return rows
 
 
-def layer_rows(size: tuple[int, ...], seconds: float) -> list[list[str]]:
-    """Return the rows of layers and directions, against plain networks of the same input widths, one after the other.
+def layer_rows(size: Size, seconds: float) -> list[list[str]]:
+    """Return the rows of layers and directions, compared with plain networks of the same input widths in sequence.
 
-    The arithmetic of layers has what plain networks do not need: the gradients of the inputs of layers above the first.
+    Unlike the plain networks, layers above the first also need the gradients of their inputs.
     """
     T, B, I, H = size
     rows = []
@@ -177,114 +169,109 @@ def layer_rows(size: tuple[int, ...], seconds: float) -> list[list[str]]:
         ("bidirectional concat", {"bidirectional": "concat"}, (I, I)),
         ("2 layers, concat", {"num_layers": 2, "bidirectional": "concat"}, (I, I, 2 * H, 2 * H)),
     ):
-        parts = [training_step(size, width) for width in widths]
+        plain = [training_step((T, B, width, H)) for width in widths]
         arithmetic = operations(size, **options) / sum(operations((T, B, width, H)) for width in widths)
-        rows.append(compare(label, size, training_step(size, **options), in_turn(parts), arithmetic, seconds))
+        rows.append(compare(label, size, training_step(size, **options), in_sequence(plain), arithmetic, seconds))
     return rows
 
 
-def in_turn(calls: list[Call]) -> Call:
+def in_sequence(timers: list[Timer]) -> Timer:
+    """Return a timer of one iteration of each."""
+    return lambda count: sum(timer(count) for timer in timers)
+
+
+def layer_pass(size: Size, lengths: Any = None) -> Timer:
+    """Return a timer of a forward and a backward pass of our layer, given the gradient of every output."""
+    T, B, I, H = size
+    X, _ = data(T, B, I)
+    layer = lstm_ext.LSTM(I, H, seed=0)
+    dH = np.ones((B, T, H), "float32")
+
     def run() -> None:
-        for call in calls:
-            call()
-
-    return run
-
-
-def layer_pass(rows: Rows, hidden_dim: int) -> Call:
-    """Return a forward and a backward pass of our layer, with the gradient of every output given."""
-    layer = lstm_ext.LSTM(rows.X.shape[2], hidden_dim, seed=0)
-    dH = np.ones((*rows.X.shape[:2], hidden_dim), "float32")
-
-    def run() -> None:
-        tape = layer.forward(rows.X, lengths=rows.lengths, return_tape=True, num_threads=1)[2]
+        tape = layer.forward(X, lengths=lengths, return_tape=True, num_threads=1)[2]
         layer.backward(tape, dH, num_threads=1)
 
-    return run
+    return calls(run)
 
 
-def torch_pass(rows: Rows, hidden_dim: int) -> Call:
-    """Return the same of PyTorch's layer, with its PackedSequence; dX, which ours has, is not asked for."""
+def torch_pass(size: Size, lengths: Any) -> Timer:
+    """Return the same for PyTorch's layer and a PackedSequence; PyTorch is not asked for dX, which ours computes."""
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    layer = torch.nn.LSTM(rows.X.shape[2], hidden_dim)
-    X = torch.from_numpy(np.ascontiguousarray(rows.X.swapaxes(0, 1)))
-    lengths = torch.from_numpy(rows.lengths)
-    dH = torch.ones(int(rows.lengths.sum()), hidden_dim)
+    T, B, I, H = size
+    layer = torch.nn.LSTM(I, H)
+    X = torch.from_numpy(np.ascontiguousarray(data(T, B, I)[0].swapaxes(0, 1)))
+    lengths = torch.from_numpy(lengths)
+    dH = torch.ones(int(lengths.sum()), H)
 
     def run() -> None:
         layer.zero_grad()
         layer(pack_padded_sequence(X, lengths, enforce_sorted=False))[0].data.backward(dH)
 
-    return run
+    return calls(run)
 
 
-def ragged_rows(size: tuple[int, ...], seconds: float) -> list[list[str]]:
+def ragged_rows(size: Size, seconds: float) -> list[list[str]]:
     """Return the rows of sequences of different lengths."""
-    T, B, I, H = size
+    T, B, _, _ = size
     lengths = np.random.default_rng(1).integers(T // 4, T + 1, B)
-    full = data(T, B, I)
     rows = []
-    for label, some in (("not sorted", lengths), ("sorted", -np.sort(-lengths))):
-        ragged = data(T, B, I, some)
-        for what, ours, whole in (
-            ("layer", layer_pass(ragged, H), layer_pass(full, H)),
-            ("network's training step", step(runner_of(ragged, H)), step(runner_of(full, H))),
+    for order, some in (("not sorted", lengths), ("sorted", -np.sort(-lengths))):
+        for what, ours, full in (
+            ("layer", layer_pass(size, some), layer_pass(size)),
+            ("network's training step", training_step(size, lengths=some), training_step(size)),
         ):
-            times, of_full = alternate(ours, whole, seconds)
-            cells = [f"{what}, {label}", sizes_of(size), report.duration(quartiles(times)[1])]
+            times, of_full = alternate(ours, full, seconds)
+            cells = [f"{what}, {order}", sizes_of(size), report.duration(quartiles(times)[1])]
             cells += [f"{lengths.mean() / T:.2f}", report.spread(quartiles(np.divide(times, of_full)))]
-            rows.append([*cells, *against_torch(ours, ragged, H, seconds)])
+            rows.append([*cells, *against_torch(ours, size, some, seconds)])
     return rows
 
 
-def against_torch(ours: Call, rows: Rows, hidden_dim: int, seconds: float) -> list[str]:
+def against_torch(ours: Timer, size: Size, lengths: Any, seconds: float) -> list[str]:
     """Return PyTorch's time and its ratio to ours."""
     try:
-        other = torch_pass(rows, hidden_dim)
+        other = torch_pass(size, lengths)
     except ImportError:
         return ["", ""]
     own, times = alternate(ours, other, seconds)
     return [report.duration(quartiles(times)[1]), report.spread(quartiles(np.divide(times, own)))]
 
 
-def checkpoint_row(seconds: float) -> list[str]:
-    """Return the row of a training step that keeps the activations of some steps only."""
-    T, B, I, H = CHECKPOINTS
-    kept, whole = (runner_of(data(T, B, I), H, recompute_every=every) for every in (CHECKPOINT_EVERY, None))
-    forward = step(whole, _epoch.FORWARD)
-    passes: list[float] = []
-
-    def whole_step() -> None:
-        passes.append(duration(forward, 1))  # a neighbour of both
-        step(whole)()
-
-    with_checkpoints, times = alternate(step(kept), whole_step, 3 * seconds)
-    passes = passes[-len(times) :]
-    without = np.subtract(times, passes)
-    return [
-        sizes_of(CHECKPOINTS),
-        *(report.duration(quartiles(values)[1]) for values in (with_checkpoints, without, passes)),
-        report.spread(quartiles(np.divide(with_checkpoints, without))),
-        report.spread(quartiles((np.array(with_checkpoints) - without) / passes)),
-        *(f"{runner.stack.bytes / 1e6:.1f} MB" for runner in (kept, whole)),
-    ]
+def recompute_row(seconds: float) -> list[str]:
+    """Return the row of a training step that keeps the activations of a few steps and recomputes the others."""
+    size, every = LONG_SEQUENCES
+    times = alternate(training_step(size, recompute_every=every), training_step(size), 3 * seconds)
+    memory = [f"{peak_of(size, **how)[2]:.0f} MB" for how in ({"recompute_every": every}, {})]
+    durations = [report.duration(quartiles(values)[1]) for values in times]
+    return [sizes_of(size), *durations, report.spread(quartiles(np.divide(*times))), *memory]
 
 
-def long_row(budget: str) -> list[str]:
-    """Return the row of one training step on 100,000 steps, in a process of its own; Linux tells its peak."""
-    program = [sys.executable, "-c", LONG.format(budget=budget)]
-    seconds, before, peak = map(float, subprocess.check_output(program, text=True, cwd=HERE).split())
-    return ["(100000,1,8,64)", budget, report.duration(seconds), f"{peak:.0f} MB", f"{peak - before:.0f} MB"]
+def budget_row(budget: str) -> list[str]:
+    """Return the row of one training step on a sequence of 100,000 steps."""
+    size = (100_000, 1, 8, 64)
+    seconds, peak, added = peak_of(size, memory_budget=budget)
+    return [sizes_of(size), budget, report.duration(seconds), f"{peak:.0f} MB", f"{added:.0f} MB"]
+
+
+def peak_of(size: Size, **memory: Any) -> tuple[float, float, float]:
+    """Run a training step in another process (Linux).
+
+    Returns its seconds, the process's peak memory in MB, and how much of that the step added.
+    """
+    program = PEAK.format(**dict(zip("TBIH", size, strict=True)), memory=memory)
+    command = [sys.executable, "-c", program]
+    seconds, before, peak = map(float, subprocess.check_output(command, text=True, cwd=HERE).split())
+    return seconds, peak, peak - before
 
 
 def main() -> None:
     """Print a table for every kind of option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each pair of a table")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds for each pair of a table")
     seconds = parser.parse_args().seconds
     head = ["", "(T,B,I,H)", "with it", "plain", "ratio", "arithmetic", "over it"]
     head += ["with activations", "over both"]
@@ -294,12 +281,11 @@ def main() -> None:
     head = ["", "(T,B,I,H)", "lstm_ext", "live steps", "ragged / full", "PyTorch", "PyTorch / lstm_ext"]
     rows = [row for size in SIZES for row in ragged_rows(size, seconds)]
     show("Lengths uniform in T/4..T, forward and backward", head, rows)
-    head = ["(T,B,I,H)", f"recompute_every={CHECKPOINT_EVERY}", "without", "forward pass", "ratio"]
-    head += ["extra, in forward passes", "its memory", "without"]
-    show("Checkpoints, a training step", head, [checkpoint_row(seconds)])
-    head = ["(T,B,I,H)", "memory_budget", "a training step", "peak of the process", "above what it had"]
     if sys.platform == "linux":
-        show("A long sequence", head, [long_row(budget) for budget in ("256MB", "16MB")])
+        head = ["(T,B,I,H)", f"recompute_every={LONG_SEQUENCES[1]}", "without", "ratio", "its memory", "without"]
+        show("Recomputation, a training step", head, [recompute_row(seconds)])
+        head = ["(T,B,I,H)", "memory_budget", "a training step", "peak of the process", "added by the step"]
+        show("A long sequence", head, [budget_row(budget) for budget in ("256MB", "16MB")])
 
 
 def show(title: str, head: list[str], rows: list[list[str]]) -> None:

@@ -1,4 +1,4 @@
-/* What one core can do at most. Compiled by contestants.py with -O2 -march=native; LANES is the width of a vector in
+/* The peak of one core. Compiled by contestants.py with -O2 -march=native; LANES is the width of a vector in
    floats, BYTES the size of the streamed buffer. */
 typedef float vec __attribute__((vector_size(4 * LANES)));
 

@@ -1,4 +1,4 @@
-"""What the scoreboard shows: a line per row while it runs, Markdown tables, the JSON file and the figure."""
+"""The scoreboard's reports: a line per row while it runs, Markdown tables, the JSON file and the figure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARKS = {
 
 
 def heading(about: dict[str, Any]) -> str:
-    """Return what the figures depend on, in a few lines."""
+    """Return a few lines on the machine, the versions and the instruction sets."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     sets = ", ".join(f"{label} {isa}" for label, isa in about["instruction_sets"].items())
     return (
@@ -35,7 +35,7 @@ def heading(about: dict[str, Any]) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """Return one row as text: everyone's time, and its ratio to ours."""
+    """Return one row as text: the time of every contestant, and its ratio to ours."""
     parts = [f"{row['name']}:"]
     for label, figures in row["contestants"].items():
         part = f"{label} {duration(figures['seconds'][1])}"
@@ -46,7 +46,7 @@ def line(row: dict[str, Any]) -> str:
         if "speed_up" in figures:
             part += f", {spread(figures['speed_up'])} times as fast as on one thread"
         if "ratio" in figures:
-            part += f", {spread(figures['ratio'])} x ours"
+            part += f", {spread(figures['ratio'])} times ours"
         parts.append(part)
     for name, unit in (("peak_gflops", "GFLOP/s peak (float32)"), ("bandwidth_gb_per_second", "GB/s from L2")):
         if name in row:
@@ -55,7 +55,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time with three digits and a fitting unit."""
+    """Return a time with three digits, in s, ms or us."""
     for unit, factor in (("us", 1e6), ("ms", 1e3), ("s", 1.0)):
         value = seconds * factor
         if value < 999.5 or unit == "s":
@@ -74,10 +74,10 @@ def spread(ratio: list[float]) -> str:
 
 
 def title(row: dict[str, Any]) -> str:
-    """Return the row's sizes, and what is special about it."""
+    """Return the row's sizes, with its task and dtype if they are unusual."""
     sizes = ",".join(str(row[key]) for key in ("steps", "batch", "input_dim", "hidden_dim"))
-    special = [SUFFIXES.get(row["task"], ""), row["dtype"] if row["dtype"] != "float32" else ""]
-    return ", ".join([f"({sizes})", *filter(None, special)])
+    unusual = [SUFFIXES.get(row["task"], ""), row["dtype"] if row["dtype"] != "float32" else ""]
+    return ", ".join([f"({sizes})", *filter(None, unusual)])
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -89,9 +89,9 @@ def tables(record: dict[str, Any]) -> str:
 
 
 def table(kind: str, rows: list[dict[str, Any]]) -> str:
-    """Return one table: our time and its share of the peak, then what the others take; and the same on two threads.
+    """Return one table: our time and its share of the peak, the peers' times, and the same on two threads.
 
-    A cell of a peer is its time divided by ours on the same number of threads.
+    A peer's cell is its time divided by ours on the same number of threads.
     """
     rows = [row for row in rows if OURS in row["contestants"]]
     if not rows:
@@ -127,7 +127,7 @@ def two_threads(entrants: dict[str, Any]) -> list[str]:
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
-    """Return the memory that training takes at most, beyond data and parameters, and what lstm_ext's formula says."""
+    """Return the peak memory of training beyond data and parameters, and the value of lstm_ext's formula."""
     peers = {OURS: "lstm_ext", "torch-1": "PyTorch", "jax-1": "JAX"}
     rows = [row for row in rows if row["contestants"].get(OURS, {}).get("memory_mb") is not None]
     if not rows:
@@ -148,7 +148,7 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
 
 
 def write(record: dict[str, Any], folder: Path) -> None:
-    """Write latest.json, and latest.svg where matplotlib is installed."""
+    """Write latest.json, and latest.svg if matplotlib is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "latest.json").write_text(json.dumps(record, indent=1) + "\n")
     try:
@@ -158,14 +158,28 @@ def write(record: dict[str, Any], folder: Path) -> None:
     print(f"\nwritten to {folder}")
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """Draw every peer's time divided by ours on as many threads: a panel for training, one for inference."""
+def matplotlib_for_files() -> tuple[Any, Any]:
+    """Return matplotlib and its pyplot, set up for reproducible files."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     matplotlib.rcParams.update({"svg.hashsalt": "lstm_ext", "font.size": 9, "svg.fonttype": "none"})
+    return matplotlib, plt
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure to a file and close it."""
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
+    plt.close(figure)
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draw each peer's time divided by ours on the same number of threads, in panels for training and inference."""
+    matplotlib, plt = matplotlib_for_files()
     groups = {"training": ("epoch", "train"), "inference": ("infer", "stream")}
     panels = {
         panel: [row for row in record["rows"] if row["task"] in tasks and OURS in row["contestants"]]
@@ -211,5 +225,4 @@ def draw(record: dict[str, Any], path: Path) -> None:
         )
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.5 / (1.4 + 0.5 * longest), 1, 1))
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)

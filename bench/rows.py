@@ -1,4 +1,4 @@
-"""The scoreboard's rows: sizes, data and weights, and the arithmetic, the traffic and the memory that they need."""
+"""The scoreboard's rows: sizes, data and weights, and the arithmetic, traffic and memory that they require."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LEARNING_RATE = 0.05
-TILE_ROWS = 6  # sequences that share one pass over the weights in lstm_ext's forward and recurrent backward
-CHUNK_ROWS = 256  # rows (steps x sequences) that one pass over the weight gradient sums
+TILE_ROWS = 6  # sequences that share one read of the weights in lstm_ext's forward and recurrent backward passes
+CHUNK_ROWS = 256  # rows (steps x sequences) that share one read of the weight gradient
 
 
 class Row(NamedTuple):
-    """One line of a table: what is done, and its sizes.
+    """One line of a table: a task and its sizes.
 
-    Tasks: "train", one update (forward, mean squared error of the last step's output, backward, SGD); "epoch", the same
-    for every sequence of a data set in turn, per sequence; "infer", the last step's outputs of a batch; "stream", one
-    step of one stream, driven from Python.
+    Tasks: "train", one update (forward, mean squared error of the last step's output, backward, SGD); "epoch", an
+    update for every sequence of a data set, timed per sequence; "infer", the last step's outputs of a batch; "stream",
+    one step of one stream, called from Python.
     """
 
     task: str
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What `--rows` matches, such as train-50-32-8-32 or train-50-32-8-32-float64."""
+        """The name that `--rows` matches, such as train-50-32-8-32 or train-50-32-8-32-float64."""
         fields = self if self.dtype != "float32" else self[:-1]
         return "-".join(map(str, fields))
 
@@ -39,26 +39,26 @@ class Row(NamedTuple):
 
     @property
     def batches(self) -> int:
-        """How many batches the data have: several where an update is short beside what surrounds an epoch.
+        """The number of batches in the data: several if an update is short compared with the overhead of an epoch.
 
-        The shortest update of all has one: "epoch" shows it inside an epoch, "train" asked for one by one from Python.
+        The shortest update has one batch: the task "epoch" times it within an epoch, "train" one call at a time.
         """
         if self.task == "epoch":
             return 1000
         return 20 if self.task == "train" and 1e5 < self.operations() < 1e9 else 1
 
     def operations(self) -> int:
-        """Return the needed floating-point operations of one iteration; the head's are left out."""
+        """Return the required floating-point operations of one iteration, without those of the head."""
         H, K = self.hidden_dim, self.input_dim + self.hidden_dim
         forward, recurrent = 8 * H * K, 8 * H * H
         return (2 * forward + recurrent if self.trains else forward) * self.steps * self.batch
 
     def traffic(self, first_level_bytes: int = 32 * 1024) -> int:
-        """Return the bytes that one iteration streams from the second-level cache, by a simple model.
+        """Return the bytes that one iteration reads from the second-level cache, by a simple model.
 
-        Every step multiplies with all weights, once for each block of six sequences: W forward, W_h backward. The
-        weight gradient is read and written once per 256 rows. Activations are not counted, weights that fit into the
-        first-level cache are free, and weights that do not fit into the second level are taken to come at its speed.
+        Every step reads all weights, once for each block of six sequences: W forward, W_h backward. The weight gradient
+        is read and written once per 256 rows. Activations are not counted. Weights that fit into the first-level cache
+        are free; those that do not fit into the second level are counted as if they did.
         """
         size = np.dtype(self.dtype).itemsize
         W = 4 * self.hidden_dim * (self.input_dim + self.hidden_dim) * size
@@ -77,19 +77,18 @@ class Row(NamedTuple):
         return (parameters + data) * np.dtype(self.dtype).itemsize
 
     def training_bytes(self) -> int:
-        """Return the bytes that lstm_ext trains in, beyond data and parameters (see training_numbers)."""
+        """Return the bytes that lstm_ext needs for training, beyond data and parameters (see training_numbers)."""
         itemsize = np.dtype(self.dtype).itemsize
         return itemsize * training_numbers(*self[1:5], 1, per_line=64 // itemsize)
 
 
 def training_numbers(T: int, B: int, I: int, H: int, O: int, per_line: int = 16) -> int:
-    """Return how many numbers lstm_ext trains in, beyond data and parameters.
+    """Return how many numbers lstm_ext holds for training, beyond data and parameters.
 
-    About T B (I + 6 H) are kept from forward to backward; W packed, W_h packed, the gradient and the parameters before
-    an update are about 12 H (I + H) + 4 H^2; the rest is one chunk of the weight gradient. They are the arrays of
-    src/lstm_ext/_stack.pyx, with `per_line` numbers in a cache line and in a vector. Left out are an optimizer's
-    moments and their values before an update (Adam has four numbers for each parameter) and the head's few numbers for
-    each sequence.
+    About T B (I + 6 H) are kept from forward to backward. The packed W and W_h, the gradient and the backup of the
+    parameters are about 12 H (I + H) + 4 H^2. The rest is for one chunk of the weight gradient. They are the arrays of
+    src/lstm_ext/_stack.pyx, with `per_line` numbers in a cache line and in a vector. Not counted are the optimizer's
+    moments and their backup (four numbers per parameter for Adam), and the head's few numbers per sequence.
     """
 
     def padded(columns: int) -> int:
@@ -132,7 +131,7 @@ QUICK = {"epoch-10-1-3-5", "stream-1-1-8-32"} | {
 
 
 class Problem:
-    """The data and the weights of a row, the same for every contestant.
+    """The data and the weights of a row, the same for all contestants.
 
     Attributes
     ----------
@@ -164,7 +163,7 @@ class Problem:
         return self.W[:, self.W_y.shape[1] :]
 
     def flat(self) -> Any:
-        """Return all weights in the order of lstm_ext's parameter vector."""
+        """Return all weights, in the order of lstm_ext's parameter vector."""
         return np.concatenate([part.ravel() for part in (self.W, self.b, self.W_y, self.b_y)])
 
     def time_major(self) -> Any:

@@ -1,14 +1,14 @@
-"""The scoreboard: lstm_ext beside other packages on the same work, everything measured in one run.
+"""The scoreboard: lstm_ext and other packages on the same work, measured in one run.
 
     pip install -e ".[cli]" -r bench/requirements.txt
     python bench/scoreboard.py            (all rows, below 15 minutes; writes bench/results/)
     python bench/scoreboard.py --quick    (about a minute: six rows, one thread, three short rounds)
 
-Every contestant is a process of its own, on its own CPUs and with its own number of threads. A round lets each run for
-a moment, in turn, while the others are stopped; a ratio, to lstm_ext on the same number of threads, is formed inside a
-round, so a noisy neighbour meets both sides alike, and what is shown is the median of the ratios with its quartiles.
-Before a row is timed, every contestant's outputs, and what some updates change in them, are compared with the
-oracle's. A package that is not installed is left out, unless `--peers` names it.
+Every contestant is a separate process with its own CPUs and number of threads. In a round, each runs for a moment while
+the others are stopped. A ratio compares a contestant with lstm_ext on the same number of threads in the same round, so
+other processes disturb both sides alike; the tables show the median ratio and its quartiles. Before a row is timed,
+every contestant's outputs, and how some updates change them, are compared with the oracle's. Packages that are not
+installed are left out, unless `--peers` names them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from contestants import CONTESTANTS, cache_bytes
 from rows import QUICK, ROWS, Row
 
 HERE = Path(__file__).parent
-GAUGES = ("peak", "bandwidth")  # measured in every round, but no competitors
+GAUGES = ("peak", "bandwidth")  # measured in every round, but not competitors
 TOLERANCE = {"outputs": 1e-4, "change": 2e-3}  # norm-wise; a change is a small difference of float32 outputs
 
 
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
 
 ENTRIES = (
-    Entry("oracle"),  # first: it says what is right
+    Entry("oracle"),  # first, because the others are compared with it
     *(Entry(gauge) for gauge in GAUGES),
     Entry("lstm_ext"),
     Entry("lstm_ext", 2),
@@ -62,11 +62,11 @@ ENTRIES = (
 
 
 class WorkerError(RuntimeError):
-    """What went wrong in a worker."""
+    """An error in a worker."""
 
 
 class Process:
-    """The worker process of one entry; it is stopped whenever it has nothing to answer, so that it cannot spin."""
+    """The worker process of one entry; it is stopped between requests, so that its threads cannot spin."""
 
     def __init__(self, entry: Entry, cpus: list[int]) -> None:
         self.entry = entry
@@ -100,7 +100,7 @@ class Process:
     def send(self, do: str, **arguments: Any) -> None:
         assert self.process.stdin is not None
         self._signal("SIGCONT")
-        with contextlib.suppress(BrokenPipeError):  # receive says so
+        with contextlib.suppress(BrokenPipeError):  # `receive` reports it
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
 
@@ -108,7 +108,7 @@ class Process:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise WorkerError("the process has died")
+            raise WorkerError("the process ended")
         answer = json.loads(line)
         self._signal("SIGSTOP")
         if "missing" in answer:
@@ -129,7 +129,7 @@ class Process:
 
 @contextlib.contextmanager
 def affinity(cpus: set[int]) -> Any:
-    """Let what is started inside run on these CPUs only, where the system can do that."""
+    """Restrict processes started within the block to these CPUs, if the system can."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -166,7 +166,7 @@ def start(peers: list[str], threads: int) -> dict[str, Process]:
             continue
         default = processes.get("lstm_ext-1")
         if entry.isa and default and default.about["instruction_set"] == entry.isa:
-            process.close()  # the default already is this set
+            process.close()  # it is the default set
             continue
         processes[entry.label] = process
     return processes
@@ -178,7 +178,7 @@ def fail(failures: list[str], label: str, row: Row, reason: object) -> None:
 
 
 def prepare(row: Row, processes: dict[str, Process], failures: list[str]) -> dict[str, Process]:
-    """Build a row everywhere; return those who enter it. Who disagrees with the oracle is reported and left out."""
+    """Set up a row in all workers; return the contestants, without those that disagree with the oracle."""
     updates = row.batches if row.task == "epoch" else 3 if row.operations() < 1e10 else 1
     field, expected = {}, {}
     for label, process in processes.items():
@@ -211,7 +211,7 @@ def norm_error(given: list[float], right: list[float]) -> float:
 def measure(
     row: Row, processes: dict[str, Process], failures: list[str], *, rounds: int, slot: float, limit: float
 ) -> dict[str, Any]:
-    """Time one row; after three rounds only while `limit` seconds have not passed."""
+    """Time one row, for `rounds` rounds, or for at least three until `limit` seconds have passed."""
     field = prepare(row, processes, failures)
     field |= {label: process for label, process in processes.items() if process.entry.peer in GAUGES}
     times: dict[str, list[float]] = {label: [] for label in field}
@@ -230,7 +230,7 @@ def measure(
 def summarise(
     row: Row, entries: dict[str, Entry], times: dict[str, list[float]], memory: dict[str, float | None]
 ) -> dict[str, Any]:
-    """Return medians and quartiles: seconds, ratios to ours, our speed-up, fractions of peak and roofline."""
+    """Return medians and quartiles of times, ratios to ours, our speed-up, and fractions of peak and roofline."""
     gauges = {gauge: times.pop(f"{gauge}-1", None) for gauge in GAUGES}
     result: dict[str, Any] = {"name": row.name, **row._asdict(), "operations": row.operations(), "contestants": {}}
     traffic = row.traffic(cache_bytes(1))
@@ -264,7 +264,7 @@ def quartiles(values: Any) -> list[float]:
 
 
 def machine(processes: dict[str, Process]) -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the machine, the versions and the instruction sets of a run."""
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     for process in processes.values():
         versions |= process.about["versions"]
@@ -300,22 +300,24 @@ def load() -> float | None:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the rows and contestants that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     competitors = [name for name in CONTESTANTS if name not in (*GAUGES, "oracle")]
     parser.add_argument("--quick", action="store_true", help="six rows, one thread, three short rounds")
     parser.add_argument("--rows", nargs="+", metavar="PATTERN", help="such as 'train-*' or infer-50-32-8-32")
-    parser.add_argument("--peers", nargs="+", choices=competitors, default=[], help="these alone, and all of them")
-    parser.add_argument("--output", type=Path, help="folder for the results (bench/results, for a full run)")
+    parser.add_argument(
+        "--peers", nargs="+", choices=competitors, default=[], help="run only these, and fail if one is missing"
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results (default: bench/results after a full run)")
     options = parser.parse_args()
     patterns = options.rows or (QUICK if options.quick else ["*"])
     rows = [row for row in ROWS if any(fnmatch.fnmatch(row.name, pattern) for pattern in patterns)]
     if not rows:
-        parser.error(f"no row matches; there are {', '.join(row.name for row in ROWS)}")
+        parser.error(f"no row matches; the rows are {', '.join(row.name for row in ROWS)}")
     started, failures = time.perf_counter(), []
     processes = start(options.peers or competitors, threads=1 if options.quick else 2)
     present = {process.entry.peer for process in processes.values()}
-    failures += [f"FAILED: {peer} is not there" for peer in options.peers if peer not in present]
+    failures += [f"FAILED: {peer} is not available" for peer in options.peers if peer not in present]
     try:
         about = machine(processes)
         print(report.heading(about), flush=True)

@@ -1,12 +1,12 @@
-"""How what a sequence costs grows with every size, so that a cliff can be seen.
+"""How the time per sequence grows with each size, to find cliffs.
 
     python bench/sweep.py            (below four minutes; writes sweep.json and sweep.svg to bench/results/)
     python bench/sweep.py --quick    (half a minute: every third size, two rounds)
 
-One size at a time goes from 1 up while the others stay. Training updates, inside an epoch, and inference are timed on
-one thread and, where there are more CPUs, on two, in rounds over all sizes; what counts is the least time of all
-rounds, so a neighbour must disturb a size in every one of them to be seen. Two things are searched for: sizes at which
-a larger one takes less time, and steps to the next size that cost more than their arithmetic.
+One size varies at a time, from 1 up. Training updates (within an epoch) and inference are timed on one thread and, if
+there are more CPUs, on two, in rounds over all sizes. The minimum over all rounds counts, so another process must
+disturb a size in every round to be seen. The program reports sizes at which a larger size takes less time, and steps to
+the next size that cost more than their arithmetic.
 """
 
 from __future__ import annotations
@@ -26,35 +26,9 @@ from scoreboard import HERE, available_cpus, system
 
 import lstm_ext
 
-EDGES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # where vectors, tiles and panels are full
+EDGES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # sizes that fill vectors, tiles and panels
 SIZES = {
-    "hidden_dim": (
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        8,
-        10,
-        12,
-        13,
-        20,
-        24,
-        40,
-        56,
-        80,
-        100,
-        112,
-        160,
-        224,
-        320,
-        448,
-        500,
-        640,
-        800,
-        896,
-    ),
+    "hidden_dim": (*range(1, 7), 8, 10, 12, 13, 20, 24, 40, 56, 80, 100, 112, 160, 224, 320, 448, 500, 640, 800, 896),
     "batch": (*range(1, 21), 24, 40, 56, 80, 112, 160, 224),
     "input_dim": (*range(1, 10), 12, 13, 20, 24, 40, 80, 100, 160, 224, 320),
     "steps": (*range(1, 10), 12, 20, 25, 50, 80, 100, 200, 320, 500, 700, 1000, 1400, 2000),
@@ -62,11 +36,11 @@ SIZES = {
 LARGEST = {"hidden_dim": 1024, "batch": 256, "input_dim": 512, "steps": 2000}
 SYMBOLS = {"steps": "T", "batch": "B", "input_dim": "I", "hidden_dim": "H"}
 TASKS = {"train": "training", "infer": "inference"}
-CHEAPER, STEEPER = 1.1, 1.25  # from here on a cliff is told
+CHEAPER, STEEPER = 1.1, 1.25  # ratios above which a cliff is reported
 
 
 class Sweep(NamedTuple):
-    """The size that varies, and the others; what stands in its own place does not matter."""
+    """The name of the size that varies, and the other sizes; the one that varies has no value of its own."""
 
     over: str
     steps: int = 0
@@ -106,7 +80,7 @@ SWEEPS = (
 
 
 class Curve(NamedTuple):
-    """The least seconds of one update or one batch's inference at every size."""
+    """The minimum seconds of one update, or of one batch's inference, at every size."""
 
     sweep: Sweep
     task: str
@@ -116,20 +90,20 @@ class Curve(NamedTuple):
 
     @property
     def operations(self) -> list[int]:
-        """The needed floating-point operations at every size."""
+        """The required floating-point operations at every size."""
         return [self.sweep.row(self.task, size).operations() for size in self.sizes]
 
     @property
     def name(self) -> str:
-        """What the printed tables call it."""
+        """The curve's name in the printed tables."""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{TASKS[self.task]}, {self.sweep.fixed}, {threads}"
 
 
 def timer(row: Row) -> Callable[[float], float]:
-    """Return what takes `slot` seconds, or two iterations, and returns the least time of one."""
+    """Return a function that runs for `slot` seconds, or two iterations, and returns the minimum seconds of one."""
     rng = np.random.default_rng(0)
-    batches = max(1, min(500, int(2e7) // row.operations())) if row.trains else 1  # what surrounds an epoch is little
+    batches = max(1, min(500, int(2e7) // row.operations())) if row.trains else 1  # a long epoch: its overhead is small
     X = rng.standard_normal((batches * row.batch, row.steps, row.input_dim), np.float32)
     Y = rng.standard_normal((len(X), 1), np.float32)
     network = lstm_ext.LSTMNetwork(row.input_dim, row.hidden_dim, 1, init="reference")
@@ -161,29 +135,30 @@ def timer(row: Row) -> Callable[[float], float]:
 
 
 def measure(sweep: Sweep, threads: Sequence[int], *, stride: int, rounds: int, slot: float) -> list[Curve]:
-    """Time one sweep; in a round every size, task and number of threads has its turn.
+    """Time one sweep; each round times every size, task and number of threads once.
 
-    What then looks like a cliff has as many rounds again: a noisy machine makes a few of so many sizes slow each time.
+    Cliffs found in the first half of the rounds are timed again in the second half, because on a noisy machine a few
+    sizes are slow by chance.
     """
     sizes = sweep.sizes(stride)
     timers = {(task, size): timer(sweep.row(task, size)) for size in sizes for task in TASKS}
-    least = {(task, n, size): math.inf for task, size in timers for n in threads}
-    turn = list(least)
+    best = {(task, n, size): math.inf for task, size in timers for n in threads}
+    chosen = list(best)
     for n_round in range(2 * rounds):
-        for task, n, size in turn:
+        for task, n, size in chosen:
             lstm_ext.set_num_threads(n)
-            least[task, n, size] = min(least[task, n, size], timers[task, size](slot))
+            best[task, n, size] = min(best[task, n, size], timers[task, size](slot))
         curves = [
-            Curve(sweep, task, n, sizes, [least[task, n, size] for size in sizes]) for task in TASKS for n in threads
+            Curve(sweep, task, n, sizes, [best[task, n, size] for size in sizes]) for task in TASKS for n in threads
         ]
         if n_round >= rounds - 1:
             cliffs = [cliff for curve in curves for cliff in bargains(curve) + steep_steps(curve)]
-            turn = [(curve.task, curve.threads, size) for curve, *pair, _ in cliffs for size in pair]
+            chosen = [(curve.task, curve.threads, size) for curve, *pair, _ in cliffs for size in pair]
     return curves
 
 
 class Cliff(NamedTuple):
-    """Two sizes of a curve, and how much more than expected it costs to be at the wrong one."""
+    """Two sizes of a curve, and the ratio of the time at the slower one to the expected time."""
 
     curve: Curve
     smaller: int
@@ -192,7 +167,7 @@ class Cliff(NamedTuple):
 
 
 def bargains(curve: Curve) -> list[Cliff]:
-    """Return sizes above the monotone envelope: a larger one takes less time, so that padding would pay."""
+    """Return the sizes at which a larger size takes less time, so that padding would pay."""
     found, cheapest = [], len(curve.sizes) - 1
     for n in reversed(range(len(curve.sizes))):
         if curve.seconds[n] < curve.seconds[cheapest]:
@@ -202,33 +177,33 @@ def bargains(curve: Curve) -> list[Cliff]:
 
 
 def steep_steps(curve: Curve) -> list[Cliff]:
-    """Return steps to the next size that raise the time by more than they raise the arithmetic."""
+    """Return the steps to the next size that raise the time more than the arithmetic."""
     rates = np.divide(curve.operations, curve.seconds)
     drops = rates[:-1] / rates[1:]
     pairs = zip(curve.sizes[:-1], curve.sizes[1:], drops, strict=True)
     return [Cliff(curve, a, b, float(drop)) for a, b, drop in pairs if drop > STEEPER]
 
 
-def tables(curves: list[Curve], most: int = 15) -> str:
-    """Return the largest cliffs of both kinds as Markdown."""
+def tables(curves: list[Curve], max_rows: int = 15) -> str:
+    """Return the largest cliffs of both kinds as Markdown tables."""
     kinds = (
-        (bargains, f"a larger size takes less time, by more than {CHEAPER - 1:.0%}", "time / the larger one's"),
-        (steep_steps, f"a step costs more than its arithmetic, by more than {STEEPER - 1:.0%}", "time / expected"),
+        (bargains, f"a larger size is faster by more than {CHEAPER - 1:.0%}", "time / the larger size's"),
+        (steep_steps, f"a step costs over {STEEPER - 1:.0%} more than its arithmetic", "time / expected"),
     )
     blocks = []
     for search, title, excess in kinds:
         found = sorted((cliff for curve in curves for cliff in search(curve)), key=lambda cliff: -cliff.excess)
         lines = [
             [f"{SYMBOLS[curve.sweep.over]} = {a} and {b}", curve.name, f"{excess:.2f}"]
-            for curve, a, b, excess in found[:most]
+            for curve, a, b, excess in found[:max_rows]
         ]
         blocks.append(f"{title}: {len(found)}")
-        blocks += [report.markdown(["sizes", "of", excess], lines)] if found else []
+        blocks += [report.markdown(["sizes", "curve", excess], lines)] if found else []
     return "\n\n".join(blocks)
 
 
 def write(record: dict[str, Any], curves: list[Curve], folder: Path) -> None:
-    """Write sweep.json, and sweep.svg where matplotlib is installed."""
+    """Write sweep.json, and sweep.svg if matplotlib is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
         curve._asdict() | {"sweep": curve.sweep._asdict(), "seconds": [float(f"{s:.4g}") for s in curve.seconds]}
@@ -244,13 +219,8 @@ def write(record: dict[str, Any], curves: list[Curve], folder: Path) -> None:
 
 
 def draw(curves: list[Curve], path: Path) -> None:
-    """Draw the speed at every size, a row of panels for each size that varies."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams.update({"svg.hashsalt": "lstm_ext", "font.size": 9, "svg.fonttype": "none"})
+    """Draw the speed at every size, with a row of panels for each size that varies."""
+    matplotlib, plt = report.matplotlib_for_files()
     overs = list(dict.fromkeys(curve.sweep.over for curve in curves))
     figure, axes = plt.subplots(len(overs), 2, figsize=(11, 3.4 * len(overs)), squeeze=False, sharey="row")
     for curve in curves:
@@ -276,19 +246,18 @@ def draw(curves: list[Curve], path: Path) -> None:
             set_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axis.grid(alpha=0.3)
     for axis in axes[:, 0]:
-        axis.set_ylabel("needed GFLOP/s\n(one thread; dashed: two)")
+        axis.set_ylabel("required GFLOP/s\n(one thread; dashed: two)")
         axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
-    plt.close(figure)
+    report.save_figure(figure, path)
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the sweeps that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="every third size, two rounds")
-    parser.add_argument("--over", nargs="+", choices=list(SIZES), default=list(SIZES), help="the sizes that vary")
-    parser.add_argument("--output", type=Path, help="folder for the results (bench/results, for a full run)")
+    parser.add_argument("--over", nargs="+", choices=list(SIZES), default=list(SIZES), help="sizes to vary")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: bench/results after a full run)")
     options = parser.parse_args()
     threads = (1, 2) if len(available_cpus()) > 1 else (1,)
     settings: dict[str, Any] = {"stride": 1, "rounds": 5, "slot": 0.003}

@@ -1,4 +1,4 @@
-"""What a bug report should say about this installation and this machine."""
+"""Information about this installation and this machine for bug reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lstm_ext.threads import get_num_threads
 
 
 def show_config() -> None:
-    """Print versions, machine, instruction sets, threads and build: paste it into a bug report."""
+    """Print versions, machine, instruction sets, threads and build, to paste into a bug report."""
     for name, value in _config().items():
         print(f"{name:17}{value}")
 
@@ -34,7 +34,7 @@ def _config() -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """Return the processor's name, where the system tells it."""
+    """Return the processor's name, as far as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

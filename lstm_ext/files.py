@@ -1,12 +1,12 @@
-"""Model files: what is in them, how they are read, and how any file is put in place whole.
+"""Model files, and atomic writing of any file.
 
-- The format is safetensors: others find each weight by its name. The package of that name writes it.
-- All else is one JSON text in its metadata: version, architecture, scaler, details, and a SHA-256 over these and the
-  weights. A changed bit is found by it.
-- Loading runs no code, and takes memory in proportion to the file. The file is read, not mapped: a process that reads
-  a mapped file dies when another one cuts it short.
-- A file is filled under another name, its part, and renamed. The writer holds a lock on its part. An unlocked part was
-  left by a killed process; the next save of that file removes it.
+- The format is safetensors, so other programs find each weight by its name. The safetensors package writes the file.
+- Everything else is one JSON text in the file's metadata: version, architecture, scaler, details, and a SHA-256
+  checksum of these and of the weights.
+- Loading runs no code, and takes memory in proportion to the file's size. The file is read, not memory-mapped: a
+  process that reads a mapped file dies if another process truncates it.
+- A file is written under a temporary name (its *part*) and then renamed. The writer holds a lock on the part. A part
+  without a lock was left by a killed process; the next save to the same path removes it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _KEYS = {
     "options": {field.name for field in fields(Options)},
     "scaler": {"mean", "scale"},
 }
-"""The keys of the metadata, and of the objects in them."""
-_LONGEST_HEADER = 100_000_000  # of any safetensors file
+"""The known keys of the metadata ("") and of the objects in them."""
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _NO_MODEL = "is not a model file of lstm_ext, or is cut short or damaged"
 
 
 class ModelFileError(ValueError):
-    """A file is not a model of this library, is damaged, or was written by a newer version."""
+    """The file is not a model file of lstm_ext, is damaged, or was written by a newer version."""
 
 
 class Contents(NamedTuple):
-    """What a model file holds."""
+    """The contents of a model file."""
 
     architecture: Architecture
     parameters: Array
@@ -63,7 +63,7 @@ def write_model(
     scaler: SequenceScaler | None,
     details: Mapping[str, Any] | None,
 ) -> None:
-    """Write a model file, whole or not at all; the arguments and errors are those of `LSTMNetwork.save`."""
+    """Write a model file atomically; the arguments and errors are those of `LSTMNetwork.save`."""
     path = as_path("path", path)
     if not isinstance(scaler, (SequenceScaler, NoneType)):
         raise TypeError(f"scaler is {short_repr(scaler)}; expected a SequenceScaler or None")
@@ -83,18 +83,18 @@ def write_model(
     metadata["checksum"] = _checksum(metadata, tensors)
     try:
         content = library.numpy.save(tensors, {METADATA_KEY: _dump(metadata)})
-    except library.SafetensorError as error:  # a header can be too long
+    except library.SafetensorError as error:  # the header is too long
         raise ValueError(f"details cannot be kept: {error}") from None
     write_whole(path, lambda file: file.write(content))
 
 
 def read_model(path: str | os.PathLike[str]) -> Contents:
-    """Return what a model file holds; the errors are those of `load_model`."""
+    """Return the contents of a model file; the errors are those of `load_model`."""
     path = as_path("path", path)
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for its other end
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would block
         raise ModelFileError(f"{path} is not a regular file")
-    with path.open("rb") as file:  # what cannot be read is an OSError of its own name
+    with path.open("rb") as file:  # an OSError passes through
         try:
             return _read(file, os.fstat(file.fileno()).st_size)
         except ModelFileError as error:
@@ -102,20 +102,20 @@ def read_model(path: str | os.PathLike[str]) -> Contents:
         except KeyError as error:
             raise ModelFileError(f"{path} is damaged: its metadata lack {error}") from None
         except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]  # it may quote the file
+            reason = " ".join(str(error).split())[:200]  # the message may quote the file
             raise ModelFileError(f"{path} is damaged: {reason}") from None
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any], then: Callable[[], Any] | None = None) -> None:
-    """Let `write` fill a file beside `path`, then put it in place: a crash leaves the old file or the new one.
+    """Write a file atomically: after a crash, `path` holds either the old file or the new one.
 
-    `then()` runs just before the rename; if it raises, the old file stays. A link stays a link, and an existing file's
-    permissions stay what they were.
+    `write` fills a temporary file in the same folder, which is then renamed. `then()` runs just before the rename; if
+    it raises, the old file stays. Links and the permissions of an existing file are kept.
 
     Raises
     ------
     OSError
-        If the file cannot be written; an older one stays as it was.
+        If the file cannot be written. An existing file is unchanged.
     """
     path = Path(os.path.realpath(path))
     with _part_beside(path) as (part, file):
@@ -126,21 +126,21 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], then: Callable[[],
         if then is not None:
             then()
         with _naming(path):
-            if sys.platform == "win32":  # where an open file cannot be renamed
+            if sys.platform == "win32":  # Windows does not rename open files
                 file.close()
             part.replace(path)
     _sync_folder(path.parent)
 
 
 def check_writable(path: Path) -> None:
-    """Raise OSError if `write_whole` could not put a file there."""
+    """Raise OSError if `write_whole` cannot write a file to this path."""
     with _part_beside(Path(os.path.realpath(path))):
         pass
 
 
 @contextmanager
 def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Create and open the file that may replace `path`, with its permissions; no part is left, nor an older one."""
+    """Create and open a part of `path`, with its permissions; on exit, remove the part unless it was renamed."""
     with _naming(path):
         mode = _writable_mode(path)
         prefix = _part_prefix(path.name)
@@ -152,14 +152,14 @@ def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
                 part.chmod(mode)
         yield part, file
     finally:
-        with suppress(OSError):  # all that matters was synced
+        with suppress(OSError):  # what counts has been synced
             file.close()
-        with suppress(OSError):  # it is in place
+        with suppress(OSError):  # it has been renamed
             part.unlink()
 
 
 def _part_prefix(name: str) -> str:
-    """Return how the parts of a file begin: short, for the name itself may be as long as the system allows."""
+    """Return the prefix of a file's parts; a hash, because the name may have the maximum length already."""
     import hashlib
 
     return f".lstm_ext-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}-"
@@ -170,28 +170,28 @@ def _create_part(folder: Path, prefix: str) -> tuple[Path, BinaryIO]:
     while True:
         part = folder / f"{prefix}{os.urandom(8).hex()}.part"
         file = part.open("xb")
-        if _hold(part, file):
+        if _lock_part(part, file):
             return part, file
         file.close()
 
 
-def _hold(part: Path, file: BinaryIO) -> bool:
+def _lock_part(part: Path, file: BinaryIO) -> bool:
     """Lock a part; return False if another save removed it first."""
     try:
         _lock(file)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks: nobody removes it
+        pass  # the file system has no locks, so no other save removes the part
     return part.exists()
 
 
 def _remove_stale_parts(folder: Path, prefix: str) -> None:
-    """Remove the parts that no process holds."""
-    with suppress(OSError):  # a folder may not be listed
+    """Remove the parts that no process has locked."""
+    with suppress(OSError):  # the folder may not be readable
         for part in [folder / name for name in os.listdir(folder) if name.startswith(prefix)]:
             with suppress(OSError):
-                if sys.platform == "win32":  # where an open file cannot be removed
+                if sys.platform == "win32":  # Windows does not remove open files
                     part.unlink()
                 else:
                     with part.open("r+b") as file:
@@ -200,7 +200,7 @@ def _remove_stale_parts(folder: Path, prefix: str) -> None:
 
 
 def _lock(file: BinaryIO) -> None:
-    """Hold a file's lock until it is closed; raise BlockingIOError if another opening of it does."""
+    """Lock a file until it is closed; raise BlockingIOError if it is locked already."""
     if sys.platform != "win32":
         import fcntl
 
@@ -212,7 +212,7 @@ def _sync_folder(folder: Path) -> None:
     opened: list[int] = []
     with suppress(OSError):
         try:
-            opened.extend(map(os.open, [folder], [os.O_RDONLY]))  # one call: an interrupt comes before it or after
+            opened.extend(map(os.open, [folder], [os.O_RDONLY]))  # one call, so that no interrupt loses the descriptor
             os.fsync(*opened)
         finally:
             for descriptor in opened:
@@ -221,7 +221,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Have an OSError say that `path` cannot be written."""
+    """Make an OSError say that `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -229,7 +229,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _writable_mode(path: Path) -> int | None:
-    """Return the permissions of a file that may be replaced, None if there is none."""
+    """Return the permissions of the file to replace; None if it does not exist."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -244,7 +244,7 @@ def _writable_mode(path: Path) -> int | None:
 
 
 def _as_details(details: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the details as they will come back from JSON."""
+    """Return the details as JSON returns them."""
     if not isinstance(details, (Mapping, NoneType)):
         raise TypeError(f"details is {short_repr(details)}; expected a mapping or None")
     try:
@@ -257,7 +257,7 @@ def _as_details(details: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _safetensors() -> Any:
     try:
-        import safetensors.numpy  # here, like hashlib and json below, so that `import lstm_ext` is quick
+        import safetensors.numpy  # here, like hashlib and json below, to keep `import lstm_ext` quick
     except ImportError as error:
         raise ImportError(
             'model files need the package safetensors (extra "models"): pip install safetensors'
@@ -266,7 +266,7 @@ def _safetensors() -> Any:
 
 
 def _read(file: BinaryIO, size: int) -> Contents:
-    """Return what a file of `size` bytes holds; a ModelFileError is to be completed by the file's name."""
+    """Return the contents of a file of `size` bytes; the caller puts the file's name before a ModelFileError."""
     metadata, tensors = _read_header(file, size)
     _check_version(metadata)
     unknown = _unknown_keys(metadata)
@@ -274,7 +274,7 @@ def _read(file: BinaryIO, size: int) -> Contents:
         architecture = _architecture(metadata)
         parameters = _read_parameters(file, tensors, architecture)
         if metadata.pop("checksum") != _checksum(metadata, parameter_views(parameters, architecture)):
-            raise ValueError("its checksum is not that of its contents")
+            raise ValueError("its checksum does not match its contents")
     except ValueError:
         if not unknown:
             raise
@@ -292,9 +292,9 @@ def _read(file: BinaryIO, size: int) -> Contents:
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return our metadata and the table of tensors of a safetensors file, whose data come next."""
+    """Return our metadata and the tensors' table of a safetensors file, and leave the file at the tensors' data."""
     length = int.from_bytes(file.read(8), "little")
-    if length > min(size - 8, _LONGEST_HEADER):
+    if length > min(size - 8, _MAX_HEADER_BYTES):
         raise ModelFileError(_NO_MODEL)
     try:
         tensors = _parse(file.read(length).decode())
@@ -316,7 +316,7 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, A
 
 
 def _architecture(metadata: dict[str, Any]) -> Architecture:
-    """Return the architecture, as far as its keys are known."""
+    """Return the architecture; unknown options are left out."""
     input_dim, hidden_dim, output_dim = (metadata["architecture"][name] for name in SIZES)
     given = {} if metadata["version"] < 2 else {**metadata["options"]}
     readout = "last" if metadata["version"] < 3 else metadata["architecture"]["readout"]
@@ -326,20 +326,20 @@ def _architecture(metadata: dict[str, Any]) -> Architecture:
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ModelFileError(
-            f"was written by lstm_ext {short_repr(metadata.get('written_by'))} for an architecture that this lstm_ext, "
-            f"{__version__}, does not take: {reason}"
+            f"was written by lstm_ext {short_repr(metadata.get('written_by'))} for an architecture that lstm_ext "
+            f"{__version__} does not accept: {reason}"
         ) from None
 
 
 def _read_parameters(file: BinaryIO, tensors: dict[str, Any], architecture: Architecture) -> Array:
-    """Return the parameter vector; nothing is allocated before the tensors are known to fit."""
+    """Return the parameter vector; it is allocated only after the tensors' table has been checked."""
     data, count = file.tell(), parameter_count(architecture)
     size = sum(last - first for first, last in (tensor["data_offsets"] for tensor in tensors.values()))
     code, dtype = {4 * count: ("F32", "float32"), 8 * count: ("F64", "float64")}.get(size, ("", ""))
     found = {name: (tensor.get("dtype"), tensor.get("shape")) for name, tensor in tensors.items()}
-    # The size is compared first: a layout has as many names as there are layers.
+    # The size is compared first: a damaged number of layers would make the layout huge.
     if not code or found != {name: (code, [*shape]) for name, (_, shape) in layout(architecture).items()}:
-        raise ValueError("its tensors are not those of its architecture")
+        raise ValueError("its tensors do not match its architecture")
     parameters = np.empty(count, dtype)
     for name, weight in parameter_views(parameters, architecture).items():
         first, last = tensors[name]["data_offsets"]
@@ -365,7 +365,7 @@ def _check_version(metadata: dict[str, Any]) -> None:
 
 
 def _unknown_keys(metadata: dict[str, Any]) -> list[str]:
-    """Return the keys that this version does not know, with the object that they are in."""
+    """Return the keys that this version does not know, such as "options.gates"."""
     found = []
     for name, known in _KEYS.items():
         part = metadata.get(name) if name else metadata
@@ -392,7 +392,7 @@ def _checksum(metadata: dict[str, Any], tensors: dict[str, Array]) -> str:
 
 
 def _dump(value: Any) -> str:
-    """Return the one JSON text, in ASCII, of a value."""
+    """Return a value as compact JSON in ASCII; equal values give equal texts."""
     import json
 
     try:
@@ -402,7 +402,7 @@ def _dump(value: Any) -> str:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """Return the object that a text of strict JSON holds."""
+    """Return the object in a text of strict JSON."""
     import json
 
     try:

@@ -814,22 +814,22 @@ class LSTMNetwork(_Layers):
         return sequences.scatter(outputs) if every_step else outputs
 
     def _readout_of(self, readout: str) -> str:
-        """Return the readout that a call asks for; raise ValueError unless the network's head is one for it."""
+        """Return the readout that a call asks for; raise ValueError if the head was trained on something else."""
         own = self._architecture.readout
         as_choice("readout", readout, READOUTS)
         if readout != own and self.output_dim is not None and (readout in POOLED or own in POOLED):
             takes = "pooled outputs" if own in POOLED else "outputs of single steps"
             others = repr(own) if own in POOLED else "'last' or 'steps'"
             raise ValueError(
-                f"readout is {readout!r}; expected {others}: this network's, {own!r}, gives its head {takes}"
+                f"readout is {readout!r}; expected {others}: with readout={own!r}, the head was trained on {takes}"
             )
         return readout
 
     def _check_has_steps(self) -> None:
-        """Raise ValueError if single steps have no outputs."""
+        """Raise ValueError if the head is not for the outputs of single steps."""
         if self.readout in POOLED and self.output_dim is not None:
             raise ValueError(
-                f"{self!r} has a head for pooled outputs; expected readout 'last' or 'steps', whose head takes a step's"
+                f"{self!r} has a head for pooled outputs; expected readout 'last' or 'steps' for those of single steps"
             )
 
     def _infer(self, X: Any, num_threads: int | None, *, every_step: bool) -> Any:

@@ -1,13 +1,13 @@
 """A scaler for sequences.
 
-New arrays come out; nothing that comes in is modified or shared. float32 stays float32, all other real numbers become
-float64; the statistics are float64. The last axis holds the features, as in the networks' X (N, T, input_dim).
+Methods return new arrays, and neither modify nor keep their arguments. float32 stays float32, all other real numbers
+become float64; the statistics are float64. The last axis holds the features, as in a network's X (N, T, input_dim).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,12 +16,12 @@ from lstm_ext.checks import Array, as_real, float_dtype, short_repr
 
 
 class SequenceScaler:
-    """Standardise each feature: (x - mean) / scale, taken over all axes but the last.
+    """Standardise each feature, (x - mean) / scale, with statistics over all axes but the last.
 
-    Fit it on the training data only. Statistics that have seen the validation or the test data tell the
-    network about them, and the measured error is then too good.
+    Fit it on the training data only: statistics that include validation or test data leak information about them, and
+    the measured error is too low.
 
-    `mean` and `scale` are read-only; `from_dict` makes a scaler of given ones.
+    `mean` and `scale` are read-only; `from_dict` returns a scaler with given ones.
 
     Examples
     --------
@@ -43,7 +43,7 @@ class SequenceScaler:
 
     @property
     def scale(self) -> NDArray[np.float64] | None:
-        """The standard deviation (divisor N), 1 for a constant feature (F,), read-only; None before `fit`."""
+        """The standard deviation of each feature (F,), with divisor N, or 1 if it is constant; None before `fit`."""
         return self._scale
 
     def _use(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> None:
@@ -51,32 +51,32 @@ class SequenceScaler:
         self._mean, self._scale = mean, scale
 
     def fit(self, X: ArrayLike) -> Self:
-        """Take the mean and the standard deviation of each feature.
+        """Compute the mean and the standard deviation of each feature.
 
         Parameters
         ----------
         X : array_like (..., F)
-            At least two axes; a univariate series is ``series[:, None]``. Sequences of different lengths
-            are fitted as ``np.concatenate(sequences)``.
+            At least two axes; pass a univariate series as ``series[:, None]``, and sequences of different lengths as
+            ``np.concatenate(sequences)``.
 
         Returns
         -------
         SequenceScaler
-            Itself.
+            The scaler itself.
 
         Raises
         ------
         TypeError
             If X does not hold real numbers.
         ValueError
-            If X has fewer than two axes, is empty, holds NaN or Inf, or if a standard deviation overflows
-            or vanishes in float64.
+            If X has fewer than two axes, is empty, or holds NaN or Inf, or if a standard deviation overflows or
+            underflows in float64.
         """
         values = as_real("X", X, np.dtype(np.float64))
         if values.ndim < 2:
             raise ValueError(f"X has shape {values.shape}; expected (..., F) with at least two axes")
         rows = values.reshape(-1, values.shape[-1])
-        constant = (rows == rows[0]).all(axis=0)  # the mean's rounding can hide that a deviation is 0
+        constant = (rows == rows[0]).all(axis=0)  # their deviation may not be 0, because the mean is rounded
         with np.errstate(over="ignore", invalid="ignore"):
             mean = np.where(constant, rows[0], rows.mean(axis=0))
             scale = np.where(constant, 1.0, rows.std(axis=0))
@@ -92,12 +92,12 @@ class SequenceScaler:
         Parameters
         ----------
         X : array_like (..., F)
-            A single row (F,) will do.
+            Also a single row (F,).
 
         Returns
         -------
         ndarray (..., F)
-            A new array, float32 if X is, otherwise float64.
+            A new array, float32 if X is float32, otherwise float64.
 
         Raises
         ------
@@ -108,34 +108,30 @@ class SequenceScaler:
         ValueError
             If X has another number of features, is empty, or holds NaN or Inf.
         """
-        mean, scale = self._fitted()
-        values = _as_rows(X, len(mean))
-        return _finite_in((values - mean) / scale, values.dtype)
+        return self._apply(X, lambda values, mean, scale: (values - mean) / scale)
 
     def inverse_transform(self, X: ArrayLike) -> Array:
-        """Return X * scale + mean; the errors are those of `transform`.
+        """Return X * scale + mean; raises as `transform`.
 
         Parameters
         ----------
         X : array_like (..., F)
-            A single row (F,) will do.
+            Also a single row (F,).
 
         Returns
         -------
         ndarray (..., F)
-            A new array, float32 if X is, otherwise float64.
+            A new array, float32 if X is float32, otherwise float64.
         """
-        mean, scale = self._fitted()
-        values = _as_rows(X, len(mean))
-        return _finite_in(values * scale + mean, values.dtype)
+        return self._apply(X, lambda values, mean, scale: values * scale + mean)
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Return the statistics in a form that JSON keeps to the bit.
+        """Return the statistics as lists, which JSON keeps bit for bit.
 
         Returns
         -------
         dict
-            Of the lists "mean" and "scale".
+            The lists "mean" and "scale".
 
         Raises
         ------
@@ -147,19 +143,19 @@ class SequenceScaler:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, ArrayLike]) -> Self:
-        """Return the scaler that `to_dict` described.
+        """Return a scaler with the statistics that `to_dict` returned.
 
         Parameters
         ----------
         state : mapping
-            The keys "mean" and "scale", each with a list of F finite numbers, the scales above 0.
+            Two lists of F finite numbers, "mean" and "scale"; the scales are above 0.
 
         Raises
         ------
         TypeError
-            If `state` is no mapping, or its lists do not hold real numbers.
+            If `state` is not a mapping, or its lists do not hold real numbers.
         ValueError
-            If a key is missing or unknown, or the lists are not as above.
+            If a key is missing or unknown, or the lists are not as described.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state is {short_repr(state)}; expected the mapping that to_dict returns")
@@ -175,19 +171,15 @@ class SequenceScaler:
         scaler._use(mean, scale)
         return scaler
 
+    def _apply(self, X: ArrayLike, function: Callable[[Array, Array, Array], Array]) -> Array:
+        """Return function(X, mean, scale) in the dtype of X; raise ValueError if it overflows."""
+        mean, scale = self._fitted()
+        values = as_real("X", X, float_dtype(X))
+        if values.ndim == 0 or values.shape[-1] != len(mean):
+            raise ValueError(f"X has shape {values.shape}; expected (..., {len(mean)}), as in fit")
+        return as_real("the scaled X", function(values, mean, scale), values.dtype)
+
     def _fitted(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if self._mean is None or self._scale is None:
             raise RuntimeError("the SequenceScaler is not fitted; call fit(X) with the training data first")
         return self._mean, self._scale
-
-
-def _finite_in(result: Array, dtype: np.dtype[Any]) -> Array:
-    """Return the result of a transform in `dtype`, or raise ValueError where it overflows."""
-    return as_real("the scaled X", result, dtype)
-
-
-def _as_rows(X: ArrayLike, features: int) -> Array:
-    values = as_real("X", X, float_dtype(X))
-    if values.ndim == 0 or values.shape[-1] != features:
-        raise ValueError(f"X has shape {values.shape}; expected (..., {features}), as in fit")
-    return values

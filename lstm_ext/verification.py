@@ -1,9 +1,9 @@
-"""The compiled half against the NumPy oracle, on this machine."""
+"""Verification of the compiled half against the NumPy oracle, on this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Unpack, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,8 +18,9 @@ from lstm_ext.training.losses import LOSSES
 if TYPE_CHECKING:
     from lstm_ext import reference
 
-# Sequences, steps, input, hidden and output widths: tails of every vector width, of every tile, and of the blocks of
-# steps and sequences that the passes are cut into.
+_Shape: TypeAlias = tuple[int, int, int, int, int]  # N, T, I, H, O
+# These leave remainders of every vector width, of every tile, and of the blocks of steps and sequences into which the
+# passes are divided.
 _SHAPES = (
     (1, 1, 1, 1, 1),
     (2, 3, 2, 5, 3),
@@ -29,7 +30,7 @@ _SHAPES = (
     (1, 300, 3, 5, 2),
     (300, 2, 2, 5, 3),
 )
-_OPTION_SHAPE = (7, 6, 3, 13)
+_OPTION_SHAPE = (7, 6, 3, 13, 2)
 _TOLERANCE = {
     "float32": {"forward": 5e-6, "gradients": 2e-5},
     "float64": {"forward": 1e-12, "gradients": 1e-12},
@@ -41,7 +42,7 @@ class VerificationError(RuntimeError):
 
 
 class Verification(NamedTuple):
-    """One row of `verify`: the largest relative differences over all shapes, norm-wise."""
+    """One row of `verify`: the largest relative (norm-wise) differences over all shapes and options."""
 
     isa: str
     dtype: str
@@ -51,20 +52,20 @@ class Verification(NamedTuple):
 
 
 def verify() -> list[Verification]:
-    """Run compiled passes against the oracle: every instruction set, both dtypes, odd shapes, every option.
+    """Compare compiled passes with the oracle: every instruction set, both dtypes, odd shapes, every option.
 
-    Prints one line for each instruction set and dtype, with the largest difference over outputs, states and losses, and
-    over gradients (parameters, dX, dh0, dC0), relative to the oracle's norm.
+    A line is printed for each instruction set and dtype, with the largest differences, relative to the oracle's norm,
+    of outputs, states and losses (forward) and of the gradients of parameters, X, h0 and C0.
 
     Returns
     -------
     list of Verification
-        One row for each line.
+        One row for each printed line.
 
     Raises
     ------
     VerificationError
-        If a difference is beyond the promised 1e-12 in float64, 5e-6 (forward) and 2e-5 (gradients) in float32.
+        If a difference exceeds its limit: 1e-12 in float64; in float32, 5e-6 (forward) or 2e-5 (gradients).
     """
     print(f"{'set':10}{'dtype':10}{'forward':>10}{'gradients':>12}")
     rows = []
@@ -76,31 +77,31 @@ def verify() -> list[Verification]:
             print(f"{isa:10}{dtype:10}{row.forward:10.1e}{row.gradients:12.1e}  {verdict}")
     wrong = [f"{row.isa} {row.dtype}" for row in rows if not row.agrees]
     if wrong:
-        raise VerificationError(f"compiled and oracle disagree for {', '.join(wrong)}; please report it")
+        raise VerificationError(f"compiled code and oracle disagree for {', '.join(wrong)}; please report it")
     return rows
 
 
 def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> reference.LSTMNetwork:
-    """Return the oracle's network with the weights, the options and the readout of a compiled one.
+    """Return an oracle network with the weights, the options and the readout of a compiled network.
 
     Parameters
     ----------
     network : LSTMNetwork
-        Its weights are copied.
+        The compiled network. Its weights are copied.
     dtype : {"float64", "float32"}
-        The oracle's.
+        Dtype of the oracle network.
 
     Returns
     -------
     lstm_ext.reference.LSTMNetwork
-        A network of its own.
+        The oracle network.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as above.
+        If an argument is not as described.
     """
-    from lstm_ext import reference  # here, so that only its users load the oracle
+    from lstm_ext import reference  # here, so that only users of the oracle load it
 
     if not isinstance(network, LSTMNetwork):
         raise TypeError(f"network is {short_repr(network)}; expected an LSTMNetwork")
@@ -111,22 +112,22 @@ def to_reference(network: LSTMNetwork, *, dtype: DTypeLike = "float64") -> refer
 
 
 def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
-    """Return a compiled network with the weights, the options, the readout and the dtype of the oracle's.
+    """Return a compiled network with the weights, the options, the readout and the dtype of an oracle network.
 
     Parameters
     ----------
     oracle : lstm_ext.reference.LSTMNetwork
-        Its weights are copied.
+        The oracle network. Its weights are copied.
 
     Returns
     -------
     LSTMNetwork
-        A network of its own.
+        The compiled network.
 
     Raises
     ------
     TypeError
-        If `oracle` is another object.
+        If `oracle` is not an oracle network.
     """
     from lstm_ext import reference
 
@@ -139,7 +140,7 @@ def from_reference(oracle: reference.LSTMNetwork) -> LSTMNetwork:
 
 
 def relative_difference(ours: Array, oracle: Array) -> float:
-    """Return ||ours - oracle|| / ||oracle||, or ||ours|| where the oracle is zero."""
+    """Return ||ours - oracle|| / ||oracle||, or ||ours|| if the oracle's array is zero."""
     norm = float(np.linalg.norm(oracle))
     return float(np.linalg.norm(ours - oracle)) / (norm or 1.0)
 
@@ -148,25 +149,25 @@ def _verify_one(isa: str, dtype: str) -> Verification:
     worst = {"forward": np.float64(0), "gradients": np.float64(0)}
     rng = np.random.default_rng(0)
     for kind, ours, oracle in _pairs(rng, dtype, _kernels.isa_index(isa)):
-        worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # a NaN stays
+        worst[kind] = np.maximum(worst[kind], relative_difference(ours, oracle))  # keeps NaN
     agrees = all(worst[kind] <= limit for kind, limit in _TOLERANCE[dtype].items())
     return Verification(isa, dtype, float(worst["forward"]), float(worst["gradients"]), agrees)
 
 
 def _pairs(rng: np.random.Generator, dtype: str, isa: int) -> Iterator[tuple[str, Array, Array]]:
-    """Yield pairs (ours, oracle). `isa` is passed explicitly, so other threads keep theirs."""
+    """Yield what is compared: "forward" or "gradients", our array, the oracle's. Other threads keep their `isa`."""
     for shape in _SHAPES:
-        yield from _layer_pairs(rng, dtype, isa, *shape[:4])
+        yield from _layer_pairs(rng, dtype, isa, shape)
         for readout in ("last", "steps"):
-            yield from _network_pairs(rng, dtype, isa, *shape, readout=readout)
+            yield from _network_pairs(rng, dtype, isa, shape, readout)
     for readout in POOLED:
-        yield from _network_pairs(rng, dtype, isa, *_OPTION_SHAPE, 2, readout=readout)
+        yield from _network_pairs(rng, dtype, isa, _OPTION_SHAPE, readout)
     for options in _option_sets():
-        yield from _layer_pairs(rng, dtype, isa, *_OPTION_SHAPE, ragged=True, **options)
+        yield from _layer_pairs(rng, dtype, isa, _OPTION_SHAPE, ragged=True, **options)
 
 
 def _option_sets() -> tuple[OptionArguments, ...]:
-    """Return every option at least once."""
+    """Return sets of options that include every option."""
     return (
         {"num_layers": 3, "dropout": 0.3},
         {"num_layers": 2, "bidirectional": "concat", "learn_initial_state": True},
@@ -185,16 +186,14 @@ def _layer_pairs(
     rng: np.random.Generator,
     dtype: str,
     isa: int,
-    N: int,
-    T: int,
-    I: int,
-    H: int,
+    shape: _Shape,
     *,
     ragged: bool = False,
     **options: Unpack[OptionArguments],
 ) -> Iterator[tuple[str, Array, Array]]:
     from lstm_ext import reference
 
+    N, T, I, H, _ = shape
     ours, oracle = LSTM(I, H, dtype=dtype, seed=1, **options), reference.LSTM(I, H, dtype="float64", **options)
     ours._isa = isa
     oracle.parameters = ours.parameters
@@ -202,8 +201,8 @@ def _layer_pairs(
     cells, R = len(architecture.cells), architecture.state_dim
     states = [(N, R), (N, H)] if cells == 1 else [(cells, N, R), (cells, N, H)]
     X, h0, C0, dH, dh_T, dC_T = (
-        rng.standard_normal(shape).astype(dtype)
-        for shape in ((N, T, I), *states, (N, T, architecture.features), *states)
+        rng.standard_normal(sizes).astype(dtype)
+        for sizes in ((N, T, I), *states, (N, T, architecture.features), *states)
     )
     arguments: dict[str, Any] = {"return_tape": True}
     if ragged:
@@ -219,26 +218,18 @@ def _layer_pairs(
 
 
 def _network_pairs(
-    rng: np.random.Generator,
-    dtype: str,
-    isa: int,
-    N: int,
-    T: int,
-    I: int,
-    H: int,
-    O: int,
-    *,
-    readout: str,
+    rng: np.random.Generator, dtype: str, isa: int, shape: _Shape, readout: str
 ) -> Iterator[tuple[str, Array, Array]]:
+    N, T, I, H, O = shape
     ours = LSTMNetwork(I, H, O, readout=readout, dtype=dtype, seed=2)
     ours._isa = isa
     oracle = to_reference(ours)
     X = rng.standard_normal((N, T, I)).astype(dtype)
     yield "forward", ours.predict(X), oracle.predict(X)
-    shape = (N, T) if readout == "steps" else (N,)
+    rows = (N, T) if readout == "steps" else (N,)
     for loss, make in LOSSES.items():
         labels = make().takes_labels
-        Y = rng.integers(0, O, shape) if labels else rng.standard_normal((*shape, O)).astype(dtype)
+        Y = rng.integers(0, O, rows) if labels else rng.standard_normal((*rows, O)).astype(dtype)
         value_ours, gradient_ours = ours.gradient(X, Y, loss=loss)
         value_oracle, gradient_oracle = oracle.gradient(X, Y, loss=loss)
         yield "forward", np.array(value_ours), np.array(value_oracle)

@@ -1,4 +1,4 @@
-"""Fixtures that choose the instruction set or send signals, and a count of what is skipped."""
+"""Fixtures that choose the instruction set, send signals or mount a disk, and a check of the skipped tests."""
 
 import os
 import signal
@@ -117,7 +117,7 @@ def assert_same_on_every_fma_isa(restored_isa):
 
 @pytest.fixture
 def prompt_signals():
-    """Let calls look for signals whenever they can, not only every tenth of a second."""
+    """Let calls check for signals whenever they can, not only every tenth of a second."""
     _threads._adjust(rests=False, signal_seconds=0)
     yield
     _threads._adjust(rests=False)

@@ -40,6 +40,16 @@ def assert_parameters_close(actual, expected, layout, tolerance=1e-12):
         assert_close(actual[part], expected[part], name, tolerance)
 
 
+def python_mse(outputs, targets):
+    """Compute mean squared error as a loss written in Python; a list of outputs has a list of targets."""
+    if isinstance(outputs, list):
+        errors = [y - t for y, t in zip(outputs, targets, strict=True)]
+        size = sum(error.size for error in errors)
+        return sum(np.sum(error**2) for error in errors) / size, [2 * error / size for error in errors]
+    error = outputs - np.asarray(targets).reshape(outputs.shape)
+    return np.mean(error**2), 2 * error / error.size
+
+
 def run_python(*arguments, cwd=None, **environment):
     """Run another Python on the package under test; it may crash."""
     package = {"PYTHONPATH": str(Path(lstm_ext.__file__).parents[1])}

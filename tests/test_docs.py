@@ -117,6 +117,8 @@ ELSEWHERE = {  # commands that are not run here: the script that runs each, and 
     "python bench/options.py": (".ci/slow", "python bench/options.py --seconds"),
     "python bench/scoreboard.py": (".ci/run", "python bench/scoreboard.py --quick"),
     "python bench/sweep.py": (".ci/slow", "python bench/sweep.py --quick"),
+    "python tests/fuzz.py --seconds 60": (".github/workflows/ci.yml", "python tests/fuzz.py --seconds 60"),
+    "python tests/fuzz.py --seed 1234": (".ci/run", "python tests/fuzz.py --seconds 20 --seed 1"),
     "ruff check .": (".ci/run", "\nruff check .\n"),
     "ruff format --check .": (".ci/run", "\nruff format --check .\n"),
     "mypy": (".ci/run", " mypy\n"),

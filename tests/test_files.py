@@ -1,4 +1,4 @@
-"""Model files: what is saved comes back to the bit; what is damaged says so; what fails leaves the old file."""
+"""Model files: they keep every bit, damage is reported, and a failed save leaves the old file."""
 
 import contextlib
 import dis
@@ -60,7 +60,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def small(path):
-    """Return a file of about 1 kB that has everything."""
+    """Return a file of about 1 kB with a scaler and details."""
     scaler = SequenceScaler().fit(np.array([[[0.1], [0.7]]]))
     LSTMNetwork(1, 2, 1, seed=0).save(path, scaler=scaler, details={"seed": 0, "rmse": 0.25, "name": "é"})
     return path
@@ -75,7 +75,7 @@ def assert_same(model, other):
 
 
 def refusal(path):
-    """Return the error, one line that names the file, of a file that must not load."""
+    """Return the error for a file that must not load: one line that names the file."""
     with pytest.raises(ModelFileError) as caught:
         load_model(path)
     message = str(caught.value)
@@ -86,7 +86,7 @@ def refusal(path):
     return message
 
 
-# --- what is saved comes back ---
+# --- saving and loading ---
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -200,7 +200,7 @@ def test_the_package_safetensors_is_needed_to_write_alone(path, network, monkeyp
 
 
 def test_every_changed_bit_is_found(small):
-    """Every bit at both ends and of the weights, and one of each byte between."""
+    """Every bit at both ends and of the weights, and one bit of each byte between."""
     original = load_model(small)
     content = small.read_bytes()
     assert 1000 < len(content) < 1600
@@ -261,7 +261,7 @@ def test_garbage_is_refused(small):
 
 
 def write_raw(path, header, data=b""):
-    """Write a safetensors file with any header: a text, or what JSON makes of an object."""
+    """Write a safetensors file with any header: a text, or an object, which is dumped as JSON."""
     text = (header if isinstance(header, str) else json.dumps(header)).encode("utf-8", "surrogatepass")
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
@@ -275,13 +275,13 @@ def read_raw(path):
 
 
 def write_signed(path, change):
-    """Change the metadata, the tensors' table or the data of a file by hand, and make its checksum right again."""
+    """Change the metadata, the tensors' table or the data of a file, and update its checksum."""
     metadata, tensors, old_data = read_raw(path)
     del metadata["checksum"]
     data = change(metadata, tensors)
     data = old_data if data is None else data
     arrays = {}
-    with contextlib.suppress(TypeError, KeyError, ValueError):  # what is no array cannot be signed
+    with contextlib.suppress(TypeError, KeyError, ValueError):  # only arrays can be signed
         for name in parameter_layout(1, 2, 1):
             dtype = {"F32": np.float32, "F64": np.float64}[tensors[name]["dtype"]]
             first, last = tensors[name]["data_offsets"]
@@ -291,7 +291,7 @@ def write_signed(path, change):
 
 
 def test_a_file_signed_by_hand_loads(small):
-    """The next tests change one thing in such a file."""
+    """The next tests change one thing in a file written by hand."""
     original = load_model(small)
     write_signed(small, lambda metadata, tensors: None)
     assert_same(load_model(small), original)
@@ -356,7 +356,7 @@ ARCHITECTURE = {"input_dim": 1, "hidden_dim": 2, "output_dim": 1, "readout": "la
         (
             "architecture",
             ARCHITECTURE | {"readout": "sum"},
-            "does not take: readout is 'sum'; expected one of 'last', 'steps'",
+            "does not accept: readout is 'sum'; expected one of 'last', 'steps'",
         ),
         ("architecture", ARCHITECTURE | {"readout": None}, "readout is None"),
         ("architecture", ARCHITECTURE | {"readout": ["last"]}, "readout is ['last']"),
@@ -420,7 +420,7 @@ def add_unknown_option_with_weights(metadata, tensors):
         (add_unknown_option_with_weights, "does not know options.attention: upgrade lstm_ext to load it"),
         (
             lambda metadata, _: metadata.update(written_by="7.1.0", options={"cell_activation": "gelu"}),
-            f"by lstm_ext '7.1.0' for an architecture that this lstm_ext, {lstm_ext.__version__}, does not take: cell_",
+            f"by lstm_ext '7.1.0' for an architecture that lstm_ext {lstm_ext.__version__} does not accept: cell_",
         ),
         (lambda metadata, _: metadata.update({"k" * 10**6: 1, "a\nb": 2}), "does not know a b, kkk"),
     ],
@@ -460,7 +460,7 @@ TENSORS = {
 def test_tensors_must_fit_the_architecture(small, name):
     write_signed(small, lambda metadata, tensors: TENSORS[name](tensors) and None)
     message = refusal(small)
-    assert "tensors are not those" in message or "not a model file" in message or "checksum" in message
+    assert "tensors do not match" in message or "not a model file" in message or "checksum" in message
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F16", "BF16", "I64", "U8", "", "x", None])
@@ -622,7 +622,7 @@ except lstm_ext.ModelFileError as error:
 
 
 def test_a_file_that_is_cut_while_it_is_read(path):
-    """A process that has mapped it dies of SIGBUS, so that it has to be another one."""
+    """A process that had mapped the file would die of SIGBUS, so the test runs another process."""
     LARGE.save(path)
     done = run_python("-c", CUT_WHILE_IT_IS_READ, path)
     assert done.returncode == 0, done.stderr
@@ -630,7 +630,7 @@ def test_a_file_that_is_cut_while_it_is_read(path):
 
 
 def test_a_file_that_is_written_in_place_while_it_is_read(path):
-    """What comes is one of the models or a ModelFileError."""
+    """The result is one of the models or a ModelFileError."""
     networks = [LSTMNetwork(3, 50, 2, seed=seed) for seed in (0, 1)]
     known = {network.parameters.tobytes() for network in networks}
     files = []
@@ -655,7 +655,7 @@ def test_a_file_that_is_written_in_place_while_it_is_read(path):
         writer.join()
 
 
-# --- what is no readable file ---
+# --- files that cannot be read ---
 
 
 def test_missing_and_unreadable_files(tmp_path):
@@ -801,7 +801,7 @@ def test_a_failing_write_leaves_the_old_file(path, failure):
 @posix
 @pytest.mark.parametrize("operation", ["open", "fsync", "close", "listdir"])
 def test_a_folder_that_refuses_is_no_failure(path, network, monkeypatch, operation):
-    """Folders may be written but not read (mode 0333), and there are file systems that cannot sync them."""
+    """A folder may be writable but not readable (mode 0333), and some file systems cannot sync folders."""
     genuine = getattr(os, operation)
 
     def refuse(what, *arguments):
@@ -882,7 +882,7 @@ def test_names_as_long_as_the_system_allows(path, network, name):
 
 
 def interrupt_after_call(number):
-    """Return a tracer that raises KeyboardInterrupt after a given call: there Python looks for signals."""
+    """Return a tracer that raises KeyboardInterrupt after a given call, where Python checks for signals."""
     left, in_call = [number], {}
 
     def trace(frame, event, argument):
@@ -930,7 +930,7 @@ def test_an_interrupt_leaks_no_descriptor(path):
 
 @posix
 def test_a_file_that_may_not_grow(path, network):
-    """A limit of the process: the write fails in the middle, for root too."""
+    """A file size limit of the process makes the write fail in the middle, for root too."""
     import resource
 
     network.save(path)
@@ -1091,7 +1091,7 @@ def test_a_file_can_be_read_while_it_is_replaced(path):
 
 
 def test_a_network_can_be_saved_while_it_is_changed(path):
-    """The file is of one moment, or at least whole."""
+    """The file is a snapshot of one moment, or at least complete."""
     network = LSTMNetwork(1000, 20, 2, seed=0)
     done = threading.Event()
 

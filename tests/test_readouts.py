@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers import assert_close, python_mse
 
 import lstm_ext
 from lstm_ext import LSTMNetwork, from_reference, reference, to_reference, train
@@ -23,20 +24,6 @@ def made(readout, output_dim=2, **options):
 
 def targets(readout):
     return OF_STEPS if readout == "steps" else OF_STEPS[:, 0]
-
-
-def python_mse(outputs, goals):
-    ys, ts = (outputs, goals) if isinstance(outputs, list) else ([outputs], [goals])
-    size = sum(y.size for y in ys)
-    gradients = [2 * (y - t) / size for y, t in zip(ys, ts, strict=True)]
-    return sum(np.sum((y - t) ** 2) for y, t in zip(ys, ts, strict=True)) / size, (
-        gradients if isinstance(outputs, list) else gradients[0]
-    )
-
-
-def assert_close(ours, theirs):
-    assert np.shape(ours) == np.shape(theirs)
-    assert np.linalg.norm(np.subtract(ours, theirs)) <= 1e-12 * np.linalg.norm(theirs)
 
 
 def test_the_oracle_has_the_same_readouts():

@@ -1,4 +1,4 @@
-"""`verify`: what it runs, what it refuses, and that other threads do not notice it."""
+"""`verify`: what it runs, the errors it raises, and that it does not affect other threads."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +46,7 @@ def everything():
     return [array.tobytes() for array in (*results, network.parameters)]
 
 
-def test_calls_beside_it_keep_their_bits(monkeypatch, capsys):
+def test_calls_in_other_threads_keep_their_bits(monkeypatch, capsys):
     expected, chosen, seen = everything(), _kernels.isa(), []
     with ThreadPoolExecutor(1) as other:
         watch(monkeypatch, lambda: seen.append((other.submit(everything).result(), everything(), _kernels.isa())))
@@ -80,7 +80,7 @@ def test_two_at_once_leave_the_set_as_it_was(monkeypatch, capsys):
 
 
 def test_every_set_is_run(monkeypatch, capsys):
-    """By the layers, the loop and inference alike: each says which set it was given."""
+    """Layers, training loop and inference all run on the set that they are given."""
     used = {"infer": set(), "layers": set(), "loop": set()}
 
     def record(place, name, function):

@@ -1,1 +1,1 @@
-"""Forecasting: tables, windows of series, and the forecaster."""
+"""Forecasting: from tables to series, windows, the forecaster and its evaluation."""

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 def load_co2() -> tuple[NDArray[np.datetime64], NDArray[np.float64]]:
     """Return the weekly CO2 record of Mauna Loa, 1958-03-29 to 2001-12-29.
 
-    Its source, licence and citation are in ``lstm_ext/forecasting/records/README.md``.
+    The source, licence and citation are in ``lstm_ext/forecasting/records/README.md``.
 
     Returns
     -------
     dates : ndarray (2284,), datetime64[D]
-        Every Saturday, none left out.
+        Every Saturday, without a break.
     ppm : ndarray (2284,), float64
-        Parts per million by volume; NaN in the 59 weeks without a value.
+        Parts per million by volume; NaN in the 59 weeks without a measurement.
 
     Examples
     --------
@@ -24,7 +24,7 @@ def load_co2() -> tuple[NDArray[np.datetime64], NDArray[np.float64]]:
     >>> str(dates[0]), float(ppm[0])
     ('1958-03-29', 316.1)
     """
-    from importlib import resources  # takes longer to import than all of lstm_ext
+    from importlib import resources  # imported here because it is slow to import
 
     text = resources.files("lstm_ext.forecasting.records").joinpath("co2.csv").read_text(encoding="ascii")
     rows = [line.split(",") for line in text.splitlines()[1:]]

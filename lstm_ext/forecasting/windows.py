@@ -1,7 +1,7 @@
 """Windows of a series, and filled gaps.
 
-New arrays come out; nothing that comes in is modified or shared. float32 stays float32, all other real numbers become
-float64. A gap is NaN; only `fill_gaps` accepts gaps.
+The functions return new arrays, and neither modify nor keep their arguments. float32 stays float32, all other real
+numbers become float64. A gap is NaN; only `fill_gaps` accepts gaps.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ def windows(
 ) -> tuple[Array, Array]:
     """Cut a series into input windows and the rows that follow each of them.
 
-    Window i starts at row ``i * step``: ``X[i] = series[i*step : i*step + n_in]``, and Y[i] holds the
-    next `n_out` rows. Rows at the end that fill no whole window are left out.
+    Window i starts at row ``i * step``: ``X[i] = series[i*step : i*step + n_in]``, and ``Y[i]`` is the next `n_out`
+    rows. Rows at the end that do not fill a window are left out.
 
-    X always has a feature axis, because the networks want one. Y has one only if it holds several
-    features: a series (T,), or one column chosen by `target`, gives Y (N, n_out), which is what
-    ``train(network, X, Y)`` takes for a network with ``output_dim=n_out``.
+    X always has a feature axis, as networks expect. Y has one only if it holds several features: for a series (T,), or
+    with `target`, Y is (N, n_out), as ``train(network, X, Y)`` expects for a network with ``output_dim=n_out``.
 
     Parameters
     ----------
     series : array_like (T,) or (T, F)
         Real and finite; see `fill_gaps` for a series with gaps.
     n_in, n_out : int
-        Rows of a window and rows to predict.
+        Rows in a window, and rows to predict after it.
     step : int
         Rows from the start of one window to the start of the next. A step longer than the series gives one window.
     target : int, optional
-        The column to predict of a series (T, F), negative from the end; without it all of them.
+        The column to predict, for a series (T, F); negative values count from the end. By default all columns.
 
     Returns
     -------
@@ -47,10 +46,10 @@ def windows(
     Raises
     ------
     TypeError
-        If the series does not hold real numbers, or a size is no integer.
+        If the series does not hold real numbers, or a size is not an integer.
     ValueError
-        If the series has another rank, is empty, holds NaN or Inf, or has fewer than
-        ``n_in + n_out`` rows; if a size is below 1, or `target` names no column.
+        If the series has another rank, is empty, holds NaN or Inf, or has fewer than ``n_in + n_out`` rows; if a size
+        is below 1, or `target` is not a column.
 
     Examples
     --------
@@ -70,27 +69,26 @@ def windows(
 
 
 def fill_gaps(series: ArrayLike) -> Array:
-    """Fill each gap along the straight line between the two values beside it.
+    """Fill each gap by linear interpolation between the values on either side.
 
-    A filled value depends on the value *after* its gap: cut a series where the training years end before
-    filling it, not afterwards.
+    A filled value depends on the value *after* its gap, so cut off the test data before you fill a series.
 
     Parameters
     ----------
     series : array_like (T,) or (T, F)
-        Rows at equal distances in time, NaN where there is no value. Each column is filled by itself.
+        Equally spaced rows, with NaN in gaps. Each column is filled separately.
 
     Returns
     -------
     ndarray, same shape
-        A copy, float32 if the series is, otherwise float64.
+        A copy, float32 if the series is float32, otherwise float64.
 
     Raises
     ------
     TypeError
         If the series does not hold real numbers.
     ValueError
-        If the series has another rank, is empty or holds Inf, or if a column begins or ends with a gap:
+        If the series has another rank, is empty or holds Inf, or if a column begins or ends with a gap, because
         nothing is extrapolated.
 
     Examples
@@ -102,15 +100,15 @@ def fill_gaps(series: ArrayLike) -> Array:
     steps = np.arange(len(filled))
     for number, (column, gap) in enumerate(zip(_columns(filled), _columns(gaps), strict=True)):
         name = "series" if filled.ndim == 1 else f"series[:, {number}]"
-        for end, place in ((0, "begins"), (-1, "ends")):
-            if gap[end]:
-                raise ValueError(f"{name} {place} with a gap; expected observed values at both ends")
+        for row, verb in ((0, "begins"), (-1, "ends")):
+            if gap[row]:
+                raise ValueError(f"{name} {verb} with a gap; expected observed values at both ends")
         column[gap] = np.interp(steps[gap], steps[~gap], column[~gap])
     return filled
 
 
 def _find_gaps(series: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
-    """Return a checked copy of a series (T,) or (T, F), 0 in its gaps, and where they are.
+    """Return a checked copy of a series (T,) or (T, F) with 0 in its gaps, and a mask of the gaps.
 
     Raises
     ------
@@ -138,7 +136,7 @@ def _columns(values: Array) -> Array:
 
 
 def _as_column(target: int, shape: tuple[int, ...]) -> int:
-    """Return `target` if it names a column of a series of that shape."""
+    """Return `target` if it is a column of a series of that shape."""
     if len(shape) == 1:
         given = short_repr(target)
         raise ValueError(f"target is {given} for a series of shape {shape}; expected None, or a series (T, F)")

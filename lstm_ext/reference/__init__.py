@@ -1,6 +1,6 @@
-"""The NumPy oracle: the LSTM of the well-known article, its options, backpropagation through time (BPTT).
+"""The NumPy oracle: the article's LSTM, its options, and backpropagation through time (BPTT).
 
-Same classes and signatures as the compiled package, written to be read, not to be fast:
+It has the classes and signatures of the compiled package, and is written for clarity, not for speed:
 
     f_t  = sigmoid(W_f [h_{t-1}, x_t] + b_f)        forget gate
     i_t  = sigmoid(W_i [h_{t-1}, x_t] + b_i)        input gate
@@ -10,17 +10,16 @@ Same classes and signatures as the compiled package, written to be read, not to 
     h_t  = o_t * tanh(C_t)                          hidden state
     y_t  = W_y h_t + b_y                            output (logits)
 
-- One step and its way back are `forward_step` and `backward_step`; a cell runs over its sequences in `_run` and
-  `_run_back`; `LSTM` puts layers and directions together, `LSTMNetwork` the head.
-  Options and parameters are in parameters.py, the step and its masks in cell.py, activations, losses and optimizers in
-  files of their own.
-- Inside, a step's batch is a matrix of columns (dim, N); with N = 1 the equations are the article's.
+- parameters.py has the options and the parameter vector, cell.py one step (`forward_step`, `backward_step`) and its
+  masks; activations, losses and optimizers have files of their own. This file has the rest: `_run` and `_run_back` take
+  a cell through its sequences, `LSTM` adds layers and directions, and `LSTMNetwork` adds the head.
+- Within a step, the batch is a matrix of columns (dim, N); for N = 1 the equations are the article's.
 - Derivatives are written in terms of the outputs.
-- Everything is analytic (no abs, no conjugation; what selects looks at real parts), so dtype
-  "complex128", which exists for this purpose alone, makes every derivative checkable by the complex
-  step, Im L(p + ih) / h: at a kink (of relu, hard_sigmoid, cell_clip, a maximum) on one of its sides.
-- ``num_threads`` is taken for the sake of the signatures alone: NumPy decides on its threads.
-- Arguments are copied on entry: no input is modified, and no result shares memory with one.
+- Everything is analytic: there is no abs and no conjugation, and selections look at the real part. So the complex step,
+  Im L(p + ih) / h, checks every derivative; dtype "complex128" exists only for that. At a kink (of relu, hard_sigmoid,
+  cell_clip or a maximum) it gives the derivative of one side.
+- ``num_threads`` has no effect; it is there because the compiled package has it.
+- Arguments are copied on entry: inputs are not modified, and no result shares memory with them.
 """
 
 from __future__ import annotations
@@ -85,23 +84,23 @@ __all__ = [
 ]
 
 
-# --- batches of sequences: which steps there are, and in which order a cell takes them ---
+# --- batches of sequences: the live steps, and the order in which a cell takes them ---
 
 
 class _Batch(NamedTuple):
     """Sequences, padded to one length."""
 
     X: Array  # (N, T, input_dim)
-    live: Array  # (N, T) bool: the steps to take
-    inside: Array  # (N, T) bool: what has an output; with a mask all has, else what is live
+    live: Array  # (N, T) bool: the steps that a cell takes
+    inside: Array  # (N, T) bool: the steps that have an output: with a mask all, else the live ones
 
     def reversed(self) -> _Batch:
-        """Return each sequence, within its length, from its end to its start."""
+        """Return the batch with each sequence reversed within its length."""
         index = np.arange(len(self.X))[:, None], self._mirror()
         return _Batch(self.X[index], self.live[index], self.inside)
 
     def restored(self, X: Array) -> Array:
-        """Undo `reversed` on an array of its form."""
+        """Undo `reversed` for an array of X's shape."""
         return np.asarray(X[np.arange(len(X))[:, None], self._mirror()])
 
     def _mirror(self) -> Array:
@@ -154,10 +153,10 @@ def _pad(sequences: list[Array]) -> Array:
 
 
 class _Order(NamedTuple):
-    """How one direction goes through a batch: step s of row n, from 0, takes x at time[n][s]."""
+    """The order of one direction's steps: step s = 0, 1, ... of row n takes x at time[n][s]."""
 
-    time: list[Array]  # for each row, as many as it has steps
-    state: Array  # (N, T): after how many of the row's steps its output at t is read
+    time: list[Array]  # one array for each row, with the times of its live steps
+    state: Array  # (N, T): the number of steps that the row has taken before its output at t is read
 
     @classmethod
     def of(cls, live: Array, reverse: bool) -> _Order:
@@ -166,21 +165,21 @@ class _Order(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Of the row that has most."""
+        """The steps of the longest row."""
         return max(map(len, self.time))
 
     def at(self, s: int) -> tuple[Array, Array]:
-        """Return the rows that have a step s, and their times."""
+        """Return the rows that have a step s, and the times of that step."""
         rows = [n for n, time in enumerate(self.time) if s < len(time)]
         return np.array(rows), np.array([self.time[n][s] for n in rows])
 
 
 class _Run(NamedTuple):
-    """One cell's way through a batch."""
+    """All steps of one cell over a batch."""
 
     order: _Order
-    steps: list[Step]  # step s, of the rows that have one
-    h: list[Array]  # (R, N): h[s] goes into step s; a row keeps its last state
+    steps: list[Step]  # step s of the rows that have one
+    h: list[Array]  # (R, N): h[s] is the input of step s; a finished row keeps its last state
     C: list[Array]  # (H, N)
 
 
@@ -199,7 +198,7 @@ def _run(w: Weights, architecture: Architecture, X: Array, order: _Order, h0: Ar
 
 
 def _outputs(run: _Run) -> Array:
-    """Return h (N, T, R) at every time, as if nothing were padded."""
+    """Return h (N, T, R) at every time, also beyond a sequence's end."""
     h = np.stack(run.h)
     return np.asarray(h[run.order.state, :, np.arange(h.shape[2])[:, None]])
 
@@ -214,7 +213,7 @@ def _run_back(
     dC_T: Array,
     dX: Array,
 ) -> tuple[Array, Array]:
-    """Return dh0, dC0, given dL/dH (N, T, R) and the final states' gradients; add to `g` and `dX`."""
+    """Return dh0 and dC0, given dL/dH (N, T, R) and the gradients of the final states; add to `g` and `dX`."""
     dstates = np.zeros((len(run.h), len(dH), dH.shape[2]), dH.dtype)
     np.add.at(dstates, (run.order.state, np.arange(len(dH))[:, None]), dH)
     dh, dC = dh_T.T.copy(), dC_T.T.copy()
@@ -230,7 +229,7 @@ def _run_back(
 
 
 class LSTMGradients(NamedTuple):
-    """Of a batch: dX as X (padded), dh0, dC0 as the states, parameters (flat)."""
+    """The gradients of a batch: dX has the shape of X (padded), dh0 and dC0 of the states; `parameters` is flat."""
 
     dX: Array
     dh0: Array
@@ -239,22 +238,23 @@ class LSTMGradients(NamedTuple):
 
 
 class LSTMTape(NamedTuple):
-    """What `LSTM.backward` needs from `LSTM.forward`: the weights as they were, and every step."""
+    """What `LSTM.backward` needs from `LSTM.forward`: a copy of the weights, and every step."""
 
     architecture: Architecture
     parameters: Array
     batch: _Batch
-    runs: list[_Run]  # of each cell
+    runs: list[_Run]  # one for each cell
     dropout: list[Array | None]  # the mask of each layer's inputs
-    learned: tuple[bool, bool]  # whether h_0 and C_0 were used
+    learned: tuple[bool, bool]  # whether the learned h_0 and C_0 were used
 
 
 class LSTM(Parametrised):
-    """The sequence layer, or a stack of them: cells, applied step by step.
+    """A stack of LSTM layers.
 
-    Parameters as for `LSTMCell`; keyword arguments as in `Options`. A plain layer has a `lstm_cell`.
-    States are (N, R) and (N, hidden_dim), R = proj_size or hidden_dim, of one cell, else
-    (num_layers * directions, N, R) and (..., N, hidden_dim), layer by layer, the forward direction first.
+    The parameters are those of `LSTMCell`, further keyword arguments those of `Options`. A plain layer has a
+    `lstm_cell`. The states of a single cell are (N, R) and (N, hidden_dim), where R is proj_size or hidden_dim; those
+    of several are (num_layers * directions, N, R) and (..., N, hidden_dim), layer by layer, the forward direction
+    first.
     """
 
     def __init__(
@@ -293,17 +293,17 @@ class LSTM(Parametrised):
         X : array_like (N, T, input_dim), or list of array_like (T_n, input_dim)
             The sequences; a list is padded.
         h0, C0 : array_like, optional
-            Initial states; None stands for the learned ones, or zeros.
+            Initial states; by default the learned ones, or zeros.
         lengths : array_like of int (N,), optional
-            Of the sequences of a padded X, 1 to T; beyond them H is zero.
+            Lengths of the sequences of a padded X, 1 to T; H is zero beyond them.
         mask : array_like of bool (N, T), optional
-            False where a step is skipped; H repeats the output before.
+            False where a step is skipped; H repeats the output before it.
         dropout_seed : int, optional
-            Of the masks of training; None for inference.
+            Seed of the masks of dropout; None for inference.
         return_tape : bool
-            Whether to return what `backward` needs.
+            Whether to return the tape that `backward` takes.
         num_threads : int, optional
-            Without effect.
+            No effect.
         """
         batch = _batch(X, lengths, mask, self.input_dim, self.dtype)
         H, last, tape = self._forward(batch, h0, C0, Key.of(dropout_seed, 0))
@@ -348,13 +348,13 @@ class LSTM(Parametrised):
         *,
         num_threads: int | None = None,
     ) -> LSTMGradients:
-        """Return the gradients of a loss, given dL/dH, dL/dh_T and dL/dC_T; None is zeros."""
+        """Return the gradients of a loss, given dL/dH, dL/dh_T and dL/dC_T; None stands for zeros."""
         if not isinstance(tape, LSTMTape):
-            raise TypeError(f"tape must be one that forward returned, got {type(tape).__name__}")
+            raise TypeError(f"tape must be a tape that forward returned, got {type(tape).__name__}")
         architecture, D = self._architecture, self._architecture.directions
         ours, theirs = (self._architecture, self.dtype), (tape.architecture, tape.parameters.dtype)
         if ours != theirs:
-            raise ValueError(f"tape must be of a layer like this one, {ours}, got {theirs}")
+            raise ValueError(f"tape must come from a layer like this one, {ours}, got {theirs}")
         batch, (N, T, _) = tape.batch, tape.batch.X.shape
         shape = N, T, architecture.feature_dim
         doutputs = as_array("dH", np.zeros(shape) if dH is None else dH, self.dtype, shape)
@@ -389,7 +389,7 @@ class LSTM(Parametrised):
         return array.reshape(cells, N, width)
 
     def _input_mask(self, key: Key | None, layer: int, order: _Order) -> Array | None:
-        """Return dropout's mask (N, T, F) of the inputs of a layer above the first."""
+        """Return the dropout mask (N, T, F) of a layer's inputs, for a layer above the first."""
         if key is None or not self.options.dropout:
             return None
         n, t = np.arange(len(order.state))[:, None, None], np.maximum(order.state - 1, 0)[:, :, None]
@@ -398,21 +398,21 @@ class LSTM(Parametrised):
 
 
 def _initial(given: Array | None, cell: int, N: int, width: int, learned: Any, dtype: np.dtype[Any]) -> Array:
-    """Return a cell's initial states (N, width): those given, or else the learned ones, or else zeros."""
+    """Return a cell's initial states (N, width): those given, otherwise the learned ones, otherwise zeros."""
     if given is not None:
         return np.asarray(given[cell])
     return np.zeros((N, width), dtype) if learned is None else np.repeat(learned.T, N, axis=0)
 
 
 def _merge(parts: list[Array], how: str | None) -> Array:
-    """Put the directions' outputs together, along the last axis."""
+    """Merge the outputs of the directions along the last axis."""
     if how == "concat":
         return np.concatenate(parts, axis=-1)
     return parts[0] + parts[1] if how == "sum" else parts[0]
 
 
 def _split(gradient: Array, how: str | None) -> list[Array]:
-    """Return the gradient of each of `_merge`'s parts."""
+    """Return the gradient of each direction's outputs, given that of `_merge`'s result."""
     if how == "concat":
         return np.split(gradient, 2, axis=-1)
     return [gradient, gradient] if how == "sum" else [gradient]
@@ -626,22 +626,22 @@ def train_lstm(
     *,
     num_threads: int | None = None,
 ) -> LSTMNetwork:
-    """Train the article's network, one gradient step per sequence; print each epoch's mean loss.
+    """Train the article's network with one update per sequence, and print each epoch's mean loss.
 
     Parameters
     ----------
     X : sequence of array_like (T_i, input_dim)
-        The sequences; their lengths may differ.
+        The sequences, which may have different lengths.
     Y : sequence of array_like (output_dim, 1) or (output_dim,)
         The target of each sequence's last output; the loss is mean((y_T - Y[i])^2).
     input_dim, hidden_dim, output_dim : int
         Sizes of the network, which is float64 with ``init="reference"``.
     learning_rate : float
-        The step, p -= learning_rate * dL/dp.
+        The learning rate: p -= learning_rate * dL/dp.
     epochs : int
-        How often to go through the data.
+        Number of epochs.
     num_threads : int, optional
-        Without effect.
+        No effect.
 
     Returns
     -------

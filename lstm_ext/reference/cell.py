@@ -1,4 +1,4 @@
-"""The oracle's cell: one step with every option, its way back, and the masks of dropout."""
+"""The oracle's cell: one step with every option, forward and backward, and the masks of dropout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _clip(x: Array, limit: float) -> Array:
 
 
 def _norm(v: Array) -> Array:
-    """(v - mean) / sqrt(var + 1e-5), over each column."""
+    """Return (v - mean) / sqrt(var + 1e-5), for each column."""
     centred = v - v.mean(axis=0)
     return np.asarray(centred / np.sqrt((centred**2).mean(axis=0) + 1e-5))
 
@@ -38,7 +38,7 @@ def _norm_back(v: Array, du: Array) -> Array:
     return np.asarray(scale * (du - du.mean(axis=0) - u * (du * u).mean(axis=0)))
 
 
-# --- the masks of dropout: a word for each place, from a counter, whatever the order of asking ---
+# --- the masks of dropout: every element has a counter of its own, so masks do not depend on the order of drawing ---
 
 
 def philox(counter: Iterable[ArrayLike], key: Iterable[int]) -> Array:
@@ -67,14 +67,14 @@ def philox(counter: Iterable[ArrayLike], key: Iterable[int]) -> Array:
 
 
 class Key(NamedTuple):
-    """Of the masks of one update."""
+    """The Philox key of one update's masks."""
 
     word0: int
     word1: int
 
     @classmethod
     def of(cls, dropout_seed: int | None, update: int) -> Key | None:
-        """Return the key of a seed's update; None, for inference, without a seed."""
+        """Return the key for an update under a seed; None (inference) without a seed."""
         if dropout_seed is None:
             return None
         if not isinstance(dropout_seed, int | np.integer) or isinstance(dropout_seed, bool):
@@ -86,28 +86,28 @@ class Key(NamedTuple):
         return cls(int(words[0]), int(words[1]))
 
     def dropped(self, p: float, kind: int, cell: int, j: Array, n: Array | int, t: Array | int) -> Array:
-        """Return where an element is dropped, with probability `p`, for indices that broadcast."""
+        """Return whether elements are dropped, each with probability `p`; the indices broadcast."""
         words = np.choose(j % 4, philox((j // 4, n, t, 8 * cell + kind), self))
         return np.asarray(words < np.uint64(int(p * 2**32)))
 
     def mask(self, dtype: np.dtype[Any], p: float, *place: Any) -> Array:
-        """Return 0 for what is dropped, and 1 / (1 - p) for what is kept."""
+        """Return 0 for dropped elements, and 1 / (1 - p) for the others."""
         return np.where(self.dropped(p, *place), 0, 1 / (1 - p)).astype(dtype)
 
 
 class Masks(NamedTuple):
-    """What a cell multiplies by, over a batch or (`at`) in one step; None: nothing."""
+    """The masks of a cell for a whole batch or, from `at`, for one step; None for no mask."""
 
     h: Any = None  # recurrent_dropout, (R, N)
     W: Any = None  # weight_dropout, (gates * H, R)
-    zone_h: Any = None  # zoneout, (S, R, N), in one step (R, N); or a number, its expectation
-    zone_C: Any = None  # likewise, of H
+    zone_h: Any = None  # zoneout of h, (S, R, N), for one step (R, N); in inference its expectation, a number
+    zone_C: Any = None  # zoneout of C, with H for R
 
     @classmethod
     def draw(
         cls, architecture: Architecture, dtype: np.dtype[Any], key: Key | None, cell: int, steps: int, rows: int
     ) -> Masks:
-        """Return those of cell number `cell`, for so many steps and rows; without a key, for inference."""
+        """Return the masks of cell number `cell` for `steps` steps and `rows` rows; without a key, for inference."""
         options, R, H = architecture.options, architecture.state_dim, architecture.hidden_dim
         zone_h: Any = options.zoneout[0] or None
         zone_C: Any = options.zoneout[1] or None
@@ -126,7 +126,7 @@ class Masks(NamedTuple):
         return cls(h, W, zone_h, zone_C)
 
     def at(self, s: int, rows: Array) -> Masks:
-        """Return those of the cell's step `s`, for some of the rows."""
+        """Return the masks of step `s`, for some of the rows."""
         h = None if self.h is None else self.h[:, rows]
         zones = (zone[s][:, rows] if isinstance(zone, np.ndarray) else zone for zone in (self.zone_h, self.zone_C))
         return Masks(h, self.W, *zones)
@@ -136,7 +136,7 @@ class Masks(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step was given, and what it computed on the way, in columns (dim, N)."""
+    """The inputs, intermediate results and outputs of a step, in columns (dim, N)."""
 
     x: Array
     h_prev: Array
@@ -150,13 +150,13 @@ class Step(NamedTuple):
     o: Array
     raw: Array  # f_t * C_{t-1} + i_t * C~_t, before cell_clip
     c: Array  # C_t before zoneout
-    a: Array  # act(c), of the normalised c with layer_norm
+    a: Array  # act(c); with layer_norm, act of the normalised c
     h: Array
     C: Array
 
 
 def forward_step(w: Weights, architecture: Architecture, x: Array, h_prev: Array, C_prev: Array, masks: Masks) -> Step:
-    """One step of a cell."""
+    """Take one step of a cell."""
     options, R = architecture.options, architecture.state_dim
     gate, _ = GATE_ACTIVATIONS[options.gate_activation]
     act, _ = CELL_ACTIVATIONS[options.cell_activation]
@@ -184,7 +184,7 @@ def forward_step(w: Weights, architecture: Architecture, x: Array, h_prev: Array
 def backward_step(
     w: Weights, g: Weights, architecture: Architecture, step: Step, dh: Array, dC: Array
 ) -> tuple[Array, Array, Array]:
-    """Return dx, dh_prev, dC_prev, given dL/dh_t and dL/dC_t; add to the gradient `g` of the weights."""
+    """Return dx, dh_prev and dC_prev, given dL/dh_t and dL/dC_t; add the weights' gradient to `g`."""
     options, R, masks = architecture.options, architecture.state_dim, step.masks
     _, gate_slope = GATE_ACTIVATIONS[options.gate_activation]
     _, slope = CELL_ACTIVATIONS[options.cell_activation]
@@ -193,8 +193,8 @@ def backward_step(
 
     dh_kept, dr = _zoned_back(masks.zone_h, dh)
     dC_kept, dc = _zoned_back(masks.zone_C, dC)
-    dm = w.W_r.T @ dr if options.proj_size else dr  # of m = o * a
-    dn = dm * o * slope(a)  # C_t acts through h_t, through C_{t+1}, and through the output gate's peephole
+    dm = w.W_r.T @ dr if options.proj_size else dr  # m = o * a
+    dn = dm * o * slope(a)  # C_t acts through h_t, C_{t+1} and the peephole of the output gate
     dz = {"o": dm * a * gate_slope(o)}
     dc = dc + (_norm_back(c, w.gain_C * dn) if options.layer_norm else dn)
     dc = dc + p["o"] * dz["o"] if options.peephole else dc
@@ -228,12 +228,12 @@ def backward_step(
 
 
 def masked(value: Array, mask: Array | None) -> Array:
-    """Multiply, if there is a mask; the derivative is the same."""
+    """Multiply by a mask, if there is one; the gradient is masked in the same way."""
     return value if mask is None else value * mask
 
 
 def row_sums(columns: Array) -> Array:
-    """Sum over the batch, into one column."""
+    """Return the sum over the batch, one column."""
     return np.asarray(columns.sum(axis=1, keepdims=True))
 
 
@@ -242,12 +242,12 @@ def _by_gate(stacked: Array, gates: tuple[str, ...]) -> dict[str, Array]:
 
 
 def _zoned(zone: Any, old: Array, new: Array) -> Array:
-    """Keep the old state as far as zoneout's mask, or its expectation, says."""
+    """Mix the old state and the new one, by zoneout's mask or its expectation."""
     return new if zone is None else np.asarray(zone * old + (1 - zone) * new)
 
 
 def _zoned_back(zone: Any, d: Array) -> tuple[Array, Array]:
-    """Return the gradients of the old and of the new state."""
+    """Return the gradients of the old state and of the new state."""
     return (np.zeros_like(d), d) if zone is None else (zone * d, (1 - zone) * d)
 
 
@@ -255,7 +255,7 @@ def _zoned_back(zone: Any, d: Array) -> tuple[Array, Array]:
 
 
 class CellGradients(NamedTuple):
-    """Of one step: dx (input_dim, 1), dh_prev, dC_prev (hidden_dim, 1), parameters (flat)."""
+    """The gradients of one step: dx (input_dim, 1), dh_prev and dC_prev (hidden_dim, 1); `parameters` is flat."""
 
     dx: Array
     dh_prev: Array
@@ -271,13 +271,13 @@ class LSTMCell(Parametrised):
     input_dim, hidden_dim : int
         Sizes of x_t and of h_t.
     dtype : {"float32", "float64", "complex128"}
-        Of parameters and results; complex128 is for complex-step derivatives alone.
+        Dtype of parameters and results; complex128 is only for complex-step derivatives.
     init : {"glorot", "keras", "pytorch", "reference"}
-        "glorot": for each gate, uniform columns for x, orthogonal columns for h; biases 0 but b_f = 1.
-        "keras": the same over all gates at once. "pytorch": uniform in +-1/sqrt(hidden_dim), biases too.
-        "reference": the article's draws from NumPy's global generator; biases 0.
-    seed : int, optional
-        A numpy.random.Generator is drawn from directly. None with "reference".
+        "glorot": for each gate, uniform columns for x and orthogonal columns for h; biases are 0, except b_f = 1.
+        "keras": the same for all gates together. "pytorch": weights and biases uniform in +-1/sqrt(hidden_dim).
+        "reference": the article's draws from NumPy's global generator; biases are 0.
+    seed : int or numpy.random.Generator, optional
+        Seed of the initial weights, or the generator to draw them from; None with "reference".
 
     Attributes
     ----------
@@ -289,7 +289,7 @@ class LSTMCell(Parametrised):
     Raises
     ------
     TypeError, ValueError
-        If an argument, here or in a method, has a wrong type, value or shape; it is named.
+        If an argument, here or in a method, has a wrong type, value or shape; the message names it.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class LSTMCell(Parametrised):
     def backward(
         self, x_t: ArrayLike, h_prev: ArrayLike, C_prev: ArrayLike, dh_t: ArrayLike, dC_t: ArrayLike
     ) -> CellGradients:
-        """Return the gradients of a loss, given `forward`'s arguments and dL/dh_t, dL/dC_t."""
+        """Return the gradients of a loss, given the arguments of `forward` and dL/dh_t, dL/dC_t."""
         *columns, dh, dC = self._columns(x_t, h_prev=h_prev, C_prev=C_prev, dh_t=dh_t, dC_t=dC_t)
         gradient = np.zeros_like(self.parameters)
         (w,), (g,) = (cell_weights(vector, self._architecture) for vector in (self.parameters, gradient))

@@ -1,4 +1,4 @@
-"""The oracle's checks, options and parameters: their layout, their initial values, and the models' way to hold them."""
+"""The oracle's checks and options, and its parameters: their layout, their initial values, and how models hold them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ GATES = ("i", "f", "C", "o")  # the order in the parameter vector
 INITS = ("glorot", "keras", "pytorch", "reference")
 DTYPES = tuple(np.dtype(name) for name in ("float32", "float64", "complex128"))
 FLOAT64 = np.dtype("float64")
-KINDS = {"i": "iu", "f": "biuf", "c": "biufc"}  # of dtypes: what is converted to what
+KINDS = {"i": "iu", "f": "biuf", "c": "biufc"}  # the kinds of dtypes that are converted to each kind
 
 
-# --- checks: each names the argument, what was expected and what was given ---
+# --- checks: the messages name the argument, the expected value and the given one ---
 
 
 def as_array(name: str, value: ArrayLike, dtype: np.dtype[Any], *shapes: Shape) -> Array:
-    """Return a copy in `dtype`, of one of `shapes`; a letter stands for any size from 1."""
+    """Return a copy in `dtype`, with one of `shapes`; a letter stands for any size of at least 1."""
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -96,12 +96,12 @@ class Options:
     Attributes
     ----------
     num_layers : int
-        Layers, each fed by the outputs of the one before.
+        Number of layers; the outputs of a layer are the inputs of the next one.
     bidirectional : {None, "concat", "sum"}, or bool
-        A second cell in each layer, from a sequence's end to its start; how the two outputs are merged
-        (True: "concat").
+        Each layer has a second cell, which takes the sequence from its end to its start; the value says how the
+        outputs are merged. True is "concat".
     go_backwards : bool
-        Run the reversed sequences; outputs in processing order (Keras).
+        Run on reversed sequences; outputs are in processing order (Keras).
     proj_size : int, optional
         R, the width of h_t = W_r (o_t * act(C_t)) (Sak et al. 2014).
     peephole : bool
@@ -112,25 +112,26 @@ class Options:
     coupled_gates : bool
         f_t = 1 - i_t (ONNX input_forget).
     cell_clip : float, optional
-        C_t is limited to [-cell_clip, cell_clip] (Sak et al. 2014; TensorFlow).
+        C_t is clipped to [-cell_clip, cell_clip] (Sak et al. 2014; TensorFlow).
     use_bias : bool
         Whether the cells have biases.
     forget_bias : float, optional
         The initial b_f; None: 1 for "glorot" and "keras", drawn for "pytorch", 0 for "reference".
     gate_activation : str
-        Of i, f and o; a name in `GATE_ACTIVATIONS` (activations.py).
+        Activation of i, f and o; a name in `GATE_ACTIVATIONS` (activations.py).
     cell_activation : str
-        Of the candidate and of C_t; a name in `CELL_ACTIVATIONS`.
+        Activation of the candidate and of C_t; a name in `CELL_ACTIVATIONS`.
     learn_initial_state : bool
         h_0 and C_0 are parameters.
     dropout : float
-        On the inputs of every layer but the first, in training.
+        Probability of dropping an input of a layer above the first, in training.
     recurrent_dropout : float
-        On h_{t-1} where W sees it, one mask for the sequence (Gal and Ghahramani 2016), in training.
+        Probability of dropping a unit of h_{t-1} before it is multiplied by W, in training. A sequence has one mask
+        (Gal and Ghahramani 2016).
     zoneout : pair of float
-        Of h and C: units that keep the state of the step before (Krueger et al. 2017).
+        Probabilities that a unit of h, and one of C, keeps its previous state (Krueger et al. 2017).
     weight_dropout : float
-        DropConnect on W's columns of h (Merity et al. 2018), in training.
+        Probability of dropping a weight in W's columns of h (DropConnect; Merity et al. 2018), in training.
     """
 
     num_layers: int = 1
@@ -191,7 +192,7 @@ class Architecture(NamedTuple):
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """Those that have weights."""
+        """The gates that have weights."""
         return ("i", "C", "o") if self.options.coupled_gates else GATES
 
     @property
@@ -223,7 +224,7 @@ class Architecture(NamedTuple):
         )
 
     def cells(self) -> list[tuple[str, int]]:
-        """Return (suffix of its names, width of its input) for each cell, in the order of the parameters."""
+        """Return, for each cell in the order of the parameters, the suffix of its names and the width of its input."""
         return [
             (("", f"_l{layer}")[layer > 0] + direction, self.feature_dim if layer else self.input_dim)
             for layer in range(self.options.num_layers)
@@ -231,7 +232,7 @@ class Architecture(NamedTuple):
         ]
 
     def blocks(self, input_dim: int) -> dict[str, tuple[int, int]]:
-        """Return the shapes of a cell's parameters, those of its gates (W, b, p) stacked."""
+        """Return the shapes of a cell's parameters; those of the gates (W, b, p) are stacked."""
         H, R, G, options = self.hidden_dim, self.state_dim, len(self.gates), self.options
         blocks = {"W": (G * H, R + input_dim)}
         if options.use_bias:
@@ -262,7 +263,7 @@ class Architecture(NamedTuple):
 
 
 def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, options: dict[str, Any]) -> Architecture:
-    """Check sizes, except that `output_dim` may be None, and options."""
+    """Check sizes and options; `output_dim` may be None."""
     sizes: dict[str, Any] = {"input_dim": input_dim, "hidden_dim": hidden_dim, "output_dim": output_dim}
     sizes = {name: size if size is None else as_size(name, size) for name, size in sizes.items()}
     known = [field.name for field in fields(Options)]
@@ -281,7 +282,7 @@ def as_architecture(input_dim: int, hidden_dim: int, output_dim: int | None, opt
 def parameter_layout(
     input_dim: int, hidden_dim: int, output_dim: int | None = None, **options: Any
 ) -> dict[str, tuple[int, tuple[int, int]]]:
-    """Return where each parameter lives in the flat vector (layout version 1).
+    """Return the place of each parameter in the flat vector (layout version 1).
 
     Parameters
     ----------
@@ -315,7 +316,7 @@ def flatten(arrays: Iterable[Array]) -> Array:
 
 
 class Weights(NamedTuple):
-    """Views of one cell's blocks of a flat vector, of parameters or of their gradient; None: no such block."""
+    """Views of one cell's blocks in a flat vector, of parameters or of a gradient; None if there is no such block."""
 
     W: Any  # (gates * H, R + I), the gates' rows stacked
     b: Any = None
@@ -330,7 +331,7 @@ class Weights(NamedTuple):
 
 
 def cell_weights(vector: Array, architecture: Architecture) -> list[Weights]:
-    """Return the views of each cell."""
+    """Return the views of each cell, in the order of the parameters."""
     cells, offset = [], 0
     for _, input_dim in architecture.cells():
         blocks = {}
@@ -342,25 +343,25 @@ def cell_weights(vector: Array, architecture: Architecture) -> list[Weights]:
 
 
 def _generator(init: str, seed: Seed) -> np.random.Generator | None:
-    """Return what the weights are drawn from; None for "reference", which uses NumPy's global."""
+    """Return the generator of the weights; None for "reference", which uses NumPy's global generator."""
     if as_choice("init", init, INITS) == "reference":
         if seed is not None:
             raise ValueError(f"seed must be None with init='reference', got {seed!r}")
         return None
     try:
-        return np.random.default_rng(seed)  # a Generator is handed back as it is
+        return np.random.default_rng(seed)  # returns a Generator unchanged
     except (TypeError, ValueError) as error:
         raise type(error)(f"seed must be None or an integer from 0, got {seed!r}") from error
 
 
 def _glorot(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Uniform in (-a, a), a = sqrt(6 / (rows + columns))."""
+    """Draw from the uniform distribution on (-a, a), a = sqrt(6 / (rows + columns))."""
     a = np.sqrt(6 / (rows + columns))
     return rng.uniform(-a, a, (rows, columns))
 
 
 def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Orthonormal columns (Saxe et al. 2014)."""
+    """Draw orthonormal columns (Saxe et al. 2014)."""
     Q, R = np.linalg.qr(rng.standard_normal((rows, columns)))
     return Q * np.sign(np.diag(R))
 
@@ -370,7 +371,7 @@ def _initial_weights(architecture: Architecture, init: str, seed: Seed) -> dict[
     rng = _generator(init, seed)
     forget_bias = architecture.options.forget_bias
     if rng is None and not architecture.plain:
-        raise ValueError("init must not be 'reference' but for a plain layer: the article has no options")
+        raise ValueError("init must not be 'reference' with options: the article has none")
     if rng is None and forget_bias is not None:
         raise ValueError(f"forget_bias must be None with init='reference', got {forget_bias}")
     if forget_bias is None and init != "pytorch":
@@ -403,7 +404,7 @@ def _initial_weights(architecture: Architecture, init: str, seed: Seed) -> dict[
 
 
 def _draw_cell(rng: np.random.Generator, init: str, W: list[Array], b: list[Array], W_r: Array | None) -> None:
-    """Draw one cell's weights, lists of the gates', in place."""
+    """Draw one cell's weights in place; W and b are lists with an array for each gate."""
     G, (H, columns) = len(W), W[0].shape
     R = H if W_r is None else len(W_r)
     if init == "pytorch":
@@ -429,10 +430,10 @@ def _draw_cell(rng: np.random.Generator, init: str, W: list[Array], b: list[Arra
 
 
 class Parametrised:
-    """Named weights that keep their shape and dtype, and the flat vector of them all."""
+    """A model with named weights, which keep their shape and dtype, and the flat vector of all weights."""
 
     dtype: np.dtype[Any]
-    as_architecture: Architecture
+    _architecture: Architecture
     _named: dict[str, Array]
 
     def _build(self, architecture: Architecture, dtype: DTypeLike, init: str, seed: Seed) -> None:
@@ -445,19 +446,19 @@ class Parametrised:
         vars(self).update(options=architecture.options, _architecture=architecture, _named=named)
 
     def _part(self, kind: Any, architecture: Architecture) -> Any:
-        """Return a model of another class that shares the first of this one's weights."""
+        """Return a model of another class that shares the first weights of this one."""
         part = object.__new__(kind)
         vars(part)["dtype"] = self.dtype
         part._adopt(architecture, {name: self._named[name] for name in architecture.shapes()})
         return part
 
     def named_parameters(self) -> dict[str, Array]:
-        """Return the weights themselves, writable, by the names of `parameter_layout` and in its order."""
+        """Return the weights by name, in the order of `parameter_layout`; they are writable, not copies."""
         return dict(self._named)
 
     @property
     def parameters(self) -> Array:
-        """A copy of the flat vector (see `parameter_layout`); assign one to set every weight."""
+        """A copy of the flat vector (see `parameter_layout`); assign a vector to set every weight."""
         return flatten(self._named.values())
 
     @parameters.setter
@@ -471,11 +472,11 @@ class Parametrised:
         """Return a weight by its name."""
         if name in vars(self).get("_named", {}):
             return self._named[name]
-        why = ": this is no plain layer; see named_parameters()" if name == "lstm_cell" else ""
+        why = ": only plain layers have it; see named_parameters()" if name == "lstm_cell" else ""
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{why}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Copy into a weight, so that neither shape nor dtype can change; nothing else can be set."""
+        """Copy the values into a weight, which keeps its shape and dtype; no other attribute can be set."""
         if name == "parameters":
             object.__setattr__(self, name, value)
         elif name in self._named:

@@ -29,6 +29,7 @@ from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parall
 
 from lstm_ext._products import aligned_empty
 
+
 @cython.auto_pickle(False)
 cdef class Head:
     """What is between an architecture's top layer and its outputs, and the arrays that its passes need.

@@ -1,4 +1,4 @@
-"""The command line: from a table to a model and forecasts, and errors in one line with exit status 2."""
+"""The command line: tables, models, forecasts, and errors in one line with exit status 2."""
 
 import errno
 import json
@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def river(folder, trained):
-    """Return a folder of one's own with the table, a model and a picture."""
+    """Return a fresh folder with the table, a model and a picture."""
     shutil.copytree(trained, folder, dirs_exist_ok=True)
     return folder
 
@@ -320,7 +320,7 @@ def test_evaluate_begins_where_the_training_ended(river, capsys):
     assert (held_out["first_origin"], held_out["last_origin"]) == ("2024-02-14", "2024-03-04")
 
 
-def test_what_is_worse_is_called_worse():
+def test_a_worse_forecast_is_called_worse():
     report = {"horizon": 1, "origins": 9, "first_origin": "1", "last_origin": "9"}
     errors = {"LSTM": 2.0, "good": 1.0, "bad": 4.0, "none": 0.0}
     lines = list(reports.evaluation_lines({**report, "rmse": errors, "mae": errors}))
@@ -395,7 +395,7 @@ def test_python_m():
 
 
 def test_after_the_imports_an_interrupt_is_pythons_again():
-    """So what is under way is cleaned up; the message is the same."""
+    """So running code is cleaned up; the message is the same."""
     code = (
         "import signal; from lstm_ext import __main__\nfrom lstm_ext.cli import commands\n"
         "def command():\n"
@@ -413,7 +413,7 @@ def test_after_the_imports_an_interrupt_is_pythons_again():
     "command", [("-m", "lstm_ext"), ("-c", "from lstm_ext.__main__ import main; main()")], ids=["python -m", "script"]
 )
 def test_an_interrupt_of_an_import_is_one_line(tmp_path, module, command):
-    """Also where what is being imported makes another error of it."""
+    """Even if the imported module turns it into another error."""
     (tmp_path / f"{module}.py").write_text(
         "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    raise ImportError\n"
     )
@@ -450,7 +450,7 @@ DAYS = [str(np.datetime64("2024-01-01") + np.timedelta64(day, "D")) for day in r
 
 
 def days(*changes, header="date,flow,rain", values=None):
-    """Return a CSV text of forty days, with other lines for some rows, counted from 1."""
+    """Return a CSV text of forty days; `changes` replaces rows, which count from 1."""
     lines = [f"{day},{row % 7}.5,{row % 3}" for row, day in enumerate(DAYS)] if values is None else values
     for row, line in changes:
         lines[row - 1 : row] = [line]
@@ -540,7 +540,7 @@ def test_numeric_times_far_away(folder, capsys):
         ("", "river.csv"),
     ],
 )
-def test_tables_that_are_not_as_in_training(river, capsys, command, content, words):
+def test_tables_that_differ_from_training(river, capsys, command, content, words):
     (river / "river.csv").write_text(content)
     options = ("-o", "next.csv") if command == "predict" else ("--since", "0")
     assert words in fails(capsys, command, "river.safetensors", "river.csv", *options)
@@ -615,7 +615,7 @@ def test_a_table_that_ends_before_the_training_did(river, capsys):
     ("number", "row", "words"),
     [("1e300", 70, "; expected a number up to 1e+140"), ("1e60", 70, ", too far from the training data for float32")],
 )
-def test_numbers_beyond_all_measure_are_told_in_the_tables_terms(river, capsys, number, row, words):
+def test_huge_numbers_are_reported_by_their_place_in_the_table(river, capsys, number, row, words):
     table = river_table()
     table["rain"] = np.array([number if place == row else "1" for place in range(97)])
     (river / "river.csv").write_text(csv_text(table))
@@ -750,7 +750,7 @@ def test_a_read_only_folder(river, capsys):
 
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_disk_that_is_full_at_the_end(river, capsys, monkeypatch, call):
-    """The first file or the second cannot be written; those in their places stay as they were, and no part is left."""
+    """If either file cannot be written, both old files stay, and no part is left."""
     calls = []
 
     def fsync(descriptor):
@@ -840,7 +840,7 @@ def test_until_zero_is_the_same_with_and_without_a_file(folder, capsys):
 # --- verify
 
 
-def test_threads_are_as_many_as_asked_for(river, monkeypatch, capsys):
+def test_threads_sets_the_number_of_threads(river, monkeypatch, capsys):
     chosen = []
     monkeypatch.setattr(lstm_ext, "set_num_threads", chosen.append)
     run("predict", "river.safetensors", "river.csv", "--threads", "2")
@@ -878,7 +878,7 @@ def test_verify_sees_the_options(monkeypatch, capsys):
     assert "DISAGREES" in capsys.readouterr().out
 
 
-def test_a_constant_column_leaves_nothing_to_be_better_at(folder, capsys):
+def test_a_constant_column_can_be_forecast(folder, capsys):
     (folder / "flat.csv").write_text("flow\n" + "3.5\n" * 97)
     run("train", "flat.csv", "--target", "flow", *TINY)
     assert "last value" in capsys.readouterr().out

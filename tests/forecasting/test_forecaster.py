@@ -1,4 +1,4 @@
-"""Forecasting: what the network sees and learns by definition, and nothing that was not known at the origin."""
+"""Forecaster: the network's inputs and targets follow the definitions, and nothing after the origin leaks in."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def make(**settings):
 
 
 def several(*tables):
-    """Return tables as one, told apart by the column "who"."""
+    """Return one table of several series, named in the column "who"."""
     names = np.repeat(["north", "south", "west"][: len(tables)], [len(table["y"]) for table in tables])
     return {"who": names, **{name: np.concatenate([table[name] for table in tables]) for name in tables[0]}}
 
@@ -89,7 +89,7 @@ class Oracle:
         return column
 
     def known(self, first, last, columns):
-        """Tell whether the columns have a value, given or filled, from one row to another."""
+        """Return whether the columns have values, given or filled, in all rows from one to another."""
         return first >= 0 and last < self.rows and all(c[t] == c[t] for c in columns for t in range(first, last + 1))
 
     def origins(self):
@@ -102,7 +102,7 @@ class Oracle:
         ]
 
     def examples(self, first=0):
-        """Return the origins to learn from: what they forecast is known, and lies from row `first` on."""
+        """Return the origins to learn from: their targets are known, and begin at row `first` or later."""
         horizon = self.settings.horizon
         return [t for t in self.origins() if t + 1 >= first and self.known(t + 1, t + horizon, self.filled[:1])]
 
@@ -125,7 +125,7 @@ class Oracle:
         return range(1, self.settings.horizon + 1)
 
     def scale(self):
-        """Return mean and deviation of each feature: of the windows' departures, and of all that the inputs hold.
+        """Return mean and deviation of each feature: of the windows' departures, and of all values of the inputs.
 
         Where the window is a row that does not depart from itself, of the departures ahead.
         """
@@ -187,7 +187,7 @@ def test_the_network_learns_what_the_rules_say(settings, trainings):
 
 @pytest.mark.filterwarnings("ignore:.*no later row")
 @each_setting
-def test_forecasts_are_what_the_rules_say(settings):
+def test_forecasts_follow_the_definitions(settings):
     forecaster, table = make(**settings), make_table()
     forecaster.fit(table, until=80)
     oracle = Oracle(forecaster, table)
@@ -208,7 +208,7 @@ def test_forecasts_are_what_the_rules_say(settings):
 
 @each_setting
 @pytest.mark.parametrize("since", [1, 40, 62])
-def test_evaluations_are_what_the_rules_say(settings, since):
+def test_evaluations_follow_the_definitions(settings, since):
     forecaster, table = make(**settings), make_table()
     forecaster.fit(table)
     oracle = Oracle(forecaster, table)
@@ -230,7 +230,7 @@ def test_evaluations_are_what_the_rules_say(settings, since):
 @pytest.mark.parametrize("gap", [(), (58, 59), (59, 60, 61), (60, 61), range(55, 66)])
 @pytest.mark.parametrize("until", [61, 0.66])
 def test_training_does_not_change_with_what_comes_after_until(settings, gap, until, tmp_path):
-    """Row 61, counted from 1, is the first that is not looked at."""
+    """Row 61, counted from 1, is the first one that `fit` ignores."""
     forecaster, table = make(**settings), make_table()
     for name in ("y", "a", "b"):
         table[name][list(gap)] = NAN
@@ -524,7 +524,7 @@ def test_it_learns_a_noisy_season_with_a_trend():
 
 
 def test_it_learns_from_an_input():
-    """The target is the input of two rows before, which the target's own past cannot tell."""
+    """The target is the input two rows before; the target's own past does not determine it."""
     rain = np.random.default_rng(4).normal(size=500)
     table = {"y": np.roll(rain, 2), "rain": rain}
     errors = {}
@@ -616,7 +616,7 @@ def test_each_series_is_scaled_by_itself(window):
     np.testing.assert_array_equal(found["forecast"], factor * expected["forecast"])
 
 
-def test_series_have_their_own_forecasts_whatever_stands_beside_them():
+def test_the_forecasts_of_a_series_do_not_depend_on_other_series():
     tables = [make_table(70, seed) for seed in (1, 2, 3)]
     forecaster = make(series="who")
     forecaster.fit(several(*tables))
@@ -695,8 +695,8 @@ def test_windows_do_not_cross_a_long_gap(trainings):
     assert len(trainings[0][0]) == (20 - 7) + (25 - 7)
 
 
-def test_a_forecast_from_an_earlier_row_than_the_last_observed_one_is_told_of():
-    """The last rows after a long gap are fewer than a window."""
+def test_a_forecast_from_before_the_last_observed_row_is_warned_of():
+    """After the last long gap, there are fewer rows than in a window."""
     table = make_table(60, gaps=0)
     forecaster = make()
     forecaster.fit(table)
@@ -980,7 +980,7 @@ def test_a_number_that_is_too_large_is_found_in_the_table(fitted, value, column)
     ],
 )
 def test_a_number_that_is_too_large_to_be_learned(row, value, words):
-    """Among what is learned, in a target of the validation, in an input of it."""
+    """In the training rows, in a validation target, in a validation input."""
     table = make_table(60, gaps=0)
     table["y"] *= 1e-30
     table["y"][row] = value

@@ -55,7 +55,7 @@ TIMES = {  # nine times, as text, and the step in words
 
 
 def as_microseconds(times):
-    """Return times as numbers, to compare and to halve."""
+    """Return times as numbers, which can be compared and halved."""
     if "-" in times[0][1:]:
         texts = [time.rstrip("Z") + ("-01" if len(time) == 7 else "") for time in times]
         return np.array(texts, "datetime64[us]").astype(np.int64)
@@ -92,7 +92,7 @@ def test_between_two_times_the_row_is_the_later_one(times):
 
 @pytest.mark.parametrize("time", ["1990-01-01", "2024-01-01", "2024-01-01T03:00:00", "2024-02-03", "2025-01-01"])
 def test_rows_of_any_time(time):
-    """The first row at or after: by counting."""
+    """Compare with a count of the earlier rows."""
     times = np.array(["2024-01-01", "2024-01-02", "2024-01-03"], "datetime64[us]")
     expected = int((times < np.datetime64(time)).sum())
     found = only({"t": times, "y": np.arange(3)}, time="t")
@@ -114,7 +114,7 @@ def test_rows_without_a_time_column_count_from_one():
 
 
 def test_offsets_from_utc_and_the_clock_change():
-    """In Berlin 02:30 came twice on 2024-10-27; with offsets it is two rows, without them an error."""
+    """On 2024-10-27, 02:30 came twice in Berlin: with offsets, that is two rows; without them, an error."""
     local = ["2024-10-27T01:30+02:00", "2024-10-27T02:30+02:00", "2024-10-27T02:30+01:00", "2024-10-27T03:30+01:00"]
     found = only({"t": local, "y": np.arange(4)}, time="t")
     assert found.values[:, 0].tolist() == [0, 1, 2, 3]
@@ -245,7 +245,7 @@ def test_another_step_than_in_training_is_refused(times, axis, message):
         only({"t": times, "y": np.arange(len(times))}, time="t", axis=axis)
 
 
-def test_most_rows_may_be_missing_where_the_step_is_known():
+def test_most_rows_may_be_missing_if_the_step_is_known():
     found = only({"t": [1, 3, 5, 6], "y": [1, 3, 5, 6]}, time="t", axis=TimeAxis("number", 1.0))
     np.testing.assert_array_equal(found.values[:, 0], [1, NAN, 3, NAN, 5, 6])
 
@@ -287,7 +287,7 @@ def test_times_of_a_long_table_do_not_drift_from_its_own():
 # --- several series
 
 
-def test_series_are_told_apart_each_with_its_own_start(csv):
+def test_each_series_has_its_own_start(csv):
     rng = np.random.default_rng(1)
     starts = {"b": 5, "NA": 0, "a 1": 17, "07": 9}
     rows = [(start + step, name) for name, start in starts.items() for step in range(rng.integers(5, 30))]
@@ -343,7 +343,7 @@ def test_series_share_one_step():
 
 
 @pytest.mark.parametrize("longest", [0, 1, 2, 5, 99])
-def test_gaps_are_bridged_along_the_line_between_the_values_beside_them(longest):
+def test_gaps_are_bridged_by_linear_interpolation(longest):
     rng = np.random.default_rng(longest)
     values = np.where(rng.random((83, 3)) < 0.45, NAN, rng.normal(size=(83, 3)))
     values[:2, 0] = values[-3:, 1] = values[:, 2] = NAN

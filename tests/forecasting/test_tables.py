@@ -91,12 +91,12 @@ def test_an_empty_field_of_a_single_column(csv):
         (b"x,y\n1," + 200_000 * b"2" + b"\n", "table.csv is not a CSV file in UTF-8"),
     ],
 )
-def test_what_is_no_table_is_named_by_column_and_row(csv, text, message):
+def test_errors_name_column_and_row(csv, text, message):
     with pytest.raises(ValueError, match=message):
         only(csv(text))
 
 
-def test_only_the_columns_that_are_asked_for_are_looked_at(csv):
+def test_only_the_requested_columns_are_read(csv):
     assert numbers(csv("y,y2,y2,,\n1,warm,inf,,\n2,,,,\n")) == [1.0, 2.0]
 
 
@@ -239,7 +239,7 @@ def test_pandas_na(csv):
         only(pandas.DataFrame({"t": [pandas.Timestamp(0), pandas.NaT], "y": [1, 2]}), time="t")
 
 
-def test_nothing_that_comes_in_is_modified_or_shared():
+def test_arguments_are_neither_modified_nor_shared():
     table = {"y": np.array([1.0, 2.0]), "t": np.array([1.0, 2.0])}
     only(table, time="t").values[:] = 9.0
     only(table).values[:] = 9.0

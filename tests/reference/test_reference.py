@@ -1,4 +1,4 @@
-"""The oracle is proven here: its gradients against complex-step derivatives, the rest by hand."""
+"""Proof of the oracle: its gradients by complex-step derivatives, the rest by hand."""
 
 import copy
 import functools
@@ -42,7 +42,7 @@ def complex_step(function, arguments, name):
 
 
 def randomised(model, rng):
-    """Give every parameter, the biases too, a value of the usual size."""
+    """Give every parameter, including the biases, a value of the usual size."""
     model.parameters = rng.uniform(-0.7, 0.7, model.parameters.shape)
     return model
 
@@ -454,7 +454,7 @@ def test_train_lstm_is_sgd_on_the_last_output(capsys):
 
 
 def test_train_lstm_trace(capsys):
-    """Losses of this very program, frozen: a change of any number shows."""
+    """The frozen losses of this program show any change of a number."""
     np.random.seed(0)
     X, Y = toy_task()
     train_lstm(X, Y, 1, 5, 2, epochs=4)
@@ -874,7 +874,7 @@ HEADS = {
 
 
 def own_features(network, readout, H, h_T, live):
-    """Return what the head sees."""
+    """Return the features that the head is applied to."""
     options = network.options
     if readout == "last":
         parts = h_T[-2:] if options.bidirectional else h_T[-1:]
@@ -1049,7 +1049,7 @@ def test_named_parameters_are_the_weights():
 @as_parametrize("options", OPTIONS)
 def test_only_a_plain_layer_has_a_cell(options):
     for model in (LSTM(2, 3, **options), LSTMNetwork(2, 3, 4, **options)):
-        with pytest.raises(AttributeError, match=r"no attribute 'lstm_cell': .* no plain layer"):
+        with pytest.raises(AttributeError, match=r"no attribute 'lstm_cell': only plain layers"):
             model.lstm_cell  # noqa: B018
         with pytest.raises(AttributeError, match=r"^LSTM\w* has no attribute 'W_q'$"):
             model.W_q  # noqa: B018
@@ -1148,7 +1148,7 @@ def test_models_can_be_copied():
 
 
 def test_everything_together():
-    """All that goes together, at once, along random directions."""
+    """Check all compatible options at once, along random directions."""
     options = FULL | {"cell_clip": 0.7, "dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": (0.2, 0.1)}
     options |= {"weight_dropout": 0.2, "gate_activation": "hard_sigmoid", "cell_activation": "relu"}
     test_option_pair_gradients(options | {"num_layers": 3, "coupled_gates": True}, "mask")
@@ -1286,8 +1286,8 @@ BAD_CALLS = [
     (lambda: LAYER.forward(X.astype(complex)), TypeError, "X must .* float32, got .* complex128"),
     (lambda: LAYER.forward(X, ZERO((1, 3))), ValueError, r"h0 must have shape \(2, 3\), got \(1"),
     (lambda: LAYER.forward(X, None, ZERO(3)), ValueError, r"C0 must have shape \(2, 3\), got \(3"),
-    (lambda: LAYER.backward(X), TypeError, "tape must be one that forward returned, got ndarray"),
-    (lambda: LAYER.backward(OTHER_TAPE), ValueError, "tape must be of a layer like this one"),
+    (lambda: LAYER.backward(X), TypeError, "tape must be a tape that forward returned, got ndarray"),
+    (lambda: LAYER.backward(OTHER_TAPE), ValueError, "tape must come from a layer like this one"),
     (lambda: LAYER.backward(TAPE, ZERO((2, 4, 3))), ValueError, r"dH must .* got \(2, 4, 3\)"),
     (lambda: LAYER.backward(TAPE, dh_T=ZERO((3, 2))), ValueError, r"dh_T must .* got \(3, 2\)"),
     (lambda: LAYER.backward(TAPE, dC_T=ZERO(2)), ValueError, r"dC_T must .* got \(2,\)"),
@@ -1317,7 +1317,7 @@ BAD_CALLS = [
     (lambda: LSTM(2, 3, zoneout=(0.1, 1)), ValueError, "zoneout must be at least 0 and below 1, got 1"),
     (lambda: LSTM(2, 3, zoneout=(0.1,)), ValueError, r"zoneout must be a number or a pair .*, got \(0.1,\)"),
     (lambda: LSTM(2, 3, init="he"), ValueError, "init must be one of .*, got 'he'"),
-    (lambda: LSTM(2, 3, init="reference", num_layers=2), ValueError, "init must not be 'reference' but for a plain"),
+    (lambda: LSTM(2, 3, init="reference", num_layers=2), ValueError, "init must not be 'reference' with options"),
     (lambda: LAYER.forward(X, lengths=[5, 0]), ValueError, "lengths must be 1 to 5, got 0 to 5"),
     (lambda: LAYER.forward(X, lengths=[-1, 3]), ValueError, "lengths must be 1 to 5, got -1 to 3"),
     (lambda: LAYER.forward(X, lengths=[6, 5]), ValueError, "lengths must be 1 to 5, got 5 to 6"),
@@ -1340,7 +1340,7 @@ BAD_CALLS = [
     (lambda: LAYER.forward(X, dropout_seed=1.0), TypeError, "dropout_seed must be None or an integer, got 1.0"),
     (lambda: DEEP.forward(X, ZERO((2, 3))), ValueError, r"h0 must have shape \(4, 2, 2\), got \(2, 3\)"),
     (lambda: DEEP.forward(X, None, ZERO((4, 2, 2))), ValueError, r"C0 must have shape \(4, 2, 3\), got \(4, 2, 2\)"),
-    (lambda: DEEP.backward(TAPE), ValueError, "tape must be of a layer like this one"),
+    (lambda: DEEP.backward(TAPE), ValueError, "tape must come from a layer like this one"),
     (lambda: NETWORK.predict([X[0], X[1, :1]], readout="sum"), ValueError, "readout must be one of .*, got 'sum'"),
     (
         lambda: OF_STEPS.gradient([X[0], X[1, :1]], [ZERO((5, 4))]),

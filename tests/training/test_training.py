@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import import_torch, relative_error, run_python
+from helpers import import_torch, python_mse, relative_error, run_python
 
 import lstm_ext
 from lstm_ext import (
@@ -251,15 +251,6 @@ def test_training_agrees_with_torch(isa, torch, ours, name, theirs, loss):
 
 
 # --- losses and optimizers written in Python ---
-
-
-def python_mse(outputs, targets):
-    if isinstance(outputs, list):
-        errors = [y - t for y, t in zip(outputs, targets, strict=True)]
-        size = sum(error.size for error in errors)
-        return sum(np.sum(error**2) for error in errors) / size, [2 * error / size for error in errors]
-    error = outputs - np.asarray(targets).reshape(outputs.shape)
-    return np.mean(error**2), 2 * error / error.size
 
 
 class PythonSGD:
