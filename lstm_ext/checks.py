@@ -248,9 +248,9 @@ def check_live(name: str, array: Array, lengths: Index, members: Index | None = 
         first, lengths = first[members], lengths[members]
     row = _kernels.find_not_finite(rows, first, lengths)
     if row >= 0:
-        place = row * rows.shape[1] + np.flatnonzero(~np.isfinite(rows[row]))[0]
-        index = ", ".join(map(str, np.unravel_index(place, array.shape)))
-        raise ValueError(f"{name}[{index}] is {array.flat[place]}; expected finite numbers")
+        index = row * rows.shape[1] + np.flatnonzero(~np.isfinite(rows[row]))[0]
+        element = ", ".join(map(str, np.unravel_index(index, array.shape)))
+        raise ValueError(f"{name}[{element}] is {array.flat[index]}; expected finite numbers")
 
 
 def as_numbers(name: str, value: Any, shape: Shape | None = None) -> Array:
@@ -291,10 +291,10 @@ def _check_finite(name: str, source: Array, converted: Array) -> None:
         return
     index = tuple(int(j) for j in np.argwhere(~np.isfinite(converted).reshape(source.shape))[0])
     given = source[index]
-    place = f"{name}[{', '.join(map(str, index))}]" if index else name
+    element = f"{name}[{', '.join(map(str, index))}]" if index else name
     if np.isfinite(given):
-        raise ValueError(f"{place} is {given}; {converted.dtype} holds no number of that size")
-    raise ValueError(f"{place} is {given}; expected finite numbers")
+        raise ValueError(f"{element} is {given}; {converted.dtype} holds no number of that size")
+    raise ValueError(f"{element} is {given}; expected finite numbers")
 
 
 def as_shape(name: str, value: Any, dtype: np.dtype[Any], shape: Shape) -> Array:
@@ -372,13 +372,14 @@ def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> ND
     wrong = (source < 0) | (source >= classes)
     if wrong.any():
         index = tuple(int(j) for j in np.argwhere(wrong)[0])
-        place = f"{name}[{', '.join(map(str, index))}]"
+        element = f"{name}[{', '.join(map(str, index))}]"
         if classes == 1:
             raise ValueError(
-                f"{place} is {source[index]} and the network has one output; the cross-entropy needs one for each "
+                f"{element} is {source[index]} and the network has one output; the cross-entropy needs one for each "
                 "class: output_dim=2 for two classes"
             )
         raise ValueError(
-            f"{place} is {source[index]}; expected a class from 0 to {classes - 1}, one for each output of the network"
+            f"{element} is {source[index]}; expected a class from 0 to {classes - 1}, one for each output of the "
+            "network"
         )
     return np.array(source, np.intp, order="C")

@@ -87,8 +87,8 @@ def check_weights(vector: Array, architecture: Architecture) -> None:
         return
     for name, weights in parameter_views(vector, architecture).items():
         for index in np.argwhere(~np.isfinite(weights)):
-            place = ", ".join(map(str, index))
-            raise ValueError(f"network has {weights[tuple(index)]} in {name}[{place}]; expected finite weights")
+            element = ", ".join(map(str, index))
+            raise ValueError(f"network has {weights[tuple(index)]} in {name}[{element}]; expected finite weights")
 
 
 def initialize(views: dict[str, Array], architecture: Architecture, init: str, seed: int | None) -> None:

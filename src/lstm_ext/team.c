@@ -14,10 +14,10 @@
 #include "team.h"
 
 #define OWN_LINE __attribute__((aligned(CACHE_LINE)))
-#define PAUSES 1000 /* some 20 to 40 us */
+#define PAUSES 1000 /* 20 to 40 us: the time that a worker spins before it sleeps */
 
-/* A sleep of the caller that is a stall, and the helpers' rest after one, in seconds; it doubles up to the longest while
-   stalls follow one another. */
+/* In seconds: the sleep of the caller from which it counts as a stall, and the helpers' rest after one, which doubles
+   up to the longest while stalls follow one another. */
 #define STALL 3e-4
 #define REST 5e-3
 #define LONGEST_REST 0.2
@@ -34,7 +34,7 @@ typedef struct {
     uint64_t word OWN_LINE; /* generation : 24 bits, next : 20, end : 20 */
 } range;
 
-/* Where one worker waits. The lock is held whenever nobody is being woken. */
+/* Where one worker waits. Its lock is held except while the worker is being woken. */
 typedef struct {
     int asleep OWN_LINE;
     int thread; /* a helper's, for the system */
@@ -46,10 +46,10 @@ static struct {
     int workers;
     team_task task;
     void *context;
-    uint64_t remaining OWN_LINE; /* indices that nobody has done */
+    uint64_t remaining OWN_LINE; /* indices that nobody has run */
     int taken OWN_LINE;
     int caller_cpu;
-    double rest, rest_ends, looked; /* these belong to whoever has the helpers */
+    double rest, rest_ends, looked; /* these belong to the thread that has the helpers */
     long preemptions;
     range ranges[TEAM_MAX];
     seat seats[TEAM_MAX];
@@ -81,7 +81,7 @@ void team_pause(int count)
         PAUSE();
 }
 
-/* Return once *word is not `old` any more, with the seconds asleep; `wake` must follow the change. */
+/* Wait until *word is no longer `old`; return the seconds asleep. `wake` must follow the change. */
 static double await_change(seat *own, const uint64_t *word, uint64_t old)
 {
     for (int k = 0; k < PAUSES; k++) {
@@ -103,8 +103,8 @@ static void wake(seat *other)
 }
 
 #if defined(__linux__)
-/* Some kernels wake a helper on the caller's processor and leave both there for long while others idle: helpers keep
-   off it. */
+/* Some operating systems wake a helper on the caller's processor and leave both there while others are idle, so helpers
+   keep off it. */
 static void keep_helpers_off_this_cpu(void)
 {
     int cpu = sched_getcpu();
@@ -120,7 +120,8 @@ static void keep_helpers_off_this_cpu(void)
 
 static int current_thread(void) { return (int)syscall(SYS_gettid); }
 
-/* Whether somebody else took the caller's processor in the last milliseconds: alone, it would find another. */
+/* Whether another process took the caller's processor in the last milliseconds. The system finds it another one sooner
+   if it runs alone. */
 static int was_preempted(void)
 {
     double now = wall_seconds(), since = now - team.looked;
@@ -197,8 +198,7 @@ void team_close(ptrdiff_t done)
         begin_rest();
 }
 
-/* What a helper reads of a loop that is over is of no harm: it cannot claim anything then, and while it can the caller
-   waits for it. */
+/* A helper may read a loop that is over: it can no longer claim anything then. While it can, the caller waits. */
 static void help(int worker, uint64_t generation)
 {
     int workers = GET(&team.workers);

@@ -91,6 +91,18 @@ def test_a_loop_refuses_an_order_that_leads_out_of_its_data(name):
     made.gradients(0)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_loop_refuses_members_that_are_not_sequences_or_not_sorted(batch_size):
+    """Where no chunk's first step could tell."""
+    made = runner(batch_size=batch_size)
+    batches, (given, *others) = made.batches, (getattr(made.batches, key) for key in ORDERS)
+    assert (np.diff(made.sequences.lengths[given[:3]]) < 0).any()
+    for wrong in (given + 7, given - 7, *([given[::-1].copy()] if batch_size > 1 else [])):
+        with pytest.raises(ValueError, match="are not those"):
+            made.loop.set_order(wrong, *others)
+    made.loop.set_order(batches.members, *others)
+
+
 def test_a_loop_runs_the_passes_and_phases_that_it_has():
     made = runner()
     for first, last in ((-1, 1), (1, 0), (0, 4)):
@@ -130,7 +142,7 @@ def test_every_output_is_in_one_pass(every_step, chunk_steps):
             continue
         found = batches.outputs_of(step)
         assert [n for n in drawn if n in found.members] == found.members.tolist()
-        assert len(set(found.rows)) == len(found.rows)
+        assert sorted(found.rows.tolist()) == list(range(len(found.rows)))
         for n, length in zip(found.members.tolist(), found.lengths if every_step else [1] * 7, strict=False):
             outputs[n] += length
     assert list(outputs.values()) == (LENGTHS if every_step else [1] * 7)
