@@ -5,16 +5,20 @@
 """
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+from Cython import Tempita
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE = Path("src/lstm_ext")
 KERNELS = SOURCE / "kernels"
+DECLARATIONS = Path("build/pxd")
 RUNTIME = SOURCE / "runtime.c"
 # The kernels write fused multiply-adds out; no compiler may contract others, so the bits are the same everywhere.
 FLAGS = [
@@ -60,6 +64,33 @@ def cython(name: str, *c_sources: Path) -> Extension:
     return extension(name, [SOURCE / f"{name}.pyx", *c_sources])
 
 
+class Kernel(NamedTuple):
+    """A kernel's line in the template of its declarations; `kinds` is the size of an array of kernels."""
+
+    result: str
+    name: str
+    kinds: str
+    arguments: str
+
+    @property
+    def names(self) -> str:
+        return ", ".join(argument.split()[-1].strip("*") for argument in self.arguments.split(","))
+
+
+def read_signature(line: str) -> Kernel:
+    return Kernel(*re.fullmatch(r"(\w+) (\w+)((?:\[\w+\])?)\((.*)\)", line).groups())
+
+
+def write_declarations() -> None:
+    """Write `_kernels.pxd` if its template has changed: cythonize goes by the time of writing."""
+    template = (SOURCE / "_kernels.pxd.in").read_text(encoding="utf-8")
+    target, text = DECLARATIONS / "lstm_ext/_kernels.pxd", Tempita.sub(template, read_signature=read_signature)
+    if not target.exists() or target.read_text(encoding="utf-8") != text:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+
+
+write_declarations()
 setup(
     ext_modules=cythonize(
         [
@@ -70,11 +101,12 @@ setup(
             cython("_stack"),
             cython("_heads"),
             cython("_inference"),
+            cython("_updates"),
             cython("_epoch"),
             extension(MEMORYVIEWS, [SOURCE / f"{MEMORYVIEWS}.c"]),
         ],
         shared_utility_qualified_name=f"lstm_ext.{MEMORYVIEWS}",
-        include_path=["src"],
+        include_path=["src", str(DECLARATIONS)],
         build_dir="build/cython",
         compiler_directives={
             "language_level": 3,

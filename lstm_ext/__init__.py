@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from lstm_ext.threads import get_num_threads, set_num_threads
     from lstm_ext.training.article import train_lstm
     from lstm_ext.training.loop import History, train
-    from lstm_ext.training.losses import MSE, CrossEntropy, check_gradient
+    from lstm_ext.training.losses import MAE, MSE, CrossEntropy, check_gradient
     from lstm_ext.training.optimizers import SGD, Adam
     from lstm_ext.verification import VerificationError, from_reference, to_reference, verify
 
 __all__ = [
     "LSTM",
+    "MAE",
     "MSE",
     "SGD",
     "Adam",
@@ -88,7 +89,7 @@ _NAMES: dict[str, list[str]] = {
     "threads": ["get_num_threads", "set_num_threads"],
     "training.article": ["train_lstm"],
     "training.loop": ["History", "train"],
-    "training.losses": ["MSE", "CrossEntropy", "check_gradient"],
+    "training.losses": ["MAE", "MSE", "CrossEntropy", "check_gradient"],
     "training.optimizers": ["SGD", "Adam"],
     "verification": ["VerificationError", "from_reference", "to_reference", "verify"],
 }

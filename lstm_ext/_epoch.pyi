@@ -1,4 +1,3 @@
-from array import array
 from typing import Any
 
 import numpy as np
@@ -7,6 +6,7 @@ from typing_extensions import disjoint_base
 from lstm_ext._heads import Head
 from lstm_ext._stack import LayerStack
 from lstm_ext.checks import Array, Index
+from lstm_ext.training.losses import CompiledLoss
 from lstm_ext.training.optimizers import Optimizer
 
 __test__: dict[str, Any]  # Cython's
@@ -18,17 +18,6 @@ DONE: int
 NOT_FINITE: int
 UPDATE_NOT_FINITE: int
 INDEX: np.dtype[np.intp]
-
-def update_parameters(
-    isa: int,
-    threads: int,
-    settings: Array | array[float],
-    powers: Array,
-    moments: Array,
-    parameters: Array,
-    gradient: Array,
-    backup: Array,
-) -> bool: ...
 
 @disjoint_base
 class TrainingLoop:
@@ -50,8 +39,8 @@ class TrainingLoop:
         rows: Array,
         first: Index,
         lengths: Index,
+        loss: CompiledLoss | None,
         targets: Array,
-        labels: Index,
         target_first: Index,
         unchecked_X: bool,
         unchecked_Y: bool,

@@ -8,7 +8,8 @@ from lstm_ext.options import Architecture
 
 __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
-ACTIVATIONS: dict[str, int]
+CELL_ACTIVATIONS: dict[str, int]  # those of _kernels
+GATE_ACTIVATIONS: dict[str, int]
 
 @disjoint_base
 class LayerStack:

@@ -45,7 +45,7 @@ from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 from lstm_ext.training.driver import PassRunner
-from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
 from lstm_ext.training.memory import as_memory
 
 State = _inference.Streams
@@ -806,7 +806,7 @@ class LSTMNetwork(_Layers):
         X: Data,
         Y: Data,
         *,
-        loss: str | MSE | CrossEntropy | Loss = "mse",
+        loss: str | CompiledLoss | Loss = "mse",
         batch_size: int = 32,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
@@ -889,7 +889,7 @@ class LSTMNetwork(_Layers):
         X: Data,
         Y: Data,
         *,
-        loss: str | MSE | CrossEntropy | Loss = "mse",
+        loss: str | CompiledLoss | Loss = "mse",
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         dropout_seed: int | None = None,

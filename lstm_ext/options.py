@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 
+from lstm_ext import _kernels
 from lstm_ext._heads import READOUTS
 from lstm_ext.checks import as_choice, as_flag, as_number, as_positive, as_size, short_repr
 
@@ -23,8 +24,6 @@ SIZES = ("input_dim", "hidden_dim", "output_dim")
 
 MOST_LAYERS = 2**16
 MERGES = ("concat", "sum")
-GATE_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
-CELL_ACTIVATIONS = ("tanh", "identity", "relu")
 
 
 class OptionArguments(TypedDict, total=False):
@@ -206,8 +205,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "cell_clip": _optional(as_positive),
     "use_bias": as_flag,
     "forget_bias": _optional(as_number),
-    "gate_activation": lambda name, value: as_choice(name, value, GATE_ACTIVATIONS),
-    "cell_activation": lambda name, value: as_choice(name, value, CELL_ACTIVATIONS),
+    "gate_activation": lambda name, value: as_choice(name, value, _kernels.GATE_ACTIVATIONS),
+    "cell_activation": lambda name, value: as_choice(name, value, _kernels.CELL_ACTIVATIONS),
     "learn_initial_state": as_flag,
     "dropout": _as_probability,
     "recurrent_dropout": _as_probability,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Unpack, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -13,6 +13,7 @@ from lstm_ext._heads import POOLED
 from lstm_ext.checks import Array, as_dtype, short_repr
 from lstm_ext.network import LSTM, LSTMNetwork
 from lstm_ext.options import OptionArguments
+from lstm_ext.training.losses import LOSSES
 
 if TYPE_CHECKING:
     from lstm_ext import reference
@@ -176,8 +177,8 @@ def _option_sets() -> tuple[OptionArguments, ...]:
         {"layer_norm": True},
         {"coupled_gates": True, "recurrent_dropout": 0.3},
         {"zoneout": (0.2, 0.3), "weight_dropout": 0.3},
-        {"gate_activation": "hard_sigmoid", "cell_activation": "relu"},
-        {"cell_activation": "identity"},
+        *(OptionArguments(gate_activation=cast(Any, name)) for name in _kernels.GATE_ACTIVATIONS),
+        *(OptionArguments(cell_activation=cast(Any, name)) for name in _kernels.CELL_ACTIVATIONS),
     )
 
 
@@ -226,8 +227,9 @@ def _network_pairs(
     X = rng.standard_normal((N, T, I)).astype(dtype)
     yield "forward", ours.predict(X), oracle.predict(X)
     rows = (N, T) if readout == "steps" else (N,)
-    for loss in ("mse", "cross_entropy"):
-        Y = rng.standard_normal((*rows, O)).astype(dtype) if loss == "mse" else rng.integers(0, O, rows)
+    for loss, make in LOSSES.items():
+        labels = make().takes_labels
+        Y = rng.integers(0, O, rows) if labels else rng.standard_normal((*rows, O)).astype(dtype)
         value_ours, gradient_ours = ours.gradient(X, Y, loss=loss)
         value_oracle, gradient_oracle = oracle.gradient(X, Y, loss=loss)
         yield "forward", np.array(value_ours), np.array(value_oracle)

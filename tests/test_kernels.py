@@ -1,17 +1,34 @@
-"""The activations, to the ULP, and what a call leaves behind in the processor's control word.
+"""Single kernels: activations to the ULP, cells with options, masks; and the processor's control word.
 
 The check over all 2^32 float32 inputs is marked slow: ``pytest -m slow -s tests/test_kernels.py``
 prints the worst error of each function (minutes long).
 """
 
+import ctypes
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
-from lstm_ext import LSTM, LSTMCell, LSTMNetwork, NonFiniteError, _kernels, sigmoid, tanh, train
+from lstm_ext import (
+    LSTM,
+    MSE,
+    LSTMCell,
+    LSTMNetwork,
+    NonFiniteError,
+    Options,
+    _kernels,
+    sigmoid,
+    tanh,
+    to_reference,
+    train,
+)
+from lstm_ext.training.driver import PassRunner
 
 FUNCTIONS = {"sigmoid": sigmoid, "tanh": tanh}
 KERNELS = {"sigmoid": _kernels.apply_sigmoid, "tanh": _kernels.apply_tanh}
@@ -291,7 +308,93 @@ def test_every_place_is_looked_at_for_nan_and_inf(isa, dtype, n):
             assert not _kernels.is_finite(x)
 
 
+# --- kernels by themselves, called through the table of kernels.h ---
+
+HEADER = Path(__file__).parent.parent / "src/lstm_ext/kernels/kernels.h"
+TABLE = [  # what kernels_float and kernels_double hold, the arrays last
+    *("lanes", "tile_rows", "sigmoid", "tanh", "matmul", "outer", "transpose", "cell_forward", "cell_backward"),
+    *("lanes_forward", "lanes_backward", "cell_step", "cell_step_backward", "normalize", "normalize_backward"),
+    *("blend", "mask", "dropout", "are_finite", "sum_of_squares", "losses", "updates"),
+]
+if HEADER.exists():  # another order would call another kernel
+    assert re.findall(r"\(\*(\w+)", HEADER.read_text(encoding="utf-8")) == TABLE[2:]
+
+
+@cache
+def table_at():
+    """Return the C function of this name in _kernels.pyx."""
+    capsule, api = _kernels.__pyx_capi__["table_at"], ctypes.pythonapi
+    name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", api))
+    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", api))
+    function = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_int)
+    return function(pointer(capsule, name(capsule)))
+
+
+def kernel(name, dtype, result=None):
+    """Return a kernel of the instruction set in use: a function of arrays (None: NULL), sizes and numbers of ctypes."""
+    _, single, double = table_at()(_kernels.current())[:3]
+    table = ctypes.cast(single if dtype == "float32" else double, ctypes.POINTER(ctypes.c_void_p))
+
+    def call(*arguments):
+        given = [as_argument(argument) for argument in arguments]
+        return ctypes.CFUNCTYPE(result, *map(type, given))(table[TABLE.index(name)])(*given)
+
+    return call
+
+
+def as_argument(value):
+    if value is None or isinstance(value, np.ndarray):
+        assert value is None or value.flags.c_contiguous
+        return ctypes.c_void_p(None if value is None else value.ctypes.data)
+    if isinstance(value, ctypes.Structure):
+        return ctypes.pointer(value)
+    return ctypes.c_ssize_t(value) if isinstance(value, int) else value
+
+
+def real(dtype, value):
+    return (ctypes.c_float if dtype == "float32" else ctypes.c_double)(value)
+
+
+def address(array):
+    return None if array is None else array.ctypes.data
+
+
+class CellOptions(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("gates", "gate_activation", "cell_activation")),
+        *((name, ctypes.c_double) for name in ("clip", "zoneout")),
+        *((name, ctypes.c_void_p) for name in ("peepholes", "gain_C", "shift_C")),
+    )
+
+
+def normalize(x, xhat):
+    return kernel("normalize", x.dtype, ctypes.c_double)(x.size, x, xhat)
+
+
+def normalize_backward(xhat, rstd, gain, dy, dx):
+    kernel("normalize_backward", xhat.dtype)(xhat.size, xhat, ctypes.c_double(rstd), gain, dy, dx)
+
+
+def blend(a, b, y, p, mask):
+    kernel("blend", y.dtype)(y.size, mask, real(y.dtype, p), a, b, y)
+
+
+def draw_mask(key, counter, threshold, dropped, kept, y):
+    threshold, *values = ctypes.c_uint32(threshold), real(y.dtype, dropped), real(y.dtype, kept)
+    kernel("mask", y.dtype)(y.size, key, counter, threshold, *values, y)
+
+
+def dropout(key, counter, threshold, scale, x, y):
+    kernel("dropout", y.dtype)(y.size, key, counter, ctypes.c_uint32(threshold), real(y.dtype, scale), x, y)
+
+
 # --- cells with options ---
+
+
+def test_activations_have_the_names_of_their_kernels():
+    hints = get_type_hints(Options)
+    assert get_args(hints["gate_activation"]) == tuple(_kernels.GATE_ACTIVATIONS)
+    assert get_args(hints["cell_activation"]) == tuple(_kernels.CELL_ACTIVATIONS)
 
 
 @dataclass
@@ -300,7 +403,7 @@ class Step:
 
     gates: int = 4
     hard: bool = False
-    activation: int = 0
+    activation: str = "tanh"
     clip: float = np.inf
     zoneout: float = 0.0
     peephole: bool = False
@@ -329,7 +432,7 @@ class Step:
         return np.where(linear.real < 0, 0, np.where(linear.real > 1, 1, linear))
 
     def act(self, x):
-        return [np.tanh(x), x, np.where(x.real > 0, x, 0)][self.activation]
+        return {"tanh": np.tanh(x), "identity": x, "relu": np.where(x.real > 0, x, 0)}[self.activation]
 
     def expected(self, z, C_prev, zone, peepholes, gain, shift):
         """Return the gates (G, H), C and m."""
@@ -348,22 +451,25 @@ class Step:
         gates = [i, f, g, o] if self.gates == 4 else [i, g, o]
         return np.stack(gates), part * C_prev + (1 - part) * c, o * self.act(n)
 
-    def options(self, peepholes, gain, shift):
-        flat = None if peepholes is None else peepholes.ravel()
-        return self.gates, self.hard, self.activation, self.clip, self.zoneout, flat, gain, shift
+    def options(self, *arrays):
+        gate = _kernels.GATE_ACTIVATIONS["hard_sigmoid" if self.hard else "sigmoid"]
+        activation = _kernels.CELL_ACTIVATIONS[self.activation]
+        return CellOptions(self.gates, gate, activation, self.clip, self.zoneout, *map(address, arrays))
+
+    def run(self, z, C_prev, zone, C, m, *arrays):
+        kernel("cell_step", z.dtype)(self.options(*arrays), C.size, z, C_prev, zone, C, m)
 
     def forward(self, z, C_prev, zone, *arrays):
         """Return what the kernel makes of it."""
         gates, C, m = z.copy(), np.empty_like(C_prev), np.empty_like(C_prev)
-        _kernels.apply_cell_step(gates.ravel(), C_prev, zone, C, m, *self.options(*arrays))
+        self.run(gates, C_prev, zone, C, m, *arrays)
         return gates, C, m
 
     def backward(self, gates, C_prev, zone, dm, dC, *arrays):
         """Return dz, dC_prev, c and dn."""
         dC, dz, c, dn = dC.copy(), np.empty_like(gates), np.empty_like(C_prev), np.full_like(C_prev, np.nan)
-        _kernels.apply_cell_step_backward(
-            gates.ravel(), C_prev, zone, dm, dC, dz.ravel(), c, dn, *self.options(*arrays)
-        )
+        step = kernel("cell_step_backward", gates.dtype)
+        step(self.options(*arrays), C_prev.size, gates, C_prev, zone, dm, dC, dz, c, dn)
         return dz, dC, c, dn
 
 
@@ -371,8 +477,8 @@ STEPS = {
     "plain": Step(),
     "coupled": Step(gates=3),
     "hard": Step(hard=True),
-    "identity": Step(activation=1),
-    "relu": Step(activation=2),
+    "identity": Step(activation="identity"),
+    "relu": Step(activation="relu"),
     "clip": Step(clip=0.7),
     "zoneout": Step(zoneout=0.3),
     "mask": Step(masked=True, zoneout=0.3),
@@ -381,7 +487,7 @@ STEPS = {
     "layer norm": Step(layer_norm=True),
     "coupled layer norm": Step(gates=3, layer_norm=True),
     "soft": Step(zoneout=0.2, clip=1.1, peephole=True, layer_norm=True),
-    "all": Step(3, True, 2, 0.9, 0.1, True, True, True),
+    "all": Step(3, True, "relu", 0.9, 0.1, True, True, True),
 }
 TOLERANCES = {"float32": 5e-6, "float64": 1e-13}
 HIDDEN_DIMS = [1, 2, 13, 17, 34]
@@ -403,7 +509,7 @@ def test_cell_step_is_that_of_numpy(isa, name, hidden_dim, dtype):
     for ours, theirs in zip(results, expected, strict=True):
         assert_near(ours, theirs, TOLERANCES[dtype])
     z, C, m = drawn[0].copy(), drawn[1].copy(), np.empty_like(drawn[1])
-    _kernels.apply_cell_step(z.ravel(), C, drawn[2], C, m, *step.options(*drawn[3:]))  # in place
+    step.run(z, C, drawn[2], C, m, *drawn[3:])  # in place
     assert C.tobytes() == results[1].tobytes() and m.tobytes() == results[2].tobytes()
 
 
@@ -445,14 +551,14 @@ def test_cell_step_backward_is_the_derivative(isa, name, hidden_dim, dtype):
         assert_near(dz[-1] * c, exact[3][-1], tolerance)
     if step.layer_norm:
         xhat = np.empty_like(c)
-        _kernels.apply_normalize(c, xhat)
+        normalize(c, xhat)
         assert_near(dn * xhat, exact[4], tolerance)
         assert_near(dn, exact[5], tolerance)
 
 
 def test_where_the_clip_and_the_pieces_begin(isa):
     """At a limit itself the clip's derivative is 1, and that of the hard gate and of relu 0; NaN is kept."""
-    step = Step(hard=True, activation=2, clip=0.5)
+    step = Step(hard=True, activation="relu", clip=0.5)
     C_prev = np.array([0.5, 0.75, 0.25, 0.5])
     z = np.array([[-2.5] * 4, [9.0] * 4, [1.0, 1.0, -1.0, 0.0], [0.0] * 4])  # i is 0, f is 1: c is C_prev
     gates, C, m = step.forward(z, C_prev, None, None, None, None)
@@ -477,16 +583,16 @@ def test_normalisation_and_its_derivative(isa, dtype, n):
     mean, variance = x.mean(dtype=float), x.var(dtype=float)
     rstd = 1 / np.sqrt(variance + 1e-5)
     xhat, dx = np.empty_like(x), np.empty_like(x)
-    assert _kernels.apply_normalize(x, xhat) == pytest.approx(rstd, rel=1e-12)
+    assert normalize(x, xhat) == pytest.approx(rstd, rel=1e-12)
     assert_near(xhat, (x - mean) * rstd, TOLERANCES[dtype])
     exact = (x - mean) * rstd
     d = (gain * dy).astype(float)
-    _kernels.apply_normalize_backward(xhat, rstd, gain, dy, dx)
+    normalize_backward(xhat, rstd, gain, dy, dx)
     expected = rstd * (d - d.mean() - exact * (d * exact).mean())
     assert_near(dx, expected, TOLERANCES[dtype] * max(1, rstd))
     y = x.copy()
-    _kernels.apply_normalize(y, y)
-    _kernels.apply_normalize_backward(xhat, rstd, gain, dy, dy)
+    normalize(y, y)
+    normalize_backward(xhat, rstd, gain, dy, dy)
     assert y.tobytes() == xhat.tobytes() and dy.tobytes() == dx.tobytes()
 
 
@@ -497,11 +603,11 @@ def test_blend(isa, dtype, n):
     a, b = rng.standard_normal((2, n)).astype(dtype)
     mask = rng.integers(0, 2, n).astype(dtype)
     y = np.empty_like(a)
-    _kernels.apply_blend(a, b, y, 0.25, mask)
+    blend(a, b, y, 0.25, mask)
     assert np.array_equal(y, np.where(mask == 1, a, b))
-    _kernels.apply_blend(a, b, y, 0.25, None)
+    blend(a, b, y, 0.25, None)
     assert_near(y, 0.25 * a + 0.75 * b, TOLERANCES[dtype])
-    _kernels.apply_blend(a, b, a, 0.25, None)
+    blend(a, b, a, 0.25, None)
     assert np.array_equal(a, y)
 
 
@@ -531,7 +637,7 @@ def words_of(n, key, counter, dtype):
     below = np.empty(n, dtype)
     for place in range(n):
         for bit in range(31, -1, -1):
-            _kernels.apply_mask(key, counter, int(words[place]) | 1 << bit, 1, 0, below)
+            draw_mask(key, counter, int(words[place]) | 1 << bit, 1, 0, below)
             words[place] |= np.uint64(0 if below[place] else 1 << bit)
     return words.astype(np.uint32)
 
@@ -558,10 +664,16 @@ def test_words_are_those_of_philox(isa, dtype, counter, key):
     assert np.array_equal(words_of(37, key, counter, dtype), philox_words(37, key, counter))
 
 
-def test_dropout_keys_are_philox_of_the_update():
-    for seed, update in [(0, 0), (5, 1), (2**40 + 3, 2**33 + 6), (2**64 - 1, 2**64 - 1)]:
-        (block,) = philox([(update & FULL, update >> 32, 0, 0)], (seed & FULL, seed >> 32))
-        assert _kernels.dropout_key(seed, update) == tuple(block[:2])
+@pytest.mark.parametrize(("seed", "update"), [(0, 0), (5, 1), (2**40 + 3, 2**33 + 6), (2**64 - 1, 2**64 - 1)])
+def test_the_masks_of_an_update_are_the_oracles(seed, update):
+    network = LSTMNetwork(2, 5, 1, dtype="float64", seed=0, recurrent_dropout=0.5)
+    X, Y = RNG.standard_normal((3, 4, 2)), RNG.standard_normal((3, 1))
+    how = {"loss": MSE(), "optimizer": None, "batch_size": None, "dropout_seed": seed}
+    runner = PassRunner(network.parameters, network.architecture, X, Y, **how)
+    runner.loop.updates = update
+    runner.gradients(0)
+    _, expected = to_reference(network).gradient(X, Y, dropout_seed=seed, update=update)
+    assert_near(runner.gradient, expected, 1e-12)
 
 
 @pytest.mark.parametrize("n", [*LENGTHS, 4099])
@@ -571,17 +683,17 @@ def test_masks_and_dropout(isa, dtype, n):
     below = philox_words(n, key.tolist(), counter.tolist()) < 3 << 30
     x = np.linspace(1, 2, n).astype(dtype)
     y = np.full(n + 1, 7, dtype)
-    _kernels.apply_mask(key, counter, 3 << 30, -1, 4, y[:-1])
+    draw_mask(key, counter, 3 << 30, -1, 4, y[:-1])
     assert np.array_equal(y[:-1], np.where(below, -1, 4)) and y[-1] == 7
-    _kernels.apply_dropout(key, counter, 3 << 30, 4, x, y[:-1])
+    dropout(key, counter, 3 << 30, 4, x, y[:-1])
     assert np.array_equal(y[:-1], np.where(below, 0, 4 * x)) and y[-1] == 7
-    _kernels.apply_dropout(key, counter, 3 << 30, 4, x, x)
+    dropout(key, counter, 3 << 30, 4, x, x)
     assert np.array_equal(x, y[:-1])
 
 
 def test_no_word_is_below_a_threshold_of_zero(isa):
     y = np.empty(1000)
-    _kernels.apply_mask(np.zeros(2, np.uint32), np.zeros(3, np.uint32), 0, 0, 1, y)
+    draw_mask(np.zeros(2, np.uint32), np.zeros(3, np.uint32), 0, 0, 1, y)
     assert y.all()
 
 
@@ -597,13 +709,13 @@ def test_bits_of_cells_with_options_are_those_of_every_set(assert_same_on_every_
             rng = np.random.default_rng(0)
             for n in (3, 70, 9001):
                 x, gain, dy, y = rng.standard_normal((4, n)).astype(dtype)
-                yield np.array(_kernels.apply_normalize(x, y))
+                yield np.array(normalize(x, y))
                 yield y
-                _kernels.apply_normalize_backward(y, 1.5, gain, dy, dy)
+                normalize_backward(y, 1.5, gain, dy, dy)
                 yield dy
-                _kernels.apply_blend(x, dy, y, 0.3, None)
+                blend(x, dy, y, 0.3, None)
                 yield y
-                _kernels.apply_dropout(np.zeros(2, np.uint32), np.zeros(3, np.uint32), 1 << 31, 1.7, x, x)
+                dropout(np.zeros(2, np.uint32), np.zeros(3, np.uint32), 1 << 31, 1.7, x, x)
                 yield x
 
     assert_same_on_every_fma_isa(results)

@@ -48,6 +48,7 @@ LAYERS = [
     {"forecasting.co2", "forecasting.tables", "forecasting.windows", "threads", "options"},
     {"checks", "_version"},
     {"_epoch", "_inference"},
+    {"_losses", "_updates"},
     {"_heads"},
     {"_stack"},
     {"_passes"},
@@ -56,7 +57,7 @@ LAYERS = [
     {"_kernels"},
     {"_memoryviews"},
 ]
-COMPILED = set.union(*LAYERS[-8:])
+COMPILED = set.union(*LAYERS[-9:])
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 

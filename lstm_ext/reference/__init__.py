@@ -11,8 +11,8 @@ It has the classes and signatures of the compiled package, and is written for cl
     y_t  = W_y h_t + b_y                            output (logits)
 
 - parameters.py has the options and the parameter vector, cell.py one step (`forward_step`, `backward_step`) and its
-  masks. This file has the rest: `_run` and `_run_back` take a cell through its sequences, `LSTM` adds layers and
-  directions, and `LSTMNetwork` adds the head.
+  masks; activations, losses and optimizers have files of their own. This file has the rest: `_run` and `_run_back` take
+  a cell through its sequences, `LSTM` adds layers and directions, and `LSTMNetwork` adds the head.
 - Within a step, the batch is a matrix of columns (dim, N); for N = 1 the equations are the article's.
 - Derivatives are written in terms of the outputs.
 - Everything is analytic: there is no abs and no conjugation, and selections look at the real part. So the complex step,
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from lstm_ext.reference.activations import sigmoid, tanh
 from lstm_ext.reference.cell import (
     CellGradients,
     Key,
@@ -41,9 +42,9 @@ from lstm_ext.reference.cell import (
     masked,
     philox,
     row_sums,
-    sigmoid,
-    tanh,
 )
+from lstm_ext.reference.losses import LOSSES
+from lstm_ext.reference.optimizers import OPTIMIZERS
 from lstm_ext.reference.parameters import (
     FLOAT64,
     GATES,
@@ -67,6 +68,7 @@ __all__ = [
     "GATES",
     "LOSSES",
     "LSTM",
+    "OPTIMIZERS",
     "READOUTS",
     "CellGradients",
     "LSTMCell",
@@ -416,23 +418,6 @@ def _split(gradient: Array, how: str | None) -> list[Array]:
     return [gradient, gradient] if how == "sum" else [gradient]
 
 
-def _mse(y: Array, Y: Array) -> tuple[Any, Array]:
-    """Mean over every element of (y - Y)^2, and its gradient by y."""
-    error = y - Y
-    return np.mean(error**2), 2 * error / error.size
-
-
-def _cross_entropy(logits: Array, classes: Array) -> tuple[Any, Array]:
-    """Mean over the rows of -log softmax(logits)[class], and its gradient by the logits."""
-    shifted = logits - logits.real.max(axis=-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    one_hot = np.eye(logits.shape[-1], dtype=logits.dtype)[classes]
-    return -np.sum(one_hot * log_p) / classes.size, (np.exp(log_p) - one_hot) / classes.size
-
-
-LOSSES = {"mse": _mse, "cross_entropy": _cross_entropy}
-
-
 def _mean(H: Array, live: Array) -> Array:
     """Mean over the live steps."""
     return np.asarray((H * live[:, :, None]).sum(axis=1) / live.sum(axis=1, keepdims=True)).astype(H.dtype)
@@ -551,11 +536,11 @@ class LSTMNetwork(Parametrised):
         X : array_like (N, T, input_dim), or list of array_like (T_n, input_dim)
             A batch of sequences, with `lengths` or `mask` as for `LSTM.forward`.
         Y : array_like
-            "mse": in the shape that `predict` returns.
-            "cross_entropy": integer classes, (N,), or (N, T) for readout "steps".
-            For a list X and readout "steps" also a list, of T_n rows each. Of the steps, only live ones count.
-        loss : {"mse", "cross_entropy"}
-            Mean over every element of (y - Y)^2, or over the rows of -log softmax(y)[class].
+            In the shape that `predict` returns; for a loss of labels ("cross_entropy") integer classes, (N,), or
+            (N, T) for readout "steps". For a list X and readout "steps" also a list, of T_n rows each. Of the steps,
+            only live ones count.
+        loss : str
+            A name in `LOSSES` (losses.py).
         lengths, mask : array_like, optional
             As for `LSTM.forward`.
         dropout_seed : int, optional
@@ -576,7 +561,7 @@ class LSTMNetwork(Parametrised):
         rows = live if steps else np.ones(len(live), bool)  # those that count
         Y = self._targets(Y, loss, rows)
         features = self._features(self.readout, H, h_T, live)
-        value, dy = LOSSES[loss](self._head(features[rows]), Y[rows])
+        value, dy = LOSSES[loss].value_and_gradient(self._head(features[rows]), Y[rows])
         head, dfeatures = [], np.zeros_like(features)
         dfeatures[rows] = dy if self.output_dim is None else dy @ self.W_y
         if self.output_dim is not None:
@@ -613,14 +598,15 @@ class LSTMNetwork(Parametrised):
         lengths, width = batch.live.sum(axis=1), self._architecture.output_dim or self._architecture.feature_dim
         if len(Y) != len(lengths):
             raise ValueError(f"Y must hold {len(lengths)} arrays, as X, got {len(Y)}")
-        dtype = self.dtype if loss == "mse" else np.dtype(np.int64)
-        shapes = [(int(T), width) if loss == "mse" else (int(T),) for T in lengths]
+        labels = LOSSES[loss].takes_labels
+        dtype = np.dtype(np.int64) if labels else self.dtype
+        shapes = [(int(T),) if labels else (int(T), width) for T in lengths]
         return _pad([as_array(f"Y[{n}]", y, dtype, shapes[n]) for n, y in enumerate(Y)])
 
     def _targets(self, Y: ArrayLike, loss: str, rows: Array) -> Array:
         """Check and copy Y; where `rows` is False it may be anything."""
         width = self._architecture.output_dim or self._architecture.feature_dim
-        if loss == "mse":
+        if not LOSSES[loss].takes_labels:
             return as_array("Y", Y, self.dtype, (*rows.shape, width))
         classes = as_array("Y", Y, np.dtype(np.int64), rows.shape)
         low, high = classes[rows].min(), classes[rows].max()

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from lstm_ext.reference.activations import CELL_ACTIVATIONS, GATE_ACTIVATIONS
 from lstm_ext.reference.parameters import (
-    FLOAT64,
     Architecture,
     Array,
     Parametrised,
@@ -20,70 +20,9 @@ from lstm_ext.reference.parameters import (
     cell_weights,
 )
 
-# --- activations ---
-
-
-def _floating(x: ArrayLike) -> Array:
-    x = np.asarray(x)
-    return x if x.dtype.kind in "fc" else as_array("x", x, FLOAT64, x.shape)
-
-
-def sigmoid(x: ArrayLike) -> Array:
-    """Return 1 / (1 + exp(-x)), elementwise, without overflow.
-
-    Parameters
-    ----------
-    x : array_like
-        Real or complex; the selection looks at the real part, so the result is analytic.
-
-    Returns
-    -------
-    ndarray
-        With the shape of `x`; float64 for integers.
-    """
-    x = _floating(x)
-    positive = x.real >= 0
-    e = np.exp(np.where(positive, -x, x))
-    return np.where(positive, 1 / (1 + e), e / (1 + e))
-
-
-def tanh(x: ArrayLike) -> Array:
-    """Return the hyperbolic tangent, elementwise.
-
-    Parameters
-    ----------
-    x : array_like
-        Real or complex.
-
-    Returns
-    -------
-    ndarray
-        With the shape of `x`; float64 for integers.
-    """
-    return np.asarray(np.tanh(_floating(x)))
-
-
-def _hard_sigmoid(x: Array) -> Array:
-    """Return max(0, min(1, 0.2 x + 0.5)), selected on the real part."""
-    y = 0.2 * x + 0.5
-    return np.where(y.real <= 0, 0, np.where(y.real >= 1, 1, y)).astype(x.dtype)
-
-
-def _relu(x: Array) -> Array:
-    return np.where(x.real <= 0, 0, x).astype(x.dtype)
-
 
 def _clip(x: Array, limit: float) -> Array:
     return np.where(x.real > limit, limit, np.where(x.real < -limit, -limit, x)).astype(x.dtype)
-
-
-ACTIVATIONS: dict[str, tuple[Any, Any]] = {  # the function, and its derivative in terms of its output
-    "sigmoid": (sigmoid, lambda y: y * (1 - y)),
-    "hard_sigmoid": (_hard_sigmoid, lambda y: ((y.real > 0) & (y.real < 1)).astype(y.dtype) * 0.2),
-    "tanh": (tanh, lambda y: 1 - y**2),
-    "identity": (lambda x: x, np.ones_like),
-    "relu": (_relu, lambda y: (y.real > 0).astype(y.dtype)),
-}
 
 
 def _norm(v: Array) -> Array:
@@ -219,8 +158,8 @@ class Step(NamedTuple):
 def forward_step(w: Weights, architecture: Architecture, x: Array, h_prev: Array, C_prev: Array, masks: Masks) -> Step:
     """Take one step of a cell."""
     options, R = architecture.options, architecture.state_dim
-    gate, _ = ACTIVATIONS[options.gate_activation]
-    act, _ = ACTIVATIONS[options.cell_activation]
+    gate, _ = GATE_ACTIVATIONS[options.gate_activation]
+    act, _ = CELL_ACTIVATIONS[options.cell_activation]
 
     z_x = w.W[:, R:] @ x
     z_h = masked(w.W[:, :R], masks.W) @ masked(h_prev, masks.h)
@@ -247,8 +186,8 @@ def backward_step(
 ) -> tuple[Array, Array, Array]:
     """Return dx, dh_prev and dC_prev, given dL/dh_t and dL/dC_t; add the weights' gradient to `g`."""
     options, R, masks = architecture.options, architecture.state_dim, step.masks
-    _, gate_slope = ACTIVATIONS[options.gate_activation]
-    _, slope = ACTIVATIONS[options.cell_activation]
+    _, gate_slope = GATE_ACTIVATIONS[options.gate_activation]
+    _, slope = CELL_ACTIVATIONS[options.cell_activation]
     C_prev, c, a, i, f, C_tilde, o = step.C_prev, step.c, step.a, step.i, step.f, step.C_tilde, step.o
     p = _by_gate(w.p, architecture.peepholes) if options.peephole else {}
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from lstm_ext.reference.activations import CELL_ACTIVATIONS, GATE_ACTIVATIONS
+
 Array = NDArray[Any]
 Shape = tuple[int | str, ...]
 Seed = int | np.random.Generator | None
@@ -115,10 +117,10 @@ class Options:
         Whether the cells have biases.
     forget_bias : float, optional
         The initial b_f; None: 1 for "glorot" and "keras", drawn for "pytorch", 0 for "reference".
-    gate_activation : {"sigmoid", "hard_sigmoid"}
-        Activation of i, f and o.
-    cell_activation : {"tanh", "identity", "relu"}
-        Activation of the candidate and of C_t.
+    gate_activation : str
+        Activation of i, f and o; a name in `GATE_ACTIVATIONS` (activations.py).
+    cell_activation : str
+        Activation of the candidate and of C_t; a name in `CELL_ACTIVATIONS`.
     learn_initial_state : bool
         h_0 and C_0 are parameters.
     dropout : float
@@ -163,8 +165,8 @@ class Options:
             _number("forget_bias", self.forget_bias)
             if self.coupled_gates or not self.use_bias:
                 raise ValueError(f"forget_bias must be None where there is no b_f, got {self.forget_bias}")
-        as_choice("gate_activation", self.gate_activation, ("sigmoid", "hard_sigmoid"))
-        as_choice("cell_activation", self.cell_activation, ("tanh", "identity", "relu"))
+        as_choice("gate_activation", self.gate_activation, tuple(GATE_ACTIVATIONS))
+        as_choice("cell_activation", self.cell_activation, tuple(CELL_ACTIVATIONS))
         for name in "go_backwards", "peephole", "layer_norm", "coupled_gates", "use_bias", "learn_initial_state":
             _flag(name, getattr(self, name))
         for name in "dropout", "recurrent_dropout", "weight_dropout":

@@ -31,7 +31,7 @@ from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
 from lstm_ext.training import losses, optimizers
 from lstm_ext.training.batches import Batches, PassOutputs
-from lstm_ext.training.losses import MSE, CrossEntropy, Loss
+from lstm_ext.training.losses import CompiledLoss, Loss
 from lstm_ext.training.memory import largest_segment
 from lstm_ext.training.optimizers import Optimizer
 from lstm_ext.training.targets import Targets
@@ -100,7 +100,7 @@ class PassRunner:
         X: Data | Sequences,
         Y: Any,
         *,
-        loss: MSE | CrossEntropy | Loss,
+        loss: CompiledLoss | Loss,
         optimizer: Optimizer | None,
         batch_size: int | None,
         lengths: ArrayLike | None = None,
@@ -168,8 +168,8 @@ class PassRunner:
             rows=X.rows,
             first=X.first,
             lengths=X.lengths,
+            loss=loss if losses.is_compiled(loss) else None,
             targets=self.targets.rows,
-            labels=self.targets.labels,
             target_first=self.targets.first,
             unchecked_X=X.unchecked,
             unchecked_Y=self.targets.unchecked,

@@ -27,7 +27,7 @@ from lstm_ext.options import hinting
 from lstm_ext.parameters import check_weights
 from lstm_ext.training.callbacks import as_callbacks, run_callbacks
 from lstm_ext.training.driver import PassRunner
-from lstm_ext.training.losses import MSE, CrossEntropy, Loss, as_loss
+from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
 from lstm_ext.training.memory import as_memory
 from lstm_ext.training.optimizers import Optimizer, as_optimizer
 from lstm_ext.training.progress import showing_progress
@@ -57,7 +57,7 @@ class History:
 class _Common(TypedDict):
     """The arguments of `PassRunner` that a training and its validation share."""
 
-    loss: MSE | CrossEntropy | Loss
+    loss: CompiledLoss | Loss
     batch_size: int
     num_threads: int | None
     isa: int
@@ -75,7 +75,7 @@ def train(
     X: Data,
     Y: Data,
     *,
-    loss: str | MSE | CrossEntropy | Loss = "mse",
+    loss: str | CompiledLoss | Loss = "mse",
     optimizer: str | Optimizer = "adam",
     batch_size: int = 32,
     epochs: int = 10,
@@ -107,13 +107,15 @@ def train(
     Y : array_like
         One target for each sequence (N, output_dim). With the network's readout "steps", one for each step: an array
         (N, T, output_dim), where the padding may hold anything, or a list of arrays (T_n, output_dim). If output_dim
-        is 1, the last axis may be left out. For cross-entropy, integer classes (N,) or (N, T). Without a head,
+        is 1, the last axis may be left out. For `CrossEntropy`, integer classes (N,) or (N, T). Without a head,
         output_dim is the width of the top layer's outputs. For a loss in Python, any object with one entry for each
         sequence.
-    loss : {"mse", "cross_entropy"}, or a callable
-        `lstm_ext.training.losses.Loss` describes the callable, and `lstm_ext.check_gradient` checks its gradient.
-    optimizer : {"adam", "sgd"}, or an object
-        A name gives the optimizer its default settings. `lstm_ext.training.optimizers.Optimizer` describes the object.
+    loss : str, or an object
+        A compiled loss by its name, as "mse", or as an object; or a callable. `lstm_ext.training.losses.Loss` describes
+        the callable, and `lstm_ext.check_gradient` checks its gradient.
+    optimizer : str, or an object
+        A name, as "adam", gives a compiled optimizer its default settings. `lstm_ext.training.optimizers.Optimizer`
+        describes an object of your own.
     batch_size, epochs : int
         The last batch of an epoch may be smaller.
     lengths : array_like of int (N,), optional

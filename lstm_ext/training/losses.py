@@ -1,13 +1,15 @@
-"""Losses: `MSE` and `CrossEntropy` run in compiled code, a callable as `Loss` describes it runs from Python."""
+"""Losses: the subclasses of `CompiledLoss` here run in compiled code, a callable as `Loss` describes in Python."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeGuard
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lstm_ext import _kernels
 from lstm_ext.checks import Array, Data, as_number, as_positive, as_real, short_repr
 
 
@@ -43,31 +45,59 @@ class Loss(Protocol):
         """
 
 
-class MSE:
+class CompiledLoss:
+    """A loss that runs in compiled code.
+
+    Attributes
+    ----------
+    name : str
+        The name as an argument of `train`, and of the kernel.
+    kind : int
+        The kernel's index.
+    takes_labels : bool
+        Whether the target of a row of outputs is an integer class, not numbers.
+    settings : ndarray of float64
+        What the kernel reads, in its order.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[int]
+    takes_labels: ClassVar[bool]
+    settings: NDArray[np.float64] = np.empty(0)
+
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        if name is not None:  # a user's subclass has none
+            cls.name, cls.kind = name, _kernels.LOSSES[name]
+            cls.takes_labels = _kernels.takes_labels(cls.kind)
+
+
+class MSE(CompiledLoss, name="mse"):
     """Mean squared error: the mean of (y - target)^2 over every element of the batch."""
 
-    takes_labels = False
+
+class MAE(CompiledLoss, name="mae"):
+    """Mean absolute error: the mean of abs(y - target) over every element of the batch; its slope at 0 is 0."""
 
 
-class CrossEntropy:
+class CrossEntropy(CompiledLoss, name="cross_entropy"):
     """Softmax cross-entropy: the mean of -log softmax(y)[class] over the batch; targets are integer classes."""
 
-    takes_labels = True
+
+LOSSES: dict[str, type[CompiledLoss]] = {loss.name: loss for loss in (MSE, MAE, CrossEntropy)}
 
 
-LOSSES: dict[str, MSE | CrossEntropy] = {"mse": MSE(), "cross_entropy": CrossEntropy()}
+def is_compiled(loss: Any) -> TypeGuard[CompiledLoss]:
+    """Return whether a loss runs in compiled code; a subclass does not, because it may change anything."""
+    return type(loss) in LOSSES.values()
 
 
-def is_compiled(loss: Any) -> TypeGuard[MSE | CrossEntropy]:
-    """Return whether a loss runs in compiled code; a subclass does not, for it may change anything."""
-    return type(loss) in (MSE, CrossEntropy)
-
-
-def as_loss(loss: str | MSE | CrossEntropy | Loss) -> MSE | CrossEntropy | Loss:
+def as_loss(loss: str | CompiledLoss | Loss) -> CompiledLoss | Loss:
     """Return a loss given by name or as an object."""
     if isinstance(loss, str) and loss in LOSSES:
-        return LOSSES[loss]
-    if is_compiled(loss) or (callable(loss) and not isinstance(loss, type)):
+        return LOSSES[loss]()
+    if is_compiled(loss):
+        return loss
+    if callable(loss) and not isinstance(loss, type):
         return loss
     if isinstance(loss, type):
         raise ValueError(f"loss is {loss!r}; expected an object: {loss.__name__}()")

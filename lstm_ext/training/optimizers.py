@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lstm_ext import _epoch, _kernels
+from lstm_ext import _kernels, _updates
 from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import (
     Array,
@@ -81,23 +81,33 @@ class _Setting:
 
 
 class _Compiled:
-    """The settings and the state of a compiled optimizer.
+    """The settings and the state of an optimizer that runs in compiled code.
 
-    The state is the moments (rows, parameters), and the products of beta1 and of beta2 over all updates.
+    The state is the moments (rows, parameters) and a few numbers, the powers.
     """
 
     __slots__ = ("__weakref__", "_moments", "_powers", "_settings")
-    _fields: ClassVar[tuple[_Setting, ...]]
-    _row_counts: ClassVar[tuple[int, ...]]  # of the moments; which one depends on the settings
+    name: ClassVar[str]  # as an argument of `train`, and of the kernel
+    kind: ClassVar[int]  # the kernel's index
+    _min_rows: ClassVar[int]  # of the moments; how many there are depends on the settings
+    _max_rows: ClassVar[int]
+    _power_count: ClassVar[int]
+    _square_rows: ClassVar[tuple[int, ...]] = ()  # the moments that are means of squares
+    _fields: ClassVar[tuple[_Setting, ...]]  # in the kernel's order
     _settings: array[float]
     _powers: NDArray[np.float64]
     _moments: Array | None
+
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        if name is not None:  # a user's subclass has none
+            cls.name, cls.kind = name, _kernels.OPTIMIZERS[name]
+            cls._min_rows, cls._max_rows, cls._power_count = _kernels.optimizer_sizes(cls.kind)
 
     def __init__(self, *settings: float) -> None:
         self._settings = array("d", bytes(8 * len(settings)))
         for field, value in zip(self._fields, settings, strict=True):
             field.__set__(self, value)
-        self._powers, self._moments = np.ones(2), None
+        self._powers, self._moments = np.ones(self._power_count), None
 
     def __copy__(self) -> _Compiled:
         return copy.deepcopy(self)  # a copy shares no state
@@ -120,19 +130,22 @@ class _Compiled:
 
     @property
     def _rows(self) -> int:
-        return self._row_counts[-1]
+        """The number of moments to keep, which may depend on the settings."""
+        return self._max_rows
 
     def _read_moments(self, value: Any) -> Array:
         """Return a copy of moments that a user assigns."""
         if not isinstance(value, np.ndarray) or value.dtype != float_dtype(value):
             raise TypeError(f"moments is {short_repr(value)}; expected an array of float32 or float64, or None")
-        rows = value.shape[0] if value.shape[:1] in {(count,) for count in self._row_counts} else self._rows
+        fits = value.ndim > 0 and self._min_rows <= len(value) <= self._max_rows
+        rows = len(value) if fits else self._rows
         check_shape("moments", value.shape, (rows, "n"))
         if rows == 0:
             return value.copy()
         moments = as_real("moments", value, value.dtype).copy()
-        if rows == 2 and moments[1].min() < 0:
-            raise ValueError(f"moments[1] holds {moments[1].min()}; expected means of squares, at least 0")
+        for row in self._square_rows:
+            if moments[row].min() < 0:
+                raise ValueError(f"moments[{row}] holds {moments[row].min()}; expected means of squares, at least 0")
         return moments
 
     def check(self, parameters: Array) -> None:
@@ -197,8 +210,8 @@ class _Compiled:
                 gradient = gradient.copy()
             before, backup = self._moments, new_backup(self, parameters)
             state = self._settings, self._powers, self._begin(parameters)
-            if not _epoch.update_parameters(
-                _kernels.current(), thread_count(None), *state, parameters, gradient, backup
+            if not _updates.update_parameters(
+                _kernels.current(), thread_count(None), self.kind, *state, parameters, gradient, backup
             ):
                 self._moments = before
                 raise NonFiniteError(NOT_FINITE_MESSAGE)
@@ -211,7 +224,7 @@ class _Compiled:
         return kept
 
 
-class SGD(_Compiled):
+class SGD(_Compiled, name="sgd"):
     """Stochastic gradient descent with momentum.
 
     v = momentum * v + g;  p = p - learning_rate * v   (as in PyTorch).
@@ -233,7 +246,6 @@ class SGD(_Compiled):
     learning_rate = _Setting(0, _as_rate)
     momentum = _Setting(1, _as_decay)
     _fields = (learning_rate, momentum)
-    _row_counts = (0, 1)
 
     @hinting
     def __init__(self, learning_rate: float = 0.01, momentum: float = 0.0) -> None:
@@ -241,10 +253,10 @@ class SGD(_Compiled):
 
     @property
     def _rows(self) -> int:
-        return 1 if self._settings[1] > 0 else 0
+        return 1 if self.momentum > 0 else 0
 
 
-class Adam(_Compiled):
+class Adam(_Compiled, name="adam"):
     """Adam (Kingma and Ba 2015, algorithm 1, epsilon outside the bias-corrected root).
 
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
@@ -271,7 +283,7 @@ class Adam(_Compiled):
     beta2 = _Setting(2, _as_decay)
     epsilon = _Setting(3, as_positive)
     _fields = (learning_rate, beta1, beta2, epsilon)
-    _row_counts = (2,)
+    _square_rows = (1,)
 
     @hinting
     def __init__(
@@ -297,7 +309,7 @@ class Adam(_Compiled):
     def _check_settings(self, dtype: np.dtype[Any]) -> None:
         super()._check_settings(dtype)
         smallest = _LIMITS[dtype][0]
-        if self._settings[3] < smallest:
+        if self.epsilon < smallest:
             raise ValueError(f"epsilon is {self.epsilon}; expected at least {smallest:.2g} in {dtype}")
 
 
@@ -306,7 +318,7 @@ NOT_FINITE_MESSAGE = "the update leads to numbers that are not finite"
 
 def new_backup(optimizer: Optimizer | None, parameters: Array) -> Array:
     """Return an empty array for what an update changes: a row for the parameters and one for each compiled moment."""
-    rows = 1 + optimizer._row_counts[-1] if isinstance(optimizer, _Compiled) else int(optimizer is not None)
+    rows = 1 + optimizer._max_rows if isinstance(optimizer, _Compiled) else int(optimizer is not None)
     return np.empty((rows, parameters.size), parameters.dtype)
 
 
@@ -316,12 +328,12 @@ def _read_only(values: Array) -> Array:
     return view
 
 
-OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {"sgd": SGD, "adam": Adam}
+OPTIMIZERS: dict[str, Callable[[], SGD | Adam]] = {optimizer.name: optimizer for optimizer in (SGD, Adam)}
 
 
 def is_compiled(optimizer: Any) -> TypeGuard[SGD | Adam]:
     """Return whether an optimizer's updates run in the compiled loop; a subclass's do not."""
-    return type(optimizer) in (SGD, Adam)
+    return type(optimizer) in OPTIMIZERS.values()
 
 
 def as_optimizer(optimizer: str | Optimizer) -> Optimizer:

@@ -23,7 +23,7 @@ from lstm_ext.checks import (
 from lstm_ext.sequences import Sequences
 from lstm_ext.training import losses
 from lstm_ext.training.batches import PassOutputs
-from lstm_ext.training.losses import MSE, CrossEntropy, Loss
+from lstm_ext.training.losses import CompiledLoss, Loss
 
 _NUMERIC = (int, float, np.number, np.ndarray, list, tuple)  # types of the targets of one sequence
 
@@ -37,7 +37,7 @@ class Targets:
         As `train` takes it.
     sequences : Sequences
         Those that Y belongs to; targets have their dtype.
-    loss : MSE, CrossEntropy or Loss
+    loss : CompiledLoss or Loss
     width : int
         The number of outputs.
     every_step : bool
@@ -51,12 +51,10 @@ class Targets:
     ----------
     values : object
         Y, for a loss in Python.
-    rows : ndarray (n, width)
-        The targets of a loss between numbers; otherwise empty.
-    labels : ndarray of int (n,)
-        The targets of a loss that takes classes; otherwise empty.
+    rows : ndarray (n, width), or of intp (n,)
+        The targets of a compiled loss, numbers or labels; otherwise empty.
     first : ndarray of int (N,)
-        The row, or the label, at which each sequence begins.
+        The row at which each sequence begins.
     unchecked : bool
         Whether the rows are memory-mapped and may hold NaN or Inf.
     """
@@ -65,7 +63,7 @@ class Targets:
         self,
         Y: Any,
         sequences: Sequences,
-        loss: MSE | CrossEntropy | Loss,
+        loss: CompiledLoss | Loss,
         *,
         width: int,
         every_step: bool,
@@ -76,7 +74,6 @@ class Targets:
         self.sequences, self.width, self.every_step, self.as_list = sequences, width, every_step, as_list
         self.values: Any = None
         self.rows: Array = np.empty((0, width), self.dtype)
-        self.labels: Index = np.empty(0, np.intp)
         self.first: Index = np.arange(N, dtype=np.intp)
         if every_step:
             self.first = np.cumsum(sequences.lengths) - sequences.lengths
@@ -85,7 +82,7 @@ class Targets:
         if not losses.is_compiled(loss):
             self.values = self._read_values(Y)
         elif loss.takes_labels:
-            self.labels = self._read(lambda name, y, shape: as_labels(name, y, shape, width), Y)
+            self.rows = self._read(lambda name, y, shape: as_labels(name, y, shape, width), Y)
         else:
             self._read_numbers(Y)
 

@@ -9,32 +9,27 @@ Design
 """
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport isfinite, sqrt
+from libc.math cimport isfinite
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
 
 import numpy as np
 
 from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_backward, head_forward, pack_head
-from lstm_ext._kernels cimport (
-    SUM_BLOCK, adam, are_finite, cross_entropy, kernels, philox_key, real, sgd, squared_error, sum_of_squares, table_at,
-)
+from lstm_ext._kernels cimport SUM_BLOCK, are_finite, kernels, philox_key, real, traits_of_loss
+from lstm_ext._losses cimport Loss, batch_loss
 from lstm_ext._passes cimport Rows
-from lstm_ext._products cimport batch_size_at, ceil_div
+from lstm_ext._products cimport ceil_div
 from lstm_ext._stack cimport (
     Batch, Chunk, StackData, LayerStack, States, layers_backward, layers_forward, pack_layers, stack_work, take_chunk,
 )
-from lstm_ext._threads cimport (
-    Region, Timer, begin_region, check_signals, elapsed, end_region, recruit, parallel_for, start_timer, team_task,
-)
+from lstm_ext._threads cimport Region, Timer, begin_region, elapsed, end_region, recruit, start_timer
+from lstm_ext._updates cimport Optimizer, make_optimizer, norm, update
 
 cdef enum:
     _FORWARD = 1
     _LOSS = 2
     _BACKWARD = 4
     _UPDATE = 8
-    LOSS_ROWS = 256  # losses are summed in blocks of this many rows, and the blocks in order
-    MOST_VECTORS = 3  # that an update changes: the parameters and two moments
     PASS_WORK = 5000  # multiply-adds that a pass costs apart from its products
 
 cdef enum:  # how a run ended
@@ -56,10 +51,8 @@ cdef struct LoopData:
     Rows x  # the rows of X, and `chunk.first`
     const Py_ssize_t *first  # (N): the row of X at which each sequence begins
     const Py_ssize_t *lengths  # (N): its steps
-    const void *targets  # (rows of Y, O); NULL: none
-    const Py_ssize_t *labels  # (rows of Y); NULL: none
-    const Py_ssize_t *target_first  # (N): the row of Y at which each sequence begins
-    bint unchecked_X, unchecked_Y  # whether these rows may hold NaN or Inf
+    Loss loss  # with the rows of Y; its `targets` NULL: none
+    bint unchecked_X, unchecked_Y  # whether the rows of X and Y may hold NaN or Inf
     const Py_ssize_t *members  # (N): the sequences in the order of their batches, in each the longest first
     const Py_ssize_t *unsorted_positions  # (N): the position of each member in its batch before sorting; NULL: the same
     const Py_ssize_t *starts  # (P): the index in `members` at which the batch of each pass begins
@@ -97,192 +90,19 @@ cdef bint chunk_is_finite(const LoopData *loop, const real *tag) noexcept nogil:
     cdef const Chunk *chunk = &loop.chunk
     cdef const kernels *table = loop.head.table
     cdef bint every_step = loop.head.readout == READOUT_STEPS
-    cdef Py_ssize_t output_dim = loop.head.output_dim, input_dim = loop.x.width, b, row, n
+    cdef Py_ssize_t width = loop.loss.targets_per_row, input_dim = loop.x.width, b, row, n
     for b in range(chunk.batch.size):
         n, row = chunk.lengths[b] * input_dim, chunk.first[b]
         if loop.unchecked_X and not are_finite(table, n, <const real *> loop.x.data + row * input_dim):
             return False
         if not loop.unchecked_Y:
             continue
-        n, row = output_dim, loop.target_first[chunk.members[b]]
+        n, row = width, loop.loss.target_first[chunk.members[b]]
         if every_step:
-            n, row = chunk.lengths[b] * output_dim, row + chunk.first_step
-        if not are_finite(table, n, <const real *> loop.targets + row * output_dim):
+            n, row = chunk.lengths[b] * width, row + chunk.first_step
+        if not are_finite(table, n, <const real *> loop.loss.targets + row * width):
             return False
     return True
-
-
-cdef double batch_loss(
-    Region *region, const HeadData *head, const Chunk *chunk, const Py_ssize_t *target_first, const Py_ssize_t *members,
-    Py_ssize_t first_step, const real *targets, const Py_ssize_t *labels,
-) except? -1 nogil:
-    """The mean loss of the outputs, and its gradient by them: squared error, or cross-entropy if there are `labels`.
-
-    targets, labels  (n, O) or (n)
-    target_first     the row of each sequence, or of its first step if every step has one
-    """
-    cdef Py_ssize_t output_dim = head.output_dim, t = head.slots, b, row, n = 0
-    cdef double total = 0, block = 0, count = <double> head.rows
-    cdef const real *y = <const real *> head.outputs
-    cdef real *dy = <real *> head.doutputs
-    if labels == NULL:
-        count *= output_dim
-    while t > 0:
-        t -= 1
-        check_signals(region, 16. * head.x.batch * output_dim)  # an exponential is worth some multiply-adds
-        for b in range(head.begin, head.begin + batch_size_at(head.x.batch_sizes, head.x.batch, t)):
-            row = target_first[members[b]]
-            if head.readout == READOUT_STEPS:
-                row += first_step + t
-            if labels != NULL:
-                block += cross_entropy(head.table, output_dim, y, labels[row], 1 / count, dy)
-            else:
-                block += squared_error(head.table, output_dim, y, targets + row * output_dim, 2 / count, dy)
-            y += output_dim
-            dy += output_dim
-            n += 1
-            if n % LOSS_ROWS == 0:
-                total += block
-                block = 0
-    return (total + block) / count
-
-
-cdef struct Squares:
-    const kernels *table
-    Py_ssize_t n
-    const void *x
-    double *sums
-
-
-cdef void squares_part(Squares *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    cdef Py_ssize_t start = index * SUM_BLOCK
-    p.sums[index] = sum_of_squares(p.table, min(SUM_BLOCK, p.n - start), <const real *> p.x + start)
-
-
-cdef double norm(Region *region, const kernels *table, const real[::1] x, double[::1] sums) except? -1 nogil:
-    """The Euclidean norm. Blocks of SUM_BLOCK are summed by themselves, to `sums`, and these in their order."""
-    cdef Squares p
-    cdef Py_ssize_t n = x.shape[0], count = ceil_div(n, SUM_BLOCK), j
-    cdef double total = 0
-    p.table, p.n, p.x, p.sums = table, n, &x[0], &sums[0]
-    parallel_for(region, <team_task> squares_part[real], &p, count, 2. * n)
-    for j in range(count):
-        total += sums[j]
-    return sqrt(total)
-
-
-cdef struct Update:
-    # One step of an optimizer: see `new_update`.
-    const kernels *table
-    Py_ssize_t n, vectors  # of n numbers: the parameters and the moments
-    void *parameters
-    void *moments  # (vectors - 1, n)
-    void *backup  # (vectors, n): what they were before
-    const void *gradient
-    const double *settings
-    double scale, step_size, root_correction
-    double[2] powers  # beta1^t and beta2^t of this step
-    bint is_adam
-    int not_finite  # set by any thread, read after all blocks are done
-
-
-cdef void update_part(Update *p, Py_ssize_t index, const real *tag) noexcept nogil:
-    """Update one block: copy it to the backup, change it, and look for NaN and Inf while it is in the cache."""
-    cdef Py_ssize_t start = index * SUM_BLOCK, n = min(SUM_BLOCK, p.n - start), j
-    cdef const real *gradient = <const real *> p.gradient + start
-    cdef real *block[MOST_VECTORS]
-    block[0] = <real *> p.parameters + start
-    for j in range(1, MOST_VECTORS):
-        block[j] = <real *> p.moments + (j - 1) * p.n + start if j < p.vectors else NULL
-    for j in range(p.vectors):
-        memcpy(<real *> p.backup + j * p.n + start, block[j], n * sizeof(real))
-    if p.is_adam:
-        adam(
-            p.table, n, block[0], gradient, block[1], block[2], p.scale, p.step_size, p.root_correction, p.settings[1],
-            p.settings[2], p.settings[3],
-        )
-    else:
-        sgd(p.table, n, block[0], gradient, block[1], p.scale, p.step_size, p.settings[1])
-    for j in range(p.vectors):
-        if not are_finite(p.table, n, block[j]):
-            p.not_finite = True
-
-
-cdef Update new_update(
-    const kernels *table, real[::1] parameters, const real[::1] gradient, double scale, const double[::1] settings,
-    const double[::1] powers, real[:, ::1] moments, real[:, ::1] backup,
-) noexcept nogil:
-    """SGD for settings (learning_rate, momentum); Adam for (learning_rate, beta1, beta2, epsilon).
-
-    powers   (beta1^t, beta2^t) after the step before
-    moments  velocity, or m and v
-    backup   a row for the parameters and one for each moment
-    """
-    cdef Update p
-    p.table, p.n, p.vectors, p.scale = table, parameters.shape[0], 1 + moments.shape[0], scale
-    p.parameters, p.gradient, p.settings = &parameters[0], &gradient[0], &settings[0]
-    p.moments = &moments[0, 0] if moments.shape[0] > 0 else NULL
-    p.backup = &backup[0, 0]
-    p.is_adam, p.not_finite = settings.shape[0] > 2, False
-    p.powers[0], p.powers[1] = powers[0], powers[1]
-    p.step_size, p.root_correction = settings[0], 1
-    if p.is_adam:
-        p.powers[0] *= settings[1]
-        p.powers[1] *= settings[2]
-        p.step_size, p.root_correction = settings[0] / (1 - p.powers[0]), sqrt(1 - p.powers[1])
-    return p
-
-
-cdef bint update(
-    Region *region, const kernels *table, real[::1] parameters, const real[::1] gradient, double scale,
-    const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[:, ::1] backup,
-) except -1 nogil:
-    """Change parameters, moments and powers in place and return True; change nothing and return False on NaN or Inf."""
-    cdef Update p = new_update(table, parameters, gradient, scale, settings, powers, moments, backup)
-    cdef bint watches = region.watches
-    region.watches = False  # an update that is begun is ended
-    parallel_for(region, <team_task> update_part[real], &p, ceil_div(p.n, SUM_BLOCK), 4. * p.n)
-    region.watches = watches
-    if p.not_finite:
-        parameters[:] = backup[0]
-        moments[:] = backup[1:p.vectors]
-        return False
-    powers[0], powers[1] = p.powers[0], p.powers[1]
-    return True
-
-
-cdef int check_state(
-    Py_ssize_t n, const double[::1] settings, const double[::1] powers, const real[:, ::1] moments,
-    const real[:, ::1] backup,
-) except -1:
-    """Raise unless an optimizer's public arrays have the shapes that `update` relies on."""
-    cdef Py_ssize_t most = settings.shape[0] // 2, least = 2 if most == 2 else 0  # rows for Adam, SGD
-    cdef bint fits = powers.shape[0] == 2 and settings.shape[0] in (2, 4) and least <= moments.shape[0] <= most
-    if not fits or (moments.shape[0] > 0 and moments.shape[1] != n):
-        raise ValueError(
-            f"optimizer.moments has shape {(moments.shape[0], moments.shape[1])}; expected {most} rows of {n}"
-        )
-    if backup.shape[0] <= moments.shape[0] or backup.shape[1] != n:
-        raise ValueError(f"backup has shape {(backup.shape[0], backup.shape[1])}; expected {most + 1} rows of {n}")
-    return 0
-
-
-def update_parameters(
-    int isa, int threads, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[::1] parameters,
-    const real[::1] gradient, real[:, ::1] backup,
-) -> bool:
-    """Make one update outside of the loop. As for `update`, return whether it was made."""
-    cdef Region region
-    cdef bint made
-    check_state(parameters.shape[0], settings, powers, moments, backup)
-    threads = recruit(threads, 4. * parameters.shape[0])
-    with nogil:
-        begin_region(&region, threads)
-        try:
-            made = update(&region, table_at(isa), parameters, gradient, 1, settings, powers, moments, backup)
-        finally:
-            end_region(&region)
-    return made
 
 
 cdef States no_states() noexcept nogil:
@@ -332,8 +152,8 @@ cdef int backward_pass(Region *region, LoopData *loop, const real *parameters, r
 
 
 cdef int run_pass(
-    Region *region, LoopData *loop, Py_ssize_t step, int phases, real[::1] parameters, real[::1] gradient,
-    double[::1] sums, const double[::1] settings, double[::1] powers, real[:, ::1] moments, real[:, ::1] backup,
+    Region *region, LoopData *loop, const Optimizer *optimizer, Py_ssize_t step, int phases, const real *parameters,
+    real[::1] gradient, double[::1] sums,
 ) except -1 nogil:
     """Run some phases of a pass; return whether it went well, or what was not finite. See `TrainingLoop`."""
     cdef const kernels *table = loop.head.table
@@ -342,26 +162,25 @@ cdef int run_pass(
     if loop.draws:
         draw_masks(loop, step)
     if phases & _FORWARD:
-        if (loop.unchecked_X or loop.unchecked_Y) and not chunk_is_finite(loop, &parameters[0]):
+        if (loop.unchecked_X or loop.unchecked_Y) and not chunk_is_finite(loop, parameters):
             return _NOT_FINITE
-        forward_pass(region, loop, step, &parameters[0])
+        forward_pass(region, loop, step, parameters)
     if loop.counts[step] == 0:  # no sequence ends in this chunk
         return _DONE
     if phases & _LOSS:
         loop.losses[step] = batch_loss(
-            region, loop.head, &loop.chunk, loop.target_first, loop.chunk.members, loop.chunk.first_step,
-            <const real *> loop.targets, loop.labels,
+            region, loop.head, &loop.loss, loop.chunk.members, loop.chunk.first_step, parameters,
         )
         if not isfinite(loop.losses[step]):
             return _NOT_FINITE
     if phases & _BACKWARD:
-        backward_pass(region, loop, &parameters[0], &gradient[0])
+        backward_pass(region, loop, parameters, &gradient[0])
         loop.norms[step] = norm(region, table, gradient, sums)
         if not isfinite(loop.norms[step]):
             return _NOT_FINITE
     if phases & _UPDATE:
         scale = loop.clip_norm / loop.norms[step] if loop.norms[step] > loop.clip_norm else 1
-        if not update(region, table, parameters, gradient, scale, settings, powers, moments, backup):
+        if not update(region, optimizer, scale, parameters):
             return _UPDATE_NOT_FINITE
         loop.updates += 1
     return _DONE
@@ -391,17 +210,18 @@ cdef tuple run_passes(
     cdef const double[::1] settings = optimizer._settings if learns else None
     cdef double[::1] powers = optimizer._powers if learns else None
     cdef double[::1] sums = loop.sums
+    cdef Optimizer updater
     if learns:
-        check_state(parameters.shape[0], settings, powers, moments, backup)
+        make_optimizer[real](
+            &updater, data.head.table, optimizer.kind, settings, powers, moments, parameters, gradient, backup,
+        )
     threads = recruit(loop.threads, shared_work_of_batch(data, phases & _BACKWARD))
     with nogil:
         begin_region(&region, threads)
         start_timer(&timer, seconds)
         try:
             while step < last_step:
-                outcome = run_pass(
-                    &region, data, step, phases, parameters, gradient, sums, settings, powers, moments, backup,
-                )
+                outcome = run_pass(&region, data, &updater, step, phases, <const real *> &parameters[0], gradient, sums)
                 if outcome != _DONE:
                     break
                 step += 1
@@ -466,15 +286,15 @@ cdef class TrainingLoop:
         The steps of all sequences.
     first, lengths : ndarray of intp (N,)
         The row of X at which each sequence begins, and its number of steps.
-    targets : ndarray (rows of Y, output_dim)
-        For the mean squared error; otherwise empty.
-    labels : ndarray of intp (rows of Y,)
-        For the cross-entropy, in [0, output_dim); otherwise empty.
+    loss : CompiledLoss or None
+        None for a loop without losses.
+    targets : ndarray (rows of Y, output_dim), or of intp (rows of Y,)
+        What the loss takes, numbers or labels in [0, output_dim).
     target_first : ndarray of intp (N,)
-        The row of `targets` or `labels` that belongs to each sequence, or to its first step if every step has one.
+        The row of `targets` that belongs to each sequence, or to its first step if every step has one.
     unchecked_X, unchecked_Y : bool
         Whether `rows` and `targets` may hold NaN or Inf; each pass then checks those that it reads.
-    optimizer : SGD, Adam or None
+    optimizer : compiled optimizer or None
         None for a loop without updates.
     backup : ndarray (vectors, n)
         What an update changes, as it was before: the parameters and the optimizer's moments.
@@ -506,7 +326,7 @@ cdef class TrainingLoop:
     cdef int threads
 
     def __init__(
-        self, LayerStack stack, Head head, *, parameters, gradient, rows, first, lengths, targets, labels,
+        self, LayerStack stack, Head head, *, parameters, gradient, rows, first, lengths, loss, targets,
         target_first, bint unchecked_X, bint unchecked_Y, optimizer, backup, double clip_norm, dropout_seed,
         int threads,
     ):
@@ -530,17 +350,31 @@ cdef class TrainingLoop:
         loop.x.data = self.take("rows", rows, code, len(rows), s.input_dim)
         loop.first = <Py_ssize_t *> self.take("first", first, c"n", N)
         loop.lengths = <Py_ssize_t *> self.take("lengths", lengths, c"n", N)
-        loop.targets = self.take("targets", targets, code, len(targets), h.output_dim)
-        loop.labels = <Py_ssize_t *> self.take("labels", labels, c"n", len(labels))
-        loop.target_first = <Py_ssize_t *> self.take("target_first", target_first, c"n", N)
-        loop.unchecked_X, loop.unchecked_Y = unchecked_X, unchecked_Y and loop.targets != NULL
+        loop.unchecked_X, loop.unchecked_Y = unchecked_X, unchecked_Y
         check_rows("rows", len(rows), N, loop.first, loop.lengths)
-        if len(targets) > 0:
-            check_rows("targets", len(targets), N, loop.target_first, loop.lengths if every_step else NULL)
-        if len(labels) > 0:
-            check_rows("labels", len(labels), N, loop.target_first, loop.lengths if every_step else NULL)
+        if loss is not None:
+            self.take_loss(loss, targets, target_first, code)
         self.make_arrays(lengths.max() > s.steps)
         self.kept = len(self.arrays)
+
+    cdef int take_loss(self, loss, targets, target_first, char code) except -1:
+        cdef LoopData *loop = &self.data
+        cdef Loss *data = &loop.loss
+        cdef bint labels
+        data.kind = loss.kind
+        labels = traits_of_loss(data.kind).takes_labels
+        data.settings = <double *> self.take("loss.settings", loss.settings, c"d", len(loss.settings))
+        data.targets_per_row = 1 if labels else loop.head.output_dim
+        data.row_bytes = data.targets_per_row * <Py_ssize_t> targets.itemsize
+        data.targets = <char *> self.take(
+            "targets", targets, c"n" if labels else code, len(targets), -1 if labels else data.targets_per_row,
+        )
+        data.target_first = <Py_ssize_t *> self.take("target_first", target_first, c"n", loop.sequences)
+        check_rows(
+            "targets", len(targets), loop.sequences, data.target_first,
+            loop.lengths if loop.head.readout == READOUT_STEPS else NULL,
+        )
+        return 0
 
     cdef int make_arrays(self, bint in_chunks) except -1:
         """Make the arrays that passes write to, except for those of the stack and the head."""
@@ -660,7 +494,7 @@ cdef class TrainingLoop:
         if not 0 <= step <= last_step <= self.data.passes:
             raise ValueError(f"passes {step} to {last_step} are not among the {self.data.passes} of the epoch")
         if (
-            (phases & _LOSS and self.data.targets == NULL and self.data.labels == NULL)
+            (phases & _LOSS and self.data.loss.targets == NULL)
             or (phases & _BACKWARD and (self.data.gradient == NULL or not self.data.stack.keeps))
             or (phases & _UPDATE and self.optimizer is None)
         ):

@@ -1,7 +1,7 @@
-"""The leaf kernels' instruction set, and the activations on arrays.
+"""The leaf kernels' instruction set, their kinds by name, and the activations on arrays.
 
-The set is chosen once, at import: the widest that this machine runs, or the one that the environment variable
-``LSTM_EXT_ISA`` names.
+The instruction set is chosen at import: the widest that this machine runs, or the one that the environment variable
+``LSTM_EXT_ISA`` names. Tests reach single kernels through `table_at`, which Cython exports in ``__pyx_capi__``.
 """
 import os
 
@@ -24,7 +24,23 @@ cdef extern from *:
     const char *BUILD_TARGET
     const int CYTHON_HEX_VERSION
 
+GATE_ACTIVATIONS = {gate_activation_name(kind).decode(): kind for kind in range(GATE_KINDS)}
+CELL_ACTIVATIONS = {cell_activation_name(kind).decode(): kind for kind in range(CELL_KINDS)}
+LOSSES = {traits_of_loss(kind).name.decode(): kind for kind in range(LOSS_KINDS)}
+OPTIMIZERS = {traits_of_optimizer(kind).name.decode(): kind for kind in range(OPTIMIZER_KINDS)}
+
 cdef int _current = 0
+
+
+def takes_labels(int loss) -> bool:
+    """Return whether a kind of loss has one class index as the target of a row, not numbers."""
+    return traits_of_loss(loss).takes_labels
+
+
+def optimizer_sizes(int optimizer) -> tuple[int, int, int]:
+    """Return the minimum and maximum number of moments that a kind of optimizer keeps, and its number of powers."""
+    cdef const optimizer_traits *traits = traits_of_optimizer(optimizer)
+    return traits.min_moments, traits.max_moments, traits.powers
 
 
 cdef const kernels *table_at(int isa) noexcept nogil:
@@ -69,9 +85,10 @@ def isa_index(name: str) -> int:
 
 
 def use_isa(name: str) -> None:
-    """Use another instruction set from now on, in every thread: for tests alone.
+    """Use another instruction set from now on, in every thread.
 
-    What is under way, and every tape, stream state and training, keeps the set that it began with.
+    Calls under way, tapes, stream states and trainings keep the set that they began with. Only tests call it after the
+    import; the choice is a variable of this module, so they cannot make it elsewhere.
 
     Raises
     ------
@@ -119,85 +136,6 @@ def apply_tanh(const real[::1] x, real[::1] y):
         denormals = denormals_flush()
         tanh(table_at(_current), x.shape[0], &x[0], &y[0])
         denormals_restore(denormals)
-
-
-cdef const real *start_of(const real[::1] x) noexcept:
-    if x is None:
-        return NULL
-    return &x[0]
-
-
-cdef cell_options options_of(int gates, bint hard, int activation, double clip, double zoneout):
-    """Return options without arrays."""
-    cdef cell_options options
-    options.gates, options.hard, options.activation = gates, hard, activation
-    options.clip, options.zoneout = clip, zoneout
-    options.peepholes = options.gain_C = options.shift_C = NULL
-    return options
-
-
-def apply_cell_step(
-    real[::1] z, const real[::1] C_prev, const real[::1] zone, real[::1] C, real[::1] m, int gates, bint hard,
-    int activation, double clip, double zoneout, const real[::1] peepholes, const real[::1] gain_C,
-    const real[::1] shift_C,
-):
-    """Do ``cell_step`` (its contract is in kernels.h) on flat arrays; those that it lets be absent may be None."""
-    cdef cell_options options = options_of(gates, hard, activation, clip, zoneout)
-    options.peepholes, options.gain_C, options.shift_C = start_of(peepholes), start_of(gain_C), start_of(shift_C)
-    cell_step(table_at(_current), &options, C.shape[0], &z[0], &C_prev[0], start_of(zone), &C[0], &m[0])
-
-
-def apply_cell_step_backward(
-    const real[::1] z, const real[::1] C_prev, const real[::1] zone, const real[::1] dm, real[::1] dC, real[::1] dz,
-    real[::1] c, real[::1] dn, int gates, bint hard, int activation, double clip, double zoneout,
-    const real[::1] peepholes, const real[::1] gain_C, const real[::1] shift_C,
-):
-    """Do ``cell_step_backward`` likewise; ``z`` holds the gates."""
-    cdef cell_options options = options_of(gates, hard, activation, clip, zoneout)
-    options.peepholes, options.gain_C, options.shift_C = start_of(peepholes), start_of(gain_C), start_of(shift_C)
-    cell_step_backward(
-        table_at(_current), &options, dC.shape[0], &z[0], &C_prev[0], start_of(zone), &dm[0], &dC[0], &dz[0], &c[0],
-        NULL if dn is None else &dn[0],
-    )
-
-
-def apply_normalize(const real[::1] x, real[::1] xhat) -> float:
-    """Write ``x`` normalised to ``xhat``, which may be ``x``, and return ``1 / sqrt(var(x) + 1e-5)``."""
-    return normalize(table_at(_current), x.shape[0], &x[0], &xhat[0])
-
-
-def apply_normalize_backward(
-    const real[::1] xhat, double rstd, const real[::1] gain, const real[::1] dy, real[::1] dx,
-):
-    """Write to ``dx``, which may be ``dy``, the gradient of ``gain * xhat`` with regard to what was normalised."""
-    normalize_backward(table_at(_current), xhat.shape[0], &xhat[0], rstd, &gain[0], &dy[0], &dx[0])
-
-
-def apply_blend(const real[::1] a, const real[::1] b, real[::1] y, double p, const real[::1] mask):
-    """Write ``mask * a + (1 - mask) * b`` to ``y``, which may be ``a`` or ``b``; no mask is ``p`` everywhere."""
-    blend(table_at(_current), y.shape[0], start_of(mask), <real> p, &a[0], &b[0], &y[0])
-
-
-def apply_mask(
-    const uint32_t[::1] key, const uint32_t[::1] counter, uint32_t threshold, double dropped, double kept, real[::1] y,
-):
-    """Write to ``y``, for each word of Philox, ``dropped`` if it is below the threshold, else ``kept``."""
-    mask(table_at(_current), y.shape[0], &key[0], &counter[0], threshold, <real> dropped, <real> kept, &y[0])
-
-
-def apply_dropout(
-    const uint32_t[::1] key, const uint32_t[::1] counter, uint32_t threshold, double scale, const real[::1] x,
-    real[::1] y,
-):
-    """Write ``scale * x`` to ``y``, which may be ``x``, but 0 where such a word is below the threshold."""
-    dropout(table_at(_current), y.shape[0], &key[0], &counter[0], threshold, <real> scale, &x[0], &y[0])
-
-
-def dropout_key(uint64_t seed, uint64_t update) -> tuple[int, int]:
-    """Return the key of the masks of a training's update."""
-    cdef uint32_t[2] key
-    philox_key(seed, update, key)
-    return key[0], key[1]
 
 
 cdef bint all_finite(const Py_buffer *view) noexcept nogil:

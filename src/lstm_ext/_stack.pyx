@@ -29,6 +29,7 @@ from lstm_ext._products cimport (
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
+from lstm_ext._kernels import CELL_ACTIVATIONS, GATE_ACTIVATIONS
 from lstm_ext._products import aligned_empty, check_allocatable
 
 cdef enum:
@@ -41,8 +42,6 @@ cdef enum:  # kinds of masks
     ZONEOUT_C = 3
     WEIGHT_DROPOUT = 4
     KINDS = 8
-
-ACTIVATIONS = {"tanh": 0, "identity": 1, "relu": 2}
 
 
 cdef Drop make_drop(double probability, Py_ssize_t cell, int kind):
@@ -81,8 +80,8 @@ cdef class LayerStack:
     measure : bool
         Whether to find the size of the arrays without making them; nothing can be run then.
     gaps : list, optional
-        For tests: a list to which the bytes (begin, end) after each array are added, which passes may read but not
-        write.
+        For tests, which cannot know the layout otherwise: a list to which the bytes (begin, end) after each array are
+        added, which passes may read but not write.
 
     Attributes
     ----------
@@ -90,7 +89,8 @@ cdef class LayerStack:
     bytes : int
         The size of all arrays.
     by_lanes : tuple of int
-        For each cell, the number of sequences that ran with the batch in the lanes in the latest pass.
+        For each cell, the number of sequences that ran with the batch in the lanes in the latest pass. For tests: the
+        results do not show it.
     """
 
     def __cinit__(self, *_, **__):
@@ -194,8 +194,9 @@ cdef class LayerStack:
             or options.gate_activation != "sigmoid" or options.cell_activation != "tanh" or max(options.zoneout) > 0
             or (s.draws and options.recurrent_dropout > 0)
         )
-        d.options.gates, d.options.hard = s.gates, options.gate_activation == "hard_sigmoid"
-        d.options.activation = ACTIVATIONS[options.cell_activation]
+        d.options.gates = s.gates
+        d.options.gate_activation = GATE_ACTIVATIONS[options.gate_activation]
+        d.options.cell_activation = CELL_ACTIVATIONS[options.cell_activation]
         d.options.clip = float("inf") if options.cell_clip is None else options.cell_clip
         cdef Py_ssize_t shared_cell = layer * s.directions
         if s.draws:

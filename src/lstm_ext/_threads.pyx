@@ -271,7 +271,10 @@ cdef void rehearse_part(Rehearsal *p, Py_ssize_t index, const void *tag) noexcep
 
 
 def _rehearse(int threads, Py_ssize_t[:, ::1] done, int pauses):
-    """Run one loop for each row of `done`: each index waits for some pauses and adds 1 to its element."""
+    """Run one loop for each row of `done`: each index waits for some pauses and adds 1 to its element.
+
+    For tests. It is here because the helpers and `parallel_for` belong to this module.
+    """
     cdef Rehearsal loops[2]
     cdef Rehearsal *p
     cdef Region region
@@ -289,7 +292,10 @@ def _rehearse(int threads, Py_ssize_t[:, ::1] done, int pauses):
 
 
 def _adjust(*, bint rests=True, int lateness=0, double signal_seconds=SIGNAL_SECONDS):
-    """Set whether helpers rest after a stall, how many pauses late they are, and the seconds between signal checks."""
+    """Set whether helpers rest after a stall, how many pauses late they are, and the seconds between signal checks.
+
+    For tests. It sets variables of this module, so it cannot be elsewhere.
+    """
     global _signal_seconds
     team_adjust(rests, lateness)
     _signal_seconds = signal_seconds

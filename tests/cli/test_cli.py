@@ -870,7 +870,7 @@ def test_verify_fails_loudly(monkeypatch, capsys):
 
 
 def test_verify_sees_the_options(monkeypatch, capsys):
-    activations = lstm_ext._stack.ACTIVATIONS
+    activations = lstm_ext._stack.CELL_ACTIVATIONS
     monkeypatch.setitem(activations, "relu", activations["identity"])
     monkeypatch.setattr(lstm_ext.verification, "_SHAPES", ())
     with pytest.raises(SystemExit):

@@ -24,7 +24,7 @@ def runner(dtype="float32", readout="last", optimizer=None, **how):
 def loop_arguments(made):
     """Return the arguments that a runner made its loop from."""
     rows = {"rows": made.sequences.rows, "first": made.sequences.first, "lengths": made.sequences.lengths}
-    targets = {"targets": made.targets.rows, "labels": made.targets.labels, "target_first": made.targets.first}
+    targets = {"loss": lstm_ext.MSE(), "targets": made.targets.rows, "target_first": made.targets.first}
     flags = {"unchecked_X": False, "unchecked_Y": False, "optimizer": None, "clip_norm": np.inf, "threads": 1}
     arrays = {"parameters": made.parameters, "gradient": made.gradient, "backup": made.backup}
     return rows | targets | flags | arrays | {"dropout_seed": None}
@@ -38,7 +38,6 @@ WRONG = {
     "lengths": [lambda a: a + 1, lambda a: a - 1, lambda a: a.astype("i4")],
     "targets": [lambda a: a[:-1], lambda a: a[:, :3].copy(), lambda a: a.astype("f8")],
     "target_first": [lambda a: a[1:], lambda a: a + 1, lambda a: a.astype("u8")],
-    "labels": [lambda a: a.astype("i4")],
 }
 
 
@@ -51,6 +50,16 @@ def test_a_loop_refuses_arrays_that_its_passes_would_leave(name, readout):
     for change in WRONG[name]:
         with pytest.raises(ValueError, match=r"expected|would have"):
             _epoch.TrainingLoop(made.stack, made.head, **given | {name: change(given[name])})
+
+
+def test_a_loop_takes_the_targets_of_its_loss():
+    made = runner()
+    given = loop_arguments(made)
+    labels = {"loss": lstm_ext.CrossEntropy(), "targets": np.zeros(7, np.intp)}
+    _epoch.TrainingLoop(made.stack, made.head, **given | labels)
+    for wrong in (given["targets"], labels["targets"].astype("i4"), labels["targets"][:6], labels["targets"][:, None]):
+        with pytest.raises(ValueError, match=r"^targets (is .*expected|has 6 rows)"):
+            _epoch.TrainingLoop(made.stack, made.head, **given | labels | {"targets": wrong})
 
 
 def test_a_loop_takes_one_head_and_one_stack():

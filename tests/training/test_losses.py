@@ -1,4 +1,4 @@
-"""Losses in Python: what they see, what they return, and the check of their gradients."""
+"""Losses: the compiled ones against the oracle; what those in Python see and return, and the check of gradients."""
 
 import pydoc
 from array import array
@@ -6,7 +6,20 @@ from array import array
 import numpy as np
 import pytest
 
-from lstm_ext import MSE, SGD, Adam, CrossEntropy, LSTMNetwork, NonFiniteError, check_gradient, train
+from lstm_ext import (
+    MAE,
+    MSE,
+    SGD,
+    Adam,
+    CrossEntropy,
+    LSTMNetwork,
+    NonFiniteError,
+    _kernels,
+    check_gradient,
+    reference,
+    to_reference,
+    train,
+)
 from lstm_ext.training import losses
 
 X = np.random.default_rng(0).standard_normal((5, 4, 3))
@@ -20,6 +33,98 @@ def squares(outputs, targets):
         return sum((e**2).sum() for e in errors) / size, [2 * e / size for e in errors]
     error = outputs - targets
     return np.mean(error**2), 2 * error / error.size
+
+
+# --- compiled losses ---
+
+TOLERANCES = {"float32": 2e-6, "float64": 1e-14}
+TORCH = {"mse": "mse_loss", "mae": "l1_loss", "cross_entropy": "cross_entropy"}
+
+
+def rows_and_targets(loss, n, dtype, rows=1, seed=0):
+    """Return outputs (rows, n) and targets of a loss; at every fifth output the error is 0."""
+    rng = np.random.default_rng([seed, n])
+    y, Y = rng.uniform(-3, 3, (2, rows, n)).astype(dtype)
+    Y[:, ::5] = y[:, ::5]
+    return y, rng.integers(0, n, rows) if reference.LOSSES[loss].takes_labels else Y
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("n", [1, 2, 13, 17, 34, 70])
+@pytest.mark.parametrize("loss", _kernels.LOSSES)
+def test_a_loss_is_the_oracles(isa, loss, n, dtype):
+    """On a network whose outputs are its b_y, so that its gradient there is the loss's."""
+    network = LSTMNetwork(1, 1, n, dtype=dtype)
+    network.parameters = np.zeros(network.parameters.size)
+    y, Y = rows_and_targets(loss, n, dtype)
+    network.b_y[:, 0] = y[0]
+    value, gradient = network.gradient(np.zeros((1, 1, 1)), Y, loss=loss)
+    expected, slope = reference.LOSSES[loss].value_and_gradient(y.astype(float), Y)
+    assert value == pytest.approx(expected, rel=TOLERANCES[dtype], abs=TOLERANCES[dtype])
+    assert np.abs(gradient[-n:] - slope[0]).max() <= TOLERANCES[dtype] * np.abs(slope).max()
+    if loss == "mae":
+        assert not gradient[-n::5].any()
+
+
+@pytest.mark.parametrize("loss", _kernels.LOSSES)
+def test_the_oracles_loss_is_differentiable(loss):
+    """By the complex step, where no error is 0."""
+    y, Y = rows_and_targets(loss, 7, "float64", rows=3)
+    y[:, ::5] += 0.5
+    function, _ = reference.LOSSES[loss]
+    _, gradient = function(y, Y)
+    for place in np.ndindex(y.shape):
+        moved = y.astype(complex)
+        moved[place] += 1e-30j
+        value, _ = function(moved, Y)
+        assert value.imag / 1e-30 == pytest.approx(gradient[place], rel=1e-13, abs=1e-16)
+
+
+@pytest.mark.parametrize("loss", _kernels.LOSSES)
+def test_a_loss_has_the_same_bits_on_every_set(loss, assert_same_on_every_fma_isa):
+    def results():
+        for dtype in TOLERANCES:
+            network = LSTMNetwork(3, 5, 19, readout="steps", dtype=dtype, seed=0)
+            _, Y = rows_and_targets(loss, 19, dtype, rows=1200)  # more than one block of sums
+            X = np.random.default_rng(3).standard_normal((300, 4, 3))
+            Y = Y.reshape(300, 4, *Y.shape[1:])
+            value, gradient = network.gradient(X, Y, loss=loss)
+            yield np.array(value)
+            yield gradient
+
+    assert_same_on_every_fma_isa(results)
+
+
+@pytest.mark.parametrize("readout", ["last", "steps", "mean"])
+@pytest.mark.parametrize("loss", _kernels.LOSSES)
+def test_a_loss_of_ragged_data_is_the_oracles(loss, readout):
+    network, lengths = LSTMNetwork(3, 5, 3, readout=readout, dtype="float64", seed=0), [4, 1, 3]
+    sequences = [X[n, :length] for n, length in enumerate(lengths)]
+    _, Y = rows_and_targets(loss, 3, "float64", rows=sum(lengths) if readout == "steps" else 3)
+    targets = np.split(Y, np.cumsum(lengths)[:-1]) if readout == "steps" else Y
+    value, gradient = network.gradient(sequences, targets, loss=loss)
+    expected, slope = to_reference(network).gradient(sequences, targets, loss=loss)
+    assert value == pytest.approx(expected, rel=1e-12)
+    assert np.abs(gradient - slope).max() <= 1e-12 * np.abs(slope).max()
+    if readout == "mean":
+        return
+    still = {"optimizer": SGD(0.0), "epochs": 1, "verbose": False}  # chunks and batches weigh as their targets do
+    history = train(network, sequences, targets, loss=loss, tbptt=3, batch_size=2, **still)
+    assert history.loss[0] == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("loss", _kernels.LOSSES)
+def test_a_loss_is_pytorchs(loss):
+    torch = pytest.importorskip("torch")
+    network = LSTMNetwork(3, 4, 7, dtype="float64", seed=0)
+    outputs = torch.tensor(network.predict(X), requires_grad=True)
+    _, Y = rows_and_targets(loss, 7, "float64", rows=len(X))
+    expected = getattr(torch.nn.functional, TORCH[loss])(outputs, torch.tensor(Y))
+    expected.backward()
+    value, gradient = network.gradient(X, Y, loss=loss)
+    assert value == pytest.approx(expected.item(), rel=1e-12)
+    assert np.allclose(gradient[-7:], outputs.grad.numpy().sum(axis=0), rtol=1e-12, atol=1e-15)
 
 
 # --- the form of outputs and targets ---
@@ -168,7 +273,7 @@ def test_a_subclass_runs_as_what_it_is():
     class Nothing(CrossEntropy):
         pass
 
-    with pytest.raises(ValueError, match=r"^loss is .*; expected one of 'mse', 'cross_entropy', or a callable"):
+    with pytest.raises(ValueError, match=r"^loss is .*; expected one of 'mse', .*, or a callable"):
         network.gradient(X, Y, loss=Nothing())
 
 
@@ -200,6 +305,7 @@ def test_help_tells_the_contract():
     [
         ({"loss": MSE}, r"loss is <class '.*MSE'>; expected an object: MSE\(\)"),
         ({"loss": CrossEntropy}, r"expected an object: CrossEntropy\(\)"),
+        ({"loss": MAE}, r"expected an object: MAE\(\)"),
         ({"optimizer": Adam}, r"optimizer is <class '.*Adam'>; expected an object: Adam\(\)"),
         ({"optimizer": SGD}, r"expected an object: SGD\(\)"),
         ({"loss": 10**5 * "x"}, "^loss is 'xxx.{,90}; expected one of"),

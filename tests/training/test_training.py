@@ -1479,7 +1479,7 @@ BAD_TRAINING = {
     "negative clip": ((X, Y), {"clip_norm": -1}, ValueError, "clip_norm is -1"),
     "clip NaN": ((X, Y), {"clip_norm": np.nan}, ValueError, "clip_norm is nan"),
     "clip string": ((X, Y), {"clip_norm": "1"}, TypeError, "clip_norm is '1'"),
-    "loss": ((X, Y), {"loss": "mae"}, ValueError, "loss is 'mae'; expected one of 'mse'"),
+    "loss": ((X, Y), {"loss": "mape"}, ValueError, "loss is 'mape'; expected one of 'mse'"),
     "loss None": ((X, Y), {"loss": None}, ValueError, "loss is None; expected one of 'mse'"),
     "loss class": ((X, Y), {"loss": MSE}, ValueError, "loss is <class"),
     "optimizer": ((X, Y), {"optimizer": "lion"}, ValueError, "optimizer is 'lion'; expected one"),

@@ -1,5 +1,5 @@
-/* What this build holds and what this machine can run, by its own cpuid and xgetbv: compilers' helpers differ in
-   what they know and answer 0 under some. */
+/* The instruction sets that this build holds, and whether this machine runs them. It asks cpuid and xgetbv itself:
+   the compilers' helpers know different sets. */
 #include "kernels.h"
 
 #if defined(__x86_64__)

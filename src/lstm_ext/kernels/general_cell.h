@@ -1,5 +1,5 @@
-/* What cells with options are made of beyond products: their elementwise step, layer normalisation, masks of dropout.
-   Included by leaf.h once for each type; the contracts are in kernels.h. Derivatives are in terms of the outputs. */
+/* Cells with options: their elementwise step and layer normalisation. Included by leaf.h once for each type; the
+   contracts are in kernels.h. Derivatives are in terms of the outputs. */
 
 /* --- sums across elements --- */
 
@@ -95,40 +95,15 @@ static void NAME(normalize_backward)(ptrdiff_t n, const real *xhat, double rstd,
 
 /* --- the cell --- */
 
-/* x, or 0 where the condition does not hold. */
-#define WHERE(condition, x) ((vec)((bitvec)(condition) & (bitvec)(x)))
-
-INLINE vec NAME(gate)(int hard, vec z)
-{
-    return hard ? NAME(max)(K(0), NAME(min)(K(1), FMA(K(0.2), z, K(0.5)))) : NAME(vsigmoid)(z);
-}
-
-INLINE vec NAME(gate_slope)(int hard, vec y)
-{
-    return hard ? WHERE((y > K(0)) & (y < K(1)), K(0.2)) : FMA(-y, y, y);
-}
-
-INLINE vec NAME(activation)(int activation, vec x)
-{
-    if (activation == ACTIVATION_TANH)
-        return NAME(vtanh)(x);
-    return activation == ACTIVATION_RELU ? WHERE(~(x < K(0)), x) : x; /* NaN stays */
-}
-
-INLINE vec NAME(activation_slope)(int activation, vec y)
-{
-    if (activation == ACTIVATION_TANH)
-        return FMA(-y, y, K(1));
-    return activation == ACTIVATION_RELU ? WHERE(y > K(0), K(1)) : K(1);
-}
-
 /* i, f, g from their pre-activations. */
 INLINE void NAME(activate_ifg)(const cell_options *options, vec *z)
 {
-    if (!options->hard && options->activation == ACTIVATION_TANH)
+    if (options->gate_activation == GATE_SIGMOID && options->cell_activation == CELL_TANH)
         NAME(activate_gates)(3, z);
     else
-        EACH(3) z[l] = l == 2 ? NAME(activation)(options->activation, z[l]) : NAME(gate)(options->hard, z[l]);
+        EACH(3)
+            z[l] = l == 2 ? NAME(activation)(options->cell_activation, z[l])
+                          : NAME(gate)(options->gate_activation, z[l]);
 }
 
 INLINE vec NAME(clipped)(const cell_options *options, vec c)
@@ -144,8 +119,8 @@ INLINE vec NAME(scaled)(ptrdiff_t units, vec xhat, const real *gain, const real 
 
 INLINE vec NAME(mix)(vec p, vec a, vec b) { return FMA(p, a, (K(1) - p) * b); }
 
-/* i, [f,] g and C of `units` units from the one that every pointer points at; c out. Apart from their outputs, for the
-   processor sees too few operations ahead to overlap chains as long as both. */
+/* i, [f,] g, C and c of `units` units, the first of which every pointer points at. The outputs are a function of their
+   own: a processor looks too few operations ahead to overlap chains as long as both. */
 INLINE void NAME(cell_step_states)(const cell_options *options, ptrdiff_t units, ptrdiff_t hidden_dim, real *z,
                                    const real *peepholes, const real *C_prev, const real *zone, real *C, real *c)
 {
@@ -177,9 +152,9 @@ INLINE void NAME(cell_step_outputs)(const cell_options *options, ptrdiff_t units
 {
     const vec c = NAME(load_n)(m, units), z_o = NAME(load_n)(o, units);
     const vec normed = gain ? NAME(scaled)(units, NAME(normalized)(c, of), gain, shift) : c;
-    const vec o_t = NAME(gate)(options->hard, p_o ? FMA(NAME(load_n)(p_o, units), c, z_o) : z_o);
+    const vec o_t = NAME(gate)(options->gate_activation, p_o ? FMA(NAME(load_n)(p_o, units), c, z_o) : z_o);
     NAME(store_n)(o, o_t, units);
-    NAME(store_n)(m, o_t * NAME(activation)(options->activation, normed), units);
+    NAME(store_n)(m, o_t * NAME(activation)(options->cell_activation, normed), units);
 }
 
 static void NAME(cell_step)(const cell_options *options, ptrdiff_t hidden_dim, real *z, const real *C_prev,
@@ -215,9 +190,9 @@ INLINE vec NAME(cell_sum)(const cell_options *options, ptrdiff_t units, ptrdiff_
 /* From m = o act(n(c)) to o's pre-activation; returns dL/dn(c). */
 INLINE vec NAME(output_gradient)(const cell_options *options, vec normed, vec o, vec dm, vec dC, vec *dz_o)
 {
-    const vec y = NAME(activation)(options->activation, normed);
-    *dz_o = (dm * y) * NAME(gate_slope)(options->hard, o);
-    return FMA(dm * o, NAME(activation_slope)(options->activation, y), dC);
+    const vec y = NAME(activation)(options->cell_activation, normed);
+    *dz_o = (dm * y) * NAME(gate_slope)(options->gate_activation, o);
+    return FMA(dm * o, NAME(activation_slope)(options->cell_activation, y), dC);
 }
 
 /* With layer norm: dz's last row is that of o, its second dL/dc by way of m. Its first is scratch. */
@@ -244,7 +219,7 @@ static void NAME(normed_backward)(const cell_options *options, ptrdiff_t hidden_
     NAME(normalize_backward)(hidden_dim, dz, rstd, gain, dn, dz + hidden_dim);
 }
 
-/* `units` units from the one that every pointer points at; with layer norm after normed_backward. */
+/* `units` units, the first of which every pointer points at; with layer norm after normed_backward. */
 INLINE void NAME(cell_step_backward_units)(const cell_options *options, ptrdiff_t units, ptrdiff_t hidden_dim,
                                            const real *gates, const real *peepholes, const real *C_prev,
                                            const real *zone, const real *dm, real *dC, real *dz, real *c)
@@ -252,7 +227,7 @@ INLINE void NAME(cell_step_backward_units)(const cell_options *options, ptrdiff_
     for (int g = 0; g < options->gates; g++) /* of a later row */
         __builtin_prefetch(gates + (ROWS_AHEAD * options->gates + g) * hidden_dim);
     __builtin_prefetch(C_prev + ROWS_AHEAD * hidden_dim);
-    const int hard = options->hard, coupled = options->gates == 3, zoned = zone || options->zoneout != 0;
+    const int gate = options->gate_activation, coupled = options->gates == 3, zoned = zone || options->zoneout != 0;
     const ptrdiff_t at_o = (options->gates - 1) * hidden_dim, at_g = at_o - hidden_dim;
     const vec i = NAME(load_n)(gates, units), g = NAME(load_n)(gates + at_g, units);
     const vec o = NAME(load_n)(gates + at_o, units), before = NAME(load_n)(C_prev, units);
@@ -268,8 +243,9 @@ INLINE void NAME(cell_step_backward_units)(const cell_options *options, ptrdiff_
     if (peepholes)
         dc = FMA(NAME(load_n)(peepholes + at_g, units), dz_o, dc);
     dc = WHERE(c_t == sum, dc);
-    const vec slope_i = NAME(gate_slope)(hard, i), dz_g = (dc * i) * NAME(activation_slope)(options->activation, g);
-    const vec dz_f = (dc * before) * NAME(gate_slope)(hard, f);
+    const vec slope_i = NAME(gate_slope)(gate, i);
+    const vec dz_g = (dc * i) * NAME(activation_slope)(options->cell_activation, g);
+    const vec dz_f = (dc * before) * NAME(gate_slope)(gate, f);
     const vec dz_i = coupled ? (dc * (g - before)) * slope_i : (dc * g) * slope_i;
     vec dC_prev = dc * f;
     if (zoned)
@@ -309,105 +285,5 @@ static void NAME(blend)(ptrdiff_t n, const real *mask, real p, const real *a, co
     NAME(store_n)                                                                                                      \
     (y + j, NAME(mix)(mask ? NAME(load_n)(mask + j, m) : K(p), NAME(load_n)(a + j, m), NAME(load_n)(b + j, m)), m)
     EACH_VECTOR(n, BODY);
-#undef BODY
-}
-
-/* --- masks of dropout --- */
-
-#define WORD_VECTORS (4 * D / V) /* that hold the words of D blocks */
-
-/* x0 y0 x2 y2 ..., or the odd ones of both. */
-#if VECTOR_BYTES == 64
-#define PAIRS(x, y, odd) \
-    SHUFFLE_LONGS(x, y, odd, 8 + odd, 2 + odd, 10 + odd, 4 + odd, 12 + odd, 6 + odd, 14 + odd)
-#define BLOCK_ORDER 0, 4, 1, 5, 2, 6, 3, 7
-#elif VECTOR_BYTES == 32
-#define PAIRS(x, y, odd) SHUFFLE_LONGS(x, y, odd, 4 + odd, 2 + odd, 6 + odd)
-#define BLOCK_ORDER 0, 2, 1, 3
-#else
-#define PAIRS(x, y, odd) SHUFFLE_LONGS(x, y, odd, 2 + odd)
-#define BLOCK_ORDER 0, 1
-#endif
-
-#if defined(__clang__)
-#define SHUFFLE_LONGS(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
-#else
-#define SHUFFLE_LONGS(x, y, ...) __builtin_shuffle(x, y, (longs){__VA_ARGS__})
-#endif
-
-typedef struct {
-    longs keys[PHILOX_ROUNDS][2], counter[4];
-} NAME(stream);
-
-INLINE void NAME(open_stream)(NAME(stream) *stream, const uint32_t *key, const uint32_t *counter)
-{
-    for (uint32_t round = 0; round < PHILOX_ROUNDS; round++) {
-        stream->keys[round][0] = NAME(broadcast_long)(key[0] + round * PHILOX_W0);
-        stream->keys[round][1] = NAME(broadcast_long)(key[1] + round * PHILOX_W1);
-    }
-    stream->counter[0] = (longs){BLOCK_ORDER};
-    for (int l = 1; l < 4; l++)
-        stream->counter[l] = NAME(broadcast_long)(counter[l - 1]);
-}
-
-/* The words of the next D blocks. Each lane of 64 bits makes a block; the upper halves hold what no product sees. */
-INLINE void NAME(next_words)(NAME(stream) *stream, bitvec *words)
-{
-    const longs M0 = NAME(broadcast_long)(PHILOX_M0), M1 = NAME(broadcast_long)(PHILOX_M1);
-    const longs lower = NAME(broadcast_long)(0xffffffff);
-    longs c0 = stream->counter[0], c1 = stream->counter[1], c2 = stream->counter[2], c3 = stream->counter[3];
-    stream->counter[0] = c0 + (uint64_t)D;
-    UNROLL for (int round = 0; round < PHILOX_ROUNDS; round++) {
-        const longs p0 = NAME(multiply_lower)(c0, M0), p1 = NAME(multiply_lower)(c2, M1);
-        c0 = (p1 >> 32) ^ c1 ^ stream->keys[round][0];
-        c2 = (p0 >> 32) ^ c3 ^ stream->keys[round][1];
-        c1 = p1;
-        c3 = p0;
-    }
-    const longs x = (c0 & lower) | (c1 << 32), y = (c2 & lower) | (c3 << 32);
-    const longs pairs[2] = {PAIRS(x, y, 0), PAIRS(x, y, 1)};
-#if REAL_IS_DOUBLE
-    UNROLL for (int l = 0; l < 2; l++) {
-        const bitvec even = (bitvec)(pairs[l] & lower), odd = (bitvec)(pairs[l] >> 32);
-        words[2 * l] = INTERLEAVE(even, odd, 0);
-        words[2 * l + 1] = INTERLEAVE(even, odd, 1);
-    }
-#else
-    UNROLL for (int l = 0; l < 2; l++) words[l] = (bitvec)pairs[l];
-#endif
-}
-
-/* body(j, n, below) for each vector of n elements, `below` the lanes whose word is below the threshold. */
-#define EACH_WORDS(count, key, counter, threshold, body)                                                               \
-    do {                                                                                                               \
-        NAME(stream) stream_;                                                                                          \
-        bitvec words_[WORD_VECTORS];                                                                                   \
-        NAME(open_stream)(&stream_, key, counter);                                                                     \
-        ptrdiff_t j_ = 0;                                                                                              \
-        for (; j_ + 4 * D <= (count); j_ += 4 * D) {                                                                   \
-            NAME(next_words)(&stream_, words_);                                                                        \
-            UNROLL for (int l = 0; l < WORD_VECTORS; l++) body(j_ + l * V, V, (words_[l] < (bits)(threshold)));        \
-        }                                                                                                              \
-        if (j_ < (count)) {                                                                                            \
-            NAME(next_words)(&stream_, words_);                                                                        \
-            UNROLL for (int l = 0; l < WORD_VECTORS; l++) if (j_ + l * V < (count))                                    \
-                body(j_ + l * V, (count) - j_ - l * V, (words_[l] < (bits)(threshold)));                               \
-        }                                                                                                              \
-    } while (0)
-
-static void NAME(mask)(ptrdiff_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold, real dropped,
-                       real kept, real *y)
-{
-    const bitvec change = (bitvec)K(kept) ^ (bitvec)K(dropped);
-#define BODY(j, m, below) NAME(store_n)(y + j, (vec)((bitvec)K(kept) ^ (bitvec)WHERE(below, change)), m)
-    EACH_WORDS(n, key, counter, threshold, BODY);
-#undef BODY
-}
-
-static void NAME(dropout)(ptrdiff_t n, const uint32_t *key, const uint32_t *counter, uint32_t threshold, real scale,
-                          const real *x, real *y)
-{
-#define BODY(j, m, below) NAME(store_n)(y + j, WHERE(~below, K(scale) * NAME(load_n)(x + j, m)), m)
-    EACH_WORDS(n, key, counter, threshold, BODY);
 #undef BODY
 }

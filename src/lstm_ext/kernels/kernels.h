@@ -1,9 +1,9 @@
-/* The table of leaf kernels: one per instruction set, float and double from one source.
+/* The table of leaf kernels: one for each instruction set; float and double come from one source.
 
-   Every output element is one chain of fused multiply-adds in the order written in its contract, so the bits
-   do not depend on the instruction set, on the number of rows, or on how a sum is cut into calls (the baseline
-   has no fused multiply-add and agrees to rounding). Kernels allocate nothing, and inputs do not overlap outputs
-   unless a contract says so. All leading dimensions (ld*) and strides count elements.
+   Every output element is one chain of fused multiply-adds in the order written in its contract, so the bits do not
+   depend on the instruction set, on the number of rows, or on how a sum is divided into calls. (The baseline has no
+   fused multiply-add and agrees to rounding.) Kernels allocate nothing. Inputs do not overlap outputs unless a contract
+   says so. Strides, and the strides of rows (ld*), count elements.
 
    H hidden_dim, I input_dim, V lanes of one vector, gates in the order i, f, g, o. */
 #ifndef LSTM_EXT_KERNELS_H
@@ -12,37 +12,40 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "activations.h"
+#include "losses.h"
+#include "optimizers.h"
+
 /* Panels and packed blocks are at most this many vectors wide: the four gates of V units. */
 #define TILE_VECTORS 4
 
-/* Long sums across elements are cut into blocks of so many, whose sums are added in their order. */
+/* Long sums across elements go in blocks of this length; the blocks' sums are added in order. */
 #define SUM_BLOCK 4096
 
-/* The packed weights of a layer that lanes_forward takes have at most so many bytes, for every group of V sequences
-   reads them again. */
+/* The maximum size in bytes of the packed weights that lanes_forward takes: every group of V sequences reads them
+   again. */
 #define LANES_BYTES 131072
 
-/* The inputs of a sequence that lanes_forward turns at once if one step has no more, and the vectors of scratch that
-   lanes_forward and lanes_backward need. Large buffers live in scratch, because threads may have small stacks. */
+/* lanes_forward transposes the inputs of several steps at once, up to this many columns. */
 #define LANES_COLUMNS 64
 
+/* The vectors of scratch that lanes_forward and lanes_backward need. Threads may have small stacks, so large buffers
+   are in the scratch. */
 static inline ptrdiff_t lanes_scratch(ptrdiff_t input_dim, ptrdiff_t hidden_dim)
 {
-    const ptrdiff_t turned = input_dim > LANES_COLUMNS ? input_dim : LANES_COLUMNS;
-    const ptrdiff_t forward = turned + 2 * (hidden_dim + input_dim + 4), backward = 6 * hidden_dim;
+    const ptrdiff_t transposed = input_dim > LANES_COLUMNS ? input_dim : LANES_COLUMNS;
+    const ptrdiff_t forward = transposed + 2 * (hidden_dim + input_dim + 4), backward = 6 * hidden_dim;
     return forward > backward ? forward : backward;
 }
 
-/* The arithmetic of a cell with options; plain are 4, 0, ACTIVATION_TANH, infinity, 0 and NULLs. Arrays hold the
-   table's type. G gates; act is `activation`. */
-enum { ACTIVATION_TANH, ACTIVATION_IDENTITY, ACTIVATION_RELU };
-
+/* The options of a cell. A plain cell has 4 gates, GATE_SIGMOID, CELL_TANH, clip infinity, zoneout 0 and NULLs. Arrays
+   hold the table's type. */
 typedef struct {
     int gates;              /* G: 4 (i, f, g, o) or 3 (i, g, o; f = 1 - i) */
-    int hard;               /* the gates are max(0, min(1, 0.2 z + 0.5)), not sigmoid(z) */
-    int activation;         /* of g and of c */
+    int gate_activation;    /* gate(z), of i, f and o */
+    int cell_activation;    /* act(z), of g and c */
     double clip;            /* of c to [-clip, clip] */
-    double zoneout;         /* the part of C_{t-1} in C_t where no mask is given */
+    double zoneout;         /* the weight of C_{t-1} in C_t where there is no mask */
     const void *peepholes;  /* (G - 1, H): p_i, [p_f,] p_o; or NULL */
     const void *gain_C;     /* (H), of the layer norm of c; or NULL: n(c) = c */
     const void *shift_C;    /* (H); with gain_C only */
@@ -51,7 +54,7 @@ typedef struct {
 #define DECLARE_KERNELS(table, real)                                                                        \
     typedef struct {                                                                                        \
         ptrdiff_t lanes;     /* V */                                                                        \
-        ptrdiff_t tile_rows; /* the most rows of one call of matmul, outer and cell_forward */              \
+        ptrdiff_t tile_rows; /* maximum of `rows` in matmul, outer and cell_forward */                      \
                                                                                                             \
         /* y[j] = f(x[j]), j < n; y may be x. */                                                            \
         void (*sigmoid)(ptrdiff_t n, const real *x, real *y);                                               \
@@ -59,8 +62,8 @@ typedef struct {
                                                                                                             \
         /* C[r][j] = start[r][j] + sum_k A[r][k] * panel[k][j], k ascending; r < rows, j < columns.         \
            panel    (depth, ld_panel), readable for columns rounded up to whole vectors                     \
-           start    (rows, columns) rows ld_start apart: 0 repeats one row; may be C                        \
-           ahead    a hint: as many cache lines as there are k are fetched from here meanwhile */           \
+           start    (rows, columns), stride ld_start; stride 0 repeats one row; may be C                    \
+           ahead    a hint: meanwhile `depth` cache lines are prefetched from here */                       \
         void (*matmul)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const real *A, ptrdiff_t lda,    \
                        const real *panel, ptrdiff_t ld_panel, const real *start, ptrdiff_t ld_start,        \
                        real *C, ptrdiff_t ldc, const real *ahead);                                          \
@@ -71,20 +74,20 @@ typedef struct {
                       real *C, ptrdiff_t ldc);                                                              \
                                                                                                             \
         /* B[k][j] = A[j][k] for j < rows, 0 for rows <= j < V; rows <= V, k < depth.                       \
-           A        (rows, depth) rows lda apart                                                            \
-           B        (depth, V) rows ldb apart */                                                            \
+           A        (rows, depth), stride lda                                                               \
+           B        (depth, V), stride ldb */                                                               \
         void (*transpose)(ptrdiff_t rows, ptrdiff_t depth, const real *A, ptrdiff_t lda, real *B,           \
                           ptrdiff_t ldb);                                                                   \
                                                                                                             \
-        /* One step of the cell for `units` <= V units of `rows` sequences; of one sequence for up to 2 V.  \
+        /* One step of the cell for `units` <= V units of `rows` sequences, or up to 2 V units of one.      \
                z = b + W_x x + W_h h_prev;   C = f * C_prev + i * g;   h = o * tanh(C)                      \
            hx       (rows, ld_hx)  [h_prev (H) | x (I)]                                                     \
-           block    (1 + I + H, 4, V)  bias, W_x, W_h of these units; lanes past `units` hold zeros; the    \
-                    next V units' block follows                                                             \
+           block    (1 + I + H, 4, V)  bias, W_x, W_h of these units; lanes past `units` hold zeros. The    \
+                    block of the next V units follows.                                                      \
            C_prev   (rows, H) and C (rows, H), at the first unit; C may be C_prev                           \
-           h        rows ld_hx apart, at the first unit, not in the rows of hx                              \
+           h        (rows, H), stride ld_hx, at the first unit, not in the rows of hx                       \
            gates    (rows, 4, H) at the first unit, or NULL: i, f, g, o for cell_backward                   \
-           ahead    a hint: I + H cache lines are fetched from here meanwhile */                            \
+           ahead    a hint: meanwhile I + H cache lines are prefetched from here */                         \
         void (*cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_dim, ptrdiff_t hidden_dim,    \
                              const real *hx, ptrdiff_t ld_hx, const real *block, const real *C_prev,        \
                              real *C, real *h, real *gates, const real *ahead);                             \
@@ -94,35 +97,36 @@ typedef struct {
         void (*cell_backward)(ptrdiff_t hidden_dim, const real *gates, const real *C_prev, const real *C,   \
                               const real *dh, real *dC, real *dz);                                          \
                                                                                                             \
-        /* The same steps as cell_forward's for `rows` <= V sequences, one in each lane: `steps` of them.   \
-           x        x_0 of sequence l is at x[first[l]], x_{t+1} x_step elements after x_t                  \
-           packed   every block of cell_forward, LANES_BYTES or less                                        \
-           h_prev, h   (rows, H), ld_h apart; h out, may be h_prev                                          \
-           hx       (steps) slots hx_step apart of rows [h_{t-1} | x_t] ld_h apart, out, or NULL; each row  \
-                    is written up to a whole 16 bytes                                                       \
-           C        (steps + 1) slots C_step apart of (H, rows): slot 0 in, the others out; C_step may be 0 \
-           gates    (steps) slots 4 C_step apart of (H, 4, rows): i, f, g, o for lanes_backward; or NULL    \
+        /* `steps` steps of cell_forward for `rows` <= V sequences, one in each lane.                       \
+           x        x_0 of sequence l is at x[first[l]]; stride x_step from x_t to x_{t+1}                  \
+           packed   all blocks of cell_forward, at most LANES_BYTES                                         \
+           h_prev, h   (rows, H), stride ld_h; h out, may be h_prev                                         \
+           hx       (steps, rows) rows [h_{t-1} | x_t], strides hx_step and ld_h, out, or NULL; each row is \
+                    written up to a multiple of 16 bytes                                                    \
+           C        (steps + 1, H, rows), stride C_step: slot 0 in, the others out; C_step may be 0         \
+           gates    (steps, H, 4, rows), stride 4 C_step: i, f, g, o for lanes_backward; or NULL            \
            scratch  (lanes_scratch(I, H), V) */                                                             \
         void (*lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,   \
                               const real *x, const ptrdiff_t *first, ptrdiff_t x_step,                      \
                               const real *packed, const real *h_prev, real *h, ptrdiff_t ld_h, real *hx,    \
                               ptrdiff_t hx_step, real *C, ptrdiff_t C_step, real *gates, real *scratch);    \
                                                                                                             \
-        /* `steps` steps backward, the last first: cell_backward, then dh_{t-1} = dH_{t-1} + dz W_h.        \
-           gates, C  as lanes_forward left them from the first of the steps on                              \
-           panels   W_h (4H, H), each 4 V columns an array (4H, width) as matmul takes                      \
-           dH       at the first step: rows ld_dH apart, steps dH_step, or NULL; not taken for h_{-1}       \
-           begins, ends   whether the first step is a sequence's first, the last step its last              \
-           dh, dC   in: after the last step, (rows, H) if it `ends`, else (H, rows) as left by a call       \
-                    before; out: before the first step, (rows, H) if it `begins`, else (H, rows)            \
-           dz       (steps) slots dz_step apart, the last step in slot 0, of (rows, 4H), ld_dz apart, out   \
+        /* `steps` steps backward, from the last to the first: cell_backward, then                          \
+           dh_{t-1} = dH_{t-1} + dz W_h.                                                                    \
+           gates, C  as lanes_forward wrote them, at the first of these steps                               \
+           panels   W_h (4H, H): for each 4 V columns an array (4H, width), as matmul takes it              \
+           dH       (steps, rows, H) at the first step, strides dH_step and ld_dH; or NULL. h_{-1} has none \
+           begins, ends   whether the first step is the sequences' first, the last step their last          \
+           dh, dC   in: after the last step; (rows, H) if it `ends`, else (H, rows) from the previous call  \
+                    out: before the first step; (rows, H) if it `begins`, else (H, rows)                    \
+           dz       (steps, rows, 4H), strides dz_step and ld_dz, the last step first, out                  \
            scratch  (lanes_scratch(I, H), V) for any I */                                                   \
         void (*lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates,    \
                                const real *C, ptrdiff_t C_step, const real *panels, const real *dH,         \
                                ptrdiff_t ld_dH, ptrdiff_t dH_step, int begins, int ends, real *dh,          \
                                real *dC, real *dz, ptrdiff_t ld_dz, ptrdiff_t dz_step, real *scratch);      \
                                                                                                             \
-        /* One step of a cell with options for one sequence, elementwise, from its pre-activations.         \
+        /* The elementwise part of one step of a cell with options, for one sequence.                       \
                i, f = gate(z_i + p_i C_prev), gate(z_f + p_f C_prev), or f = 1 - i;   g = act(z_g)          \
                c = clip(f C_prev + i g);   o = gate(z_o + p_o c);   m = o act(n(c))                         \
                C = zone C_prev + (1 - zone) c                                                               \
@@ -134,21 +138,21 @@ typedef struct {
                           const real *zone, real *C, real *m);                                              \
                                                                                                             \
         /* The same step backward.                                                                          \
-           gates    (G, H) as cell_step left z; C_prev and zone (H) as it took them                         \
+           gates    (G, H), z as cell_step wrote it; C_prev and zone (H) as cell_step took them             \
            dm       (H) dL/dm                                                                               \
-           dC       (H) in: dL/dC; out: dL/dC_prev by all ways but W_h h_prev                               \
+           dC       (H) in: dL/dC; out: dL/dC_prev, except by way of W_h h_prev                             \
            dz       (G, H) out                                                                              \
            c        (H) out: c, for the gradient of p_o                                                     \
-           dn       (H) out: dL/dn(c), for those of gain_C and shift_C; may be NULL without them */         \
+           dn       (H) out: dL/dn(c), for the gradients of gain_C and shift_C. NULL without them */        \
         void (*cell_step_backward)(const cell_options *options, ptrdiff_t hidden_dim, const real *gates,    \
                                    const real *C_prev, const real *zone, const real *dm, real *dC,          \
                                    real *dz, real *c, real *dn);                                            \
                                                                                                             \
-        /* xhat = (x - mean) * rstd over n entries; returns rstd = 1 / sqrt(var + 1e-5), var biased; xhat   \
-           may be x. The sums are in double: blocks of SUM_BLOCK, each in 16 lanes; all added in order. */  \
+        /* xhat = (x - mean) * rstd over n elements; returns rstd = 1 / sqrt(var + 1e-5), var biased. xhat  \
+           may be x. Sums are in double: blocks of SUM_BLOCK, each in 16 lanes, all added in order. */      \
         double (*normalize)(ptrdiff_t n, const real *x, real *xhat);                                        \
                                                                                                             \
-        /* dx = rstd * (d - mean(d) - xhat * mean(d * xhat)),  d = gain * dy; such sums; dx may be dy. */   \
+        /* dx = rstd * (d - mean(d) - xhat * mean(d * xhat)),  d = gain * dy; same sums; dx may be dy. */   \
         void (*normalize_backward)(ptrdiff_t n, const real *xhat, double rstd, const real *gain,            \
                                    const real *dy, real *dx);                                               \
                                                                                                             \
@@ -171,22 +175,14 @@ typedef struct {
         /* sum_j x[j]^2 in double, in 16 lanes (j mod 16) added in their order; n <= SUM_BLOCK. */          \
         double (*sum_of_squares)(ptrdiff_t n, const real *x);                                               \
                                                                                                             \
-        /* Returns sum_j (y[j] - target[j])^2 in 16 such lanes; dy[j] = scale * (y[j] - target[j]). */      \
-        double (*squared_error)(ptrdiff_t n, const real *y, const real *target, double scale, real *dy);    \
+        /* losses[kind]: returns the loss of one row; dy (outputs) = scale * its derivative by y. The sum   \
+           over targets is in double, in 16 lanes as above. */                                              \
+        double (*losses[LOSS_KINDS])(const loss_row *row, const real *y, real *dy);                         \
                                                                                                             \
-        /* Returns -log softmax(logits)[label]; dlogits = scale * (softmax(logits) - onehot(label)). */     \
-        double (*cross_entropy)(ptrdiff_t n, const real *logits, ptrdiff_t label, double scale,             \
-                                real *dlogits);                                                             \
-                                                                                                            \
-        /* velocity = momentum * velocity + scale * gradient;  parameters -= learning_rate * velocity       \
-           velocity may be NULL: momentum is 0 */                                                           \
-        void (*sgd)(ptrdiff_t n, real *parameters, const real *gradient, real *velocity, double scale,      \
-                    double learning_rate, double momentum);                                                 \
-                                                                                                            \
-        /* g = scale * gradient;  m += (1 - beta1)(g - m);  v = beta2 v + (1 - beta2) g^2;                  \
-           parameters -= step_size * m / (sqrt(v) / root_correction + epsilon) */                           \
-        void (*adam)(ptrdiff_t n, real *parameters, const real *gradient, real *m, real *v, double scale,   \
-                     double step_size, double root_correction, double beta1, double beta2, double epsilon); \
+        /* updates[kind]: one step of an optimizer on n parameters; moments (MAX_MOMENTS) pointers, NULL    \
+           for those that are not kept. */                                                                  \
+        void (*updates[OPTIMIZER_KINDS])(const update_step *step, ptrdiff_t n, real *parameters,            \
+                                         const real *gradient, real *const *moments);                       \
     } table
 
 DECLARE_KERNELS(kernels_float, float);
@@ -198,7 +194,7 @@ typedef struct {
     const kernels_double *f64;
 } kernels;
 
-/* The sets this build holds, the widest first, ended by NULL; whether this machine runs one. */
+/* The tables of the sets in this build, the widest first, with a NULL at the end; whether this machine runs one. */
 extern const kernels *const all_kernels[];
 int kernels_runnable(const kernels *table);
 

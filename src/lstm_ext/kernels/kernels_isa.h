@@ -34,8 +34,8 @@
 #define EACH_TILE_ROWS(case_of, body) case_of(body, 1) case_of(body, 2)
 #endif
 
-/* log(x) for x >= 1; NaN and Inf stay what they are: x = 2^k m, log m = 2 artanh((m - 1) / (m + 1)) by its series.
-   Our own, for libm's raises the oldest glibc that a wheel runs on. */
+/* log(x) for x >= 1, by x = 2^k m and the series of log m = 2 artanh((m - 1) / (m + 1)); NaN and Inf are returned.
+   libm's would need a newer glibc than our wheels do. */
 INLINE double natural_log(double x)
 {
     union {

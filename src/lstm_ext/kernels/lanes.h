@@ -1,10 +1,10 @@
-/* The cell with the batch in the lanes, for layers of few units, which would leave lanes empty: one sequence in each
-   lane, and a weight is broadcast. Included by leaf.h once for each type; the contracts are in kernels.h.
+/* The plain cell with one sequence in each lane and weights broadcast, for layers of few units, whose vectors of units
+   would have empty lanes. Included by leaf.h once for each type; the contracts are in kernels.h.
 
-   A panel (columns, V) has one vector for each column; rows are turned into panels and back by squares of one
-   16-byte vector's elements, which every set has. Lanes past the rows repeat the first row and are never stored. */
+   A panel (columns, V) has one vector for each column. Rows become panels and back by transposing squares of 16-byte
+   vectors, which every set has. Lanes past the last row repeat the first row and are never stored. */
 #define SQUARE (16 / (ptrdiff_t)sizeof(real))
-#define LANES_TILE 3        /* units */
+#define LANES_TILE 3 /* units */
 
 typedef real NAME(square_row) __attribute__((vector_size(16)));
 typedef real NAME(square_row_unaligned) __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
@@ -12,7 +12,7 @@ typedef real NAME(square_row_unaligned) __attribute__((vector_size(16), aligned(
 #define LOAD_ROW(p) ((square_row) * (const NAME(square_row_unaligned) *)(p))
 #define STORE_ROW(p, x) (*(NAME(square_row_unaligned) *)(p) = (NAME(square_row_unaligned))(x))
 
-/* Elements of a and b, counted on from a's to b's. */
+/* Elements of a and b; those of b are numbered after those of a. */
 #if defined(__clang__)
 #define SHUFFLE_SQUARE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -71,7 +71,7 @@ INLINE void NAME(panel_to_padded_rows)(ptrdiff_t rows, ptrdiff_t columns, const 
     }
 }
 
-/* The same, and no more is written. */
+/* The same, but only `columns` columns are written. */
 INLINE void NAME(panel_to_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *panel, real *y, ptrdiff_t ld)
 {
     const ptrdiff_t whole = columns / SQUARE * SQUARE;
@@ -88,10 +88,10 @@ INLINE void NAME(place_rows)(ptrdiff_t rows, ptrdiff_t ld, ptrdiff_t *at)
         at[l] = l < rows ? l * ld : 0;
 }
 
-/* How many of the next `left` columns a tile of up to `most` takes, so that no tile is much smaller than others. */
-INLINE ptrdiff_t NAME(share)(ptrdiff_t left, ptrdiff_t most)
+/* The size of the next tile, at most `maximum` of the `left` columns, such that no tile is much smaller than others. */
+INLINE ptrdiff_t NAME(tile_size)(ptrdiff_t left, ptrdiff_t maximum)
 {
-    ptrdiff_t count = (left + most - 1) / most;
+    ptrdiff_t count = (left + maximum - 1) / maximum;
     return (left + count - 1) / count;
 }
 
@@ -102,8 +102,8 @@ INLINE ptrdiff_t NAME(share)(ptrdiff_t left, ptrdiff_t most)
             z[j][g] = FMA(NAME(broadcast)(w[g * V + j]), s_, z[j][g]);                                                 \
     }
 
-/* U units, a constant: w is at the first one's bias in its block. Enough chains of multiply-adds to hide their latency,
-   and the elementwise halves of several units overlap. */
+/* U units, a constant; w points at the first one's bias in its block. Several units at once have enough chains of
+   multiply-adds to hide their latency, and their elementwise halves overlap. */
 INLINE void NAME(lanes_units)(const int U, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *w,
                               const real *hx, const real *C_prev, real *C, real *h, real *gates)
 {
@@ -133,7 +133,7 @@ INLINE void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidd
     for (ptrdiff_t first = 0; first < hidden_dim; first += V, packed += size) {
         const ptrdiff_t end = first + V < hidden_dim ? first + V : hidden_dim;
         for (ptrdiff_t u = first, units; u < end; u += units) {
-            units = NAME(share)(end - u, LANES_TILE);
+            units = NAME(tile_size)(end - u, LANES_TILE);
 #define UNITS(U)                                                                                                       \
     NAME(lanes_units)(U, rows, input_dim, hidden_dim, packed + (u - first), hx, C_prev + u * rows, C + u * rows,       \
                       h + u * V, gates ? gates + u * TILE_VECTORS * rows : NULL)
@@ -148,7 +148,7 @@ INLINE void NAME(lanes_step)(ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidd
     }
 }
 
-/* `restrict`, for the panels in the scratch overlap no other array: it saves 2 % of a training step. */
+/* `restrict` saves 2 % of a training step: the panels in the scratch overlap no other array. */
 static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input_dim, ptrdiff_t hidden_dim,
                                 const real *x, const ptrdiff_t *first, ptrdiff_t x_step, const real *packed,
                                 const real *h_prev, real *h, ptrdiff_t ld_h, real *hx, ptrdiff_t hx_step, real *C,
@@ -202,7 +202,7 @@ static void NAME(lanes_products)(ptrdiff_t hidden_dim, const real *dz, const rea
         const ptrdiff_t columns = left < TILE_VECTORS * V ? left : TILE_VECTORS * V;
         width = (columns + V - 1) / V * V;
         for (ptrdiff_t j = 0, n; j < columns; j += n) {
-            n = NAME(share)(columns - j, 8);
+            n = NAME(tile_size)(columns - j, 8);
 #define CASE(N)                                                                                                        \
     case N:                                                                                                            \
         NAME(lanes_product)(N, 4 * hidden_dim, dz, panels + j, width, dh + (first + j) * V);                           \
@@ -216,7 +216,7 @@ static void NAME(lanes_products)(ptrdiff_t hidden_dim, const real *dz, const rea
     }
 }
 
-/* One step of one group backward but for the product: dz (4 H, V) out. */
+/* One step of one group backward, without the product: dz (4 H, V) out. */
 INLINE void NAME(lanes_gradient)(ptrdiff_t rows, ptrdiff_t hidden_dim, const real *gates, const real *C_prev,
                                  const real *C, const real *dh, real *dC, real *dz)
 {
@@ -231,7 +231,7 @@ INLINE void NAME(lanes_gradient)(ptrdiff_t rows, ptrdiff_t hidden_dim, const rea
     }
 }
 
-/* A state is (rows, H) outside of the sequence's steps, (H, rows) between two of them. */
+/* A state is (rows, H) before a sequence's first step and after its last, (H, rows) between two calls. */
 INLINE void NAME(load_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *state, const ptrdiff_t *at,
                              real *panel)
 {

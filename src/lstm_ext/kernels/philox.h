@@ -1,5 +1,5 @@
 /* Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, 2011): four words that are a
-   function of a counter of four and a key of two, so that any word is there without those before it. */
+   function of a counter (4) and a key (2), so any word can be computed without those before it. */
 #ifndef LSTM_EXT_PHILOX_H
 #define LSTM_EXT_PHILOX_H
 
@@ -8,7 +8,7 @@
 #define PHILOX_ROUNDS 10
 #define PHILOX_M0 0xD2511F53u
 #define PHILOX_M1 0xCD9E8D57u
-#define PHILOX_W0 0x9E3779B9u /* what a round adds to the key */
+#define PHILOX_W0 0x9E3779B9u /* added to the key in each round */
 #define PHILOX_W1 0xBB67AE85u
 
 static inline void philox(const uint32_t *counter, const uint32_t *key, uint32_t *words)

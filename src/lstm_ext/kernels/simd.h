@@ -57,7 +57,7 @@ INLINE vec NAME(min)(vec a, vec x) { return (vec)INTRINSIC(min)(a, x); }
 INLINE vec NAME(max)(vec a, vec x) { return (vec)INTRINSIC(max)(a, x); }
 #endif
 
-/* Lanes of 64 bits, and the products of their lower halves: of the plain operator GCC makes one of whole lanes. */
+/* Lanes of 64 bits, and the products of their lower halves; GCC would multiply whole lanes for the plain operator. */
 typedef uint64_t NAME(longs) __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #define longs NAME(longs)
 INLINE longs NAME(broadcast_long)(uint64_t x) { return x + (longs){0}; }
@@ -110,7 +110,7 @@ INLINE void NAME(store_some)(real *p, vec x, ptrdiff_t n)
 #endif
 #undef INTRINSIC
 
-/* The same for any n: whole vectors take the short way, at no cost where n is a constant. */
+/* The same for any n. Whole vectors are loaded and stored without a mask; where n is a constant, the test is free. */
 INLINE vec NAME(load_n)(const real *p, ptrdiff_t n)
 {
     return n >= V ? NAME(load)(p) : NAME(load_some)(p, n > 0 ? n : 0);
@@ -123,7 +123,7 @@ INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
         NAME(store_some)(p, x, n > 0 ? n : 0);
 }
 
-/* body(j, n) for each vector of `count` elements, n a constant V but for the last, shorter one. */
+/* body(j, n) for each vector of `count` elements: n is the constant V, but smaller for a last, partial vector. */
 #define EACH_VECTOR(count, body)                                                                                       \
     do {                                                                                                               \
         ptrdiff_t j_ = 0;                                                                                              \
@@ -167,95 +167,9 @@ INLINE void NAME(transpose_square)(vec *rows)
 #define FMA(a, b, c) NAME(fma)(a, b, c)
 #define K(c) NAME(broadcast)((real)(c))
 
-/* For each of n <= 4 vectors side by side, n a constant: the processor sees too few operations ahead to overlap their
-   chains when one comes after the other. */
+/* For each of n <= 4 vectors side by side, n a constant: a processor looks too few operations ahead to overlap chains
+   that come one after another. */
 #define EACH(n) UNROLL for (int l = 0; l < (n); l++)
-
-/* exp(-x) = e^s / 2^m, m = round(x / ln 2), s = m ln 2 - x, |s| <= ln(2)/2; ln 2 in two parts (Cody and Waite).
-   x becomes e^s - 1 = s + s^2 q(s), q a minimax polynomial of the relative error, and `power` 2^m, or 0 where that is
-   not normal. Adding `magic` leaves m, with the exponent's bias, in the low bits of the sum. Callers clamp x to the
-   range in which m is an exponent. */
-INLINE void NAME(expm1_reduced)(int n, vec *x, vec *power)
-{
-#if REAL_IS_DOUBLE
-    const vec magic = K(0x1.8p52 + 1023), ln2_high = K(0x1.62e42fefa2p-1), ln2_low = K(7.3710025651677989e-13);
-    const int mantissa_bits = 52;
-    static const real coefficients[] = {
-        2.09147553258932022e-9, 2.51053127296221018e-8, 2.75572734787185805e-7, 2.75572551700008874e-6,
-        2.48015873256774619e-5, 1.98412698750022788e-4, 1.38888888888837112e-3, 8.33333333332608312e-3,
-        4.16666666666666698e-2, 0.16666666666666671,    0.5};
-#else
-    const vec magic = K(0x1.8p23f + 127), ln2_high = K(0x1.62e4p-1f), ln2_low = K(1.4286068203e-06f);
-    const int mantissa_bits = 23;
-    static const real coefficients[] = {0.0013882510411390553f, 0.008366580332553093f, 0.04166720177488922f,
-                                        0.16666543178081414f, 0.4999999814408283f};
-#endif
-    const int count = sizeof coefficients / sizeof *coefficients;
-    vec m[4], q[4];
-    EACH(n) power[l] = FMA(x[l], K(1.4426950408889634), magic);
-    EACH(n) m[l] = power[l] - magic;
-    EACH(n) power[l] = (vec)((bitvec)power[l] << mantissa_bits);
-    EACH(n) x[l] = FMA(m[l], ln2_high, -x[l]);
-    EACH(n) x[l] = FMA(m[l], ln2_low, x[l]);
-    EACH(n) q[l] = K(coefficients[0]);
-    UNROLL for (int k = 1; k < count; k++) EACH(n) q[l] = FMA(q[l], x[l], K(coefficients[k]));
-    EACH(n) x[l] = FMA(q[l], x[l] * x[l], x[l]);
-}
-
-/* Where sigmoid and exp reach 0 (denormals are flushed), and where sigmoid is 1. */
-INLINE vec NAME(clamp)(vec x)
-{
-#if REAL_IS_DOUBLE
-    return NAME(max)(K(-709.4), NAME(min)(K(709), x));
-#else
-    return NAME(max)(K(-88.37f), NAME(min)(K(88), x));
-#endif
-}
-
-INLINE vec NAME(exp)(vec x)
-{
-    vec p = NAME(clamp)(-x), power;
-    NAME(expm1_reduced)(1, &p, &power);
-    return (K(1) + p) / power;
-}
-
-/* 1 / (1 + exp(-x)) = 2^m / (2^m + e^s). */
-INLINE vec NAME(sigmoid_of_reduced)(vec p, vec power) { return power / (power + (K(1) + p)); }
-
-INLINE vec NAME(vsigmoid)(vec x)
-{
-    vec p = NAME(clamp)(x), power;
-    NAME(expm1_reduced)(1, &p, &power);
-    return NAME(sigmoid_of_reduced)(p, power);
-}
-
-/* tanh|x| = (1 - e) / (1 + e) = (2^m - e^s) / (2^m + e^s), e = exp(-2|x|), with the sign of x; 1 from 30 on. */
-INLINE vec NAME(tanh_argument)(vec x)
-{
-    vec magnitude = (vec)((bitvec)x & ~(bitvec)K(-0.0));
-    return NAME(min)(K(60), magnitude + magnitude);
-}
-
-INLINE vec NAME(tanh_of_reduced)(vec x, vec p, vec power)
-{
-    vec numerator = (power - K(1)) - p;
-    vec t = numerator / ((power + power) - numerator);
-    return (vec)((bitvec)t | ((bitvec)x & (bitvec)K(-0.0)));
-}
-
-INLINE void NAME(vtanh_side_by_side)(int n, vec *x)
-{
-    vec p[4], power[4];
-    EACH(n) p[l] = NAME(tanh_argument)(x[l]);
-    NAME(expm1_reduced)(n, p, power);
-    EACH(n) x[l] = NAME(tanh_of_reduced)(x[l], p[l], power[l]);
-}
-
-INLINE vec NAME(vtanh)(vec x)
-{
-    NAME(vtanh_side_by_side)(1, &x);
-    return x;
-}
 
 /* Sums across elements run in LANES lanes of double whatever the vector width, so their bits are the same on every
    set. */

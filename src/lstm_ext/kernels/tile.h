@@ -127,7 +127,7 @@ static void NAME(transpose)(ptrdiff_t rows, ptrdiff_t depth, const real *A, ptrd
         NAME(transpose_block)(rows, depth - k < V ? depth - k : V, A + k, lda, B + k * ldb, ldb);
 }
 
-/* The gates i, f, g, o of V units, or the first n of them, from their pre-activations z (n), side by side. */
+/* The gates i, f, g, o of V units, or the first n of these gates, from their pre-activations z (n), side by side. */
 INLINE void NAME(activate_gates)(int n, vec *z)
 {
     vec p[4], power[4];
@@ -180,7 +180,7 @@ INLINE void NAME(cell_rows)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t hidden_di
         NAME(cell_rows_of)(rows, units, hidden_dim, ld_h, z, C_prev, C, h, gates);
 }
 
-/* One sequence, two blocks of units: as many chains of multiply-adds as hide their latency. */
+/* One sequence, two blocks of units: enough chains of multiply-adds to hide their latency. */
 static void NAME(cell_forward_pair)(ptrdiff_t units, ptrdiff_t input_dim, ptrdiff_t hidden_dim, const real *hx,
                                     const real *block, const real *C_prev, real *C, real *h, real *gates)
 {
@@ -210,7 +210,7 @@ static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_
     }
     const real *W_x = block + TILE_VECTORS * V, *W_h = W_x + input_dim * TILE_VECTORS * V;
     const char *ahead_h = (const char *)ahead + input_dim * CACHE_LINE;
-    /* What the epilogue will touch comes from memory while the tile multiplies. */
+    /* While the tile multiplies, fetch the rows of the epilogue from memory. */
     for (ptrdiff_t r = 0; r < rows; r++) {
         __builtin_prefetch(C_prev + r * hidden_dim);
         __builtin_prefetch(C + r * hidden_dim, 1);
@@ -239,7 +239,7 @@ INLINE void NAME(cell_gradient)(const vec *gates, vec C_prev, vec C, vec dh, vec
 
 #define ROWS_AHEAD 4
 
-/* `units` units from the one that every pointer points at, for one row. */
+/* `units` units of one row, the first of which every pointer points at. */
 INLINE void NAME(cell_backward_units)(ptrdiff_t units, ptrdiff_t hidden_dim, const real *gates, const real *C_prev,
                                       const real *C, const real *dh, real *dC, real *dz)
 {
