@@ -19,12 +19,15 @@ from numpy import empty, intp, ndarray, zeros
 from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_forward, head_rows, pack_head
 from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, all_finite, are_finite, kernels, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Cell, Forward, Rows, apply_head, copy_states, lanes_rows, lanes_scratch_size, run_forward, shared_work,
+    Cell, Forward, Rows, apply_head, copy_states, lanes_rows, lanes_scratch_size, no_rows, run_forward, shared_work,
     store_outputs,
 )
-from lstm_ext._products cimport apply_linear, ceil_div, odd_lines, pack_cell, pack_panels, panels_size, whole_lines
+from lstm_ext._products cimport (
+    apply_linear, ceil_div, first_byte, odd_lines, pack_cell, pack_panels, panels_size, whole_lines,
+)
 from lstm_ext._stack cimport (
-    Batch, Chunk, LayerStack, StackData, States, layers_forward, pack_layers, stack_work, take_chunk,
+    Batch, Chunk, LayerStack, StackData, States, inputs_are_finite, layers_forward, no_states, pack_layers, stack_work,
+    take_chunk,
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit
 
@@ -315,17 +318,6 @@ cdef int pack_run(Region *region, const Run *run, const real *parameters) except
     return 0
 
 
-cdef bint inputs_are_finite(const Run *run, const real *tag) noexcept nogil:
-    """Whether the chunk's inputs are."""
-    cdef Py_ssize_t b, width = run.x.width
-    for b in range(run.chunk.batch.size):
-        if not are_finite(
-            run.s.table, run.chunk.lengths[b] * width, <const real *> run.x.data + run.chunk.first[b] * width,
-        ):
-            return False
-    return True
-
-
 cdef int store_readout(
     Region *region, const Run *run, Py_ssize_t start, Py_ssize_t first_step, const real *parameters,
 ) except -1 nogil:
@@ -349,8 +341,6 @@ cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 
     """Run all batches, each chunk by chunk of its steps."""
     cdef Chunk *chunk = &run.chunk
     cdef Py_ssize_t start = 0, first_step, count
-    cdef States none
-    memset(&none, 0, sizeof(none))
     pack_run(region, run, parameters)
     while start < run.N:
         count, first_step = min(run.batch, run.N - start), 0
@@ -358,7 +348,7 @@ cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 
         chunk.batch.state_rows = run.members + start if run.keeps_states else NULL
         while first_step < run.lengths[run.members[start]]:
             take_chunk(chunk, run.first, run.lengths, run.members + start, count, first_step, run.steps)
-            if not run.checked and not inputs_are_finite(run, parameters):
+            if not run.checked and not inputs_are_finite(run.s, &run.x, chunk, parameters):
                 return INPUTS_NOT_FINITE
             chunk.batch.masks.first_step = first_step
             layers_forward(
@@ -525,15 +515,13 @@ cdef class ForwardPass:
 
 cdef Rows rows_of(array):
     """The rows (n, width) of an array."""
-    cdef Rows rows
-    memset(&rows, 0, sizeof(rows))
+    cdef Rows rows = no_rows()
     rows.data, rows.width, rows.step_stride = first_byte(array), array.shape[1], 1
     return rows
 
 
 cdef States states_of(h, C):
-    cdef States states
-    memset(&states, 0, sizeof(states))
+    cdef States states = no_states()
     if h is not None:
         states.h, states.rows = first_byte(h), h.shape[1]
     if C is not None:
@@ -707,16 +695,14 @@ cdef int advance_layers(
     """A step of B streams through all layers and the head."""
     cdef Region region
     cdef Batch one_step
-    cdef Rows rows, no_rows
+    cdef Rows rows = no_rows(), nowhere = no_rows()
     memset(&one_step, 0, sizeof(one_step))
-    memset(&no_rows, 0, sizeof(no_rows))
-    rows = no_rows
     one_step.size, one_step.steps = batch, 1
     rows.data, rows.width, rows.step_stride, rows.sequence_stride = <void *> x, s.input_dim, 1, 1
     begin_region(&region, threads)
     region.watches = False
     try:
-        layers_forward(&region, s, parameters, &one_step, &rows, states, &no_rows, states)
+        layers_forward(&region, s, parameters, &one_step, &rows, states, &nowhere, states)
         head.outputs = y
         head_forward(&region, head, s, &one_step, 0, 0, parameters)
     finally:
@@ -810,12 +796,6 @@ cdef int get_buffer(object array, Py_buffer *view) except -1:
     PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS)
     PyBuffer_Release(view)
     return 0
-
-
-cdef void *first_byte(object array) except NULL:
-    cdef Py_buffer view
-    get_buffer(array, &view)
-    return view.buf
 
 
 cdef bint get_array(

@@ -13,6 +13,12 @@ cdef struct Rows:
     const Py_ssize_t *first
 
 
+cdef inline Rows no_rows() noexcept nogil:
+    cdef Rows rows
+    rows.data, rows.first, rows.width, rows.step_stride, rows.sequence_stride = NULL, NULL, 0, 0, 0
+    return rows
+
+
 cdef inline real *row_at(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
     cdef Py_ssize_t first = rows.first[b] if rows.first != NULL else b * rows.sequence_stride
     return <real *> rows.data + (first + t * rows.step_stride) * rows.width

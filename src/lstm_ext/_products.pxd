@@ -1,3 +1,5 @@
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
+
 from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, kernels, real
 from lstm_ext._threads cimport Region
 
@@ -6,6 +8,14 @@ cdef enum:
     PACK_WORK = 10  # the time to move a number, in multiply-adds
     MAX_TASK_WORK = 30000000  # multiply-adds, about 1 ms: signals are checked between tasks
     TASKS_PER_THREAD = 4  # small enough tasks that threads which come late leave theirs to the others
+
+
+cdef inline void *first_byte(object array) except NULL:
+    """Where a C-contiguous array that the caller holds begins: it keeps its memory."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+    PyBuffer_Release(&view)
+    return view.buf
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t tile) noexcept nogil:

@@ -37,6 +37,12 @@ cdef struct States:
     Py_ssize_t rows
 
 
+cdef inline States no_states() noexcept nogil:
+    cdef States states
+    states.h, states.C, states.rows = NULL, NULL, 0
+    return states
+
+
 cdef struct StackedCell:
     # One cell: the offsets of its weights in the flat parameter vector, its passes, and its arrays.
     Forward f
@@ -108,6 +114,8 @@ cdef int layers_backward(
 cdef Rows layer_outputs(const StackData *s, Py_ssize_t layer, const real *tag) noexcept nogil
 
 cdef double stack_work(const StackData *s, const Batch *batch, bint backward) noexcept nogil
+
+cdef bint inputs_are_finite(const StackData *s, const Rows *x, const Chunk *chunk, const real *tag) noexcept nogil
 
 cdef void take_chunk(
     Chunk *chunk, const Py_ssize_t *first, const Py_ssize_t *lengths, const Py_ssize_t *members, Py_ssize_t count,

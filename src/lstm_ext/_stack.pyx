@@ -18,9 +18,9 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, dropout, mask, philox_key, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, are_finite, dropout, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Rows, copy_states, mask_counter, store_outputs, lanes_rows, lanes_scratch_size,
+    Backward, Cell, Drop, Rows, copy_states, mask_counter, no_rows, store_outputs, lanes_rows, lanes_scratch_size,
     run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
@@ -324,6 +324,15 @@ cdef void take_chunk(
     if chunk.lengths[b - 1] < batch.steps:
         batch.lengths, batch.batch_sizes = chunk.lengths, chunk.batch_sizes
         count_live(b, chunk.lengths, chunk.batch_sizes)
+
+
+cdef bint inputs_are_finite(const StackData *s, const Rows *x, const Chunk *chunk, const real *tag) noexcept nogil:
+    """Whether the rows of X that a chunk reads are finite."""
+    cdef Py_ssize_t b
+    for b in range(chunk.batch.size):
+        if not are_finite(s.table, chunk.lengths[b] * x.width, <const real *> x.data + chunk.first[b] * x.width):
+            return False
+    return True
 
 
 cdef void count_live(Py_ssize_t size, const Py_ssize_t *lengths, Py_ssize_t *batch_sizes) noexcept nogil:
@@ -769,8 +778,7 @@ cdef int read_batch(batch, Batch *to) except -1:
 
 
 cdef States states_of(const real[:, :, ::1] h, const real[:, :, ::1] C):
-    cdef States states
-    states.h, states.C, states.rows = NULL, NULL, 0
+    cdef States states = no_states()
     if h is not None:
         states.h, states.rows = <void *> &h[0, 0, 0], h.shape[1]
     if C is not None:
@@ -780,8 +788,8 @@ cdef States states_of(const real[:, :, ::1] h, const real[:, :, ::1] C):
 
 cdef Rows rows_of(const real[:, ::1] array, const Py_ssize_t *first, Py_ssize_t steps):
     """Return rows (n, width) of sequences that begin at `first`, or every `steps` rows; no data for None."""
-    cdef Rows rows
-    rows.data, rows.first, rows.step_stride, rows.sequence_stride, rows.width = NULL, first, 1, steps, 0
+    cdef Rows rows = no_rows()
+    rows.first, rows.step_stride, rows.sequence_stride = first, 1, steps
     if array is not None:
         rows.data, rows.width = <void *> &array[0, 0], array.shape[1]
     return rows
