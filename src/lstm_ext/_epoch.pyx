@@ -31,7 +31,7 @@ cdef enum:
     _LOSS = 2
     _BACKWARD = 4
     _UPDATE = 8
-    PASS_WORK = 5000  # multiply-adds that a pass costs apart from its products
+    PASS_WORK = 5000  # multiply-adds: the cost of a pass in addition to its products
 
 cdef enum:  # how a run ended
     _DONE = 0
@@ -172,7 +172,7 @@ cdef int run_pass(
 
 
 cdef double pass_work(const LoopData *loop, Py_ssize_t index) noexcept nogil:
-    """A pass in multiply-adds, roughly: what it costs in any case, and three products for each row."""
+    """The cost of a pass in multiply-adds, roughly: a constant, and three products for each row."""
     cdef double head_work = <double> loop.head.output_dim * loop.head.features
     return PASS_WORK + 3 * (loop.chunk.rows * <double> loop.stack.parameter_count + loop.counts[index] * head_work)
 
@@ -288,7 +288,7 @@ cdef class TrainingLoop:
     clip_norm : float
         The maximum norm of a gradient; infinity for none.
     dropout_seed : int, optional
-        The seed of the masks; None: nothing is dropped.
+        The seed of the dropout masks; None: nothing is dropped.
     threads : int
         The maximum number of threads.
 

@@ -40,7 +40,7 @@ cdef struct Drop:
 cdef struct Cell:
     # One direction of one layer, and a batch of sequences sorted by length, the longest first.
     const kernels *table
-    const cell_options *options  # NULL: the plain cell, fused in one kernel; only other cells have what stands below *
+    const cell_options *options  # NULL: the plain cell, fused in one kernel; only other cells have the fields below *
     Py_ssize_t steps, batch, input_dim, hidden_dim
     Py_ssize_t state_dim  # of h_t: hidden_dim, or the projection's
     Py_ssize_t gates  # 4, or 3

@@ -89,10 +89,9 @@ cdef class LayerStack:
     cdef list gaps
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
     cdef int set_offsets(self, StackedCell *d, dict offsets, options) except -1
-    cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1
-    cdef int allocate_backward(
-        self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
-    ) except -1
+    cdef int set_options(self, StackedCell *d, Py_ssize_t n, options) except -1
+    cdef int allocate(self, StackedCell *d, dtype, options, bint want_dX) except -1
+    cdef int allocate_backward(self, StackedCell *d, dtype, options, bint want_dX, Py_ssize_t V) except -1
     cdef Py_ssize_t scratch_size(self, const StackedCell *d, Py_ssize_t itemsize) noexcept
     cdef void *array(self, Py_ssize_t size, dtype) except NULL
 
