@@ -8,7 +8,7 @@ import pytest
 import lstm_ext
 from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, inference, layers, train
 from lstm_ext.training.driver import PassRunner
-from lstm_ext.training.memory import as_memory
+from lstm_ext.training.memory import as_budget
 
 LENGTHS = np.array([9, 1, 4, 9, 2, 5, 3])
 FORWARDS = {
@@ -91,7 +91,7 @@ BUDGETS = {
 
 @pytest.mark.parametrize("text", BUDGETS)
 def test_units_of_a_budget(text):
-    assert as_memory(None, text) == {"memory_budget": BUDGETS[text]}
+    assert as_budget(text) == BUDGETS[text]
 
 
 # --- inference runs chunks of steps ---

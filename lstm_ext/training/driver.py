@@ -198,7 +198,7 @@ class PassRunner:
         return steps if steps < longest else None
 
     def run_epoch(self, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
-        """Train on all passes; call `advance` with the number of batches that were done since the last call."""
+        """Train on all passes; call `advance` with the number of batches done after each return of the loop."""
         index = done = 0
         while index < self.batches.passes:
             try:

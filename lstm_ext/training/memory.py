@@ -11,23 +11,28 @@ from typing import Any, TypedDict
 from lstm_ext.checks import as_size, short_repr
 
 
-class Memory(TypedDict, total=False):
+class Memory(TypedDict):
     """The arguments of `PassRunner` that bound the memory of its passes."""
 
-    recompute_every: int
-    memory_budget: int
+    recompute_every: int | None
+    memory_budget: int | None
 
 
 def as_memory(recompute_every: Any, memory_budget: Any) -> Memory:
-    """Return the bound that is given, if any; a budget may be text, as "256MB"."""
+    """Return the bounds; at most one of them is given."""
     if recompute_every is not None and memory_budget is not None:
         raise ValueError("recompute_every and memory_budget are both given; expected one of them")
     if recompute_every is not None:
-        return {"recompute_every": as_size("recompute_every", recompute_every)}
+        recompute_every = as_size("recompute_every", recompute_every)
+    return {"recompute_every": recompute_every, "memory_budget": as_budget(memory_budget)}
+
+
+def as_budget(memory_budget: Any) -> int | None:
+    """Return a budget in bytes, given as a number or as text such as "256MB"; None for None."""
     if memory_budget is None:
-        return {}
+        return None
     if not isinstance(memory_budget, str):
-        return {"memory_budget": as_size("memory_budget", memory_budget)}
+        return as_size("memory_budget", memory_budget)
     found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?)(i?)B\s*", memory_budget, re.IGNORECASE)
     if found is None:
         raise ValueError(
@@ -35,7 +40,7 @@ def as_memory(recompute_every: Any, memory_budget: Any) -> Memory:
         )
     number, prefix, binary = found.groups()
     unit = (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
-    return {"memory_budget": as_size("memory_budget", int(min(float(number) * unit, sys.maxsize)))}
+    return as_size("memory_budget", int(min(float(number) * unit, sys.maxsize)))
 
 
 def largest_segment(budget: int, steps: int, size: Callable[[int], int]) -> int:
@@ -60,7 +65,7 @@ def largest_segment(budget: int, steps: int, size: Callable[[int], int]) -> int:
                 f"memory_budget is {budget} bytes; batches of this size and sequences of this length need at least "
                 f"{min(size(0), size(smallest))}"
             )
-        return max(steps for steps in range(smallest, root) if size(steps) <= budget)
+        return max(k for k in range(smallest, root) if size(k) <= budget)
     high = steps
     while high - low > 1:
         middle = (low + high) // 2
