@@ -12,13 +12,12 @@ from lstm_ext.training.driver import EVERY_PHASE, PassRunner
 LENGTHS = [3, 7, 1, 5, 7, 2, 4]
 
 
-def runner(dtype="float32", readout="last", optimizer=None, **how):
+def runner(dtype="float32", readout="last", loss="mse", batch_size=3, **how):
     network = LSTMNetwork(2, 3, 4, readout=readout, dtype=dtype, seed=0)
     rng = np.random.default_rng(0)
     X = [rng.standard_normal((n, 2)) for n in LENGTHS]
     Y = [rng.standard_normal((n, 4)) for n in LENGTHS] if readout == "steps" else rng.standard_normal((7, 4))
-    parts = {"loss": lstm_ext.MSE(), "optimizer": optimizer, "batch_size": 3} | how
-    return PassRunner(network.parameters, network.architecture, X, Y, **parts)
+    return PassRunner(network._setup(loss, batch_size, None), X, Y, **how)
 
 
 def loop_arguments(made):
@@ -26,7 +25,7 @@ def loop_arguments(made):
     rows = {"rows": made.sequences.rows, "first": made.sequences.first, "lengths": made.sequences.lengths}
     targets = {"loss": lstm_ext.MSE(), "targets": made.targets.rows, "target_first": made.targets.first}
     flags = {"unchecked_X": False, "unchecked_Y": False, "optimizer": None, "clip_norm": np.inf, "threads": 1}
-    arrays = {"parameters": made.parameters, "gradient": made.gradient, "backup": made.backup}
+    arrays = {"parameters": made.setup.parameters, "gradient": made.gradient, "backup": made.backup}
     return rows | targets | flags | arrays | {"dropout_seed": None}
 
 
