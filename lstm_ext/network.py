@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from lstm_ext import _inference, _kernels, layers
+from lstm_ext import _inference, _kernels, _stack, layers
 from lstm_ext._heads import POOLED, READOUTS
 from lstm_ext._products import check_allocatable
 from lstm_ext.checks import (
@@ -963,9 +963,7 @@ class LSTMNetwork(_Layers):
         if not self._architecture.runs_forwards:
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
         batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
-        widths = made.input_dim + made.hidden_dim + made.features + (made.output_dim or 0)
-        sizes = 512, len(made.cells), batch, widths  # a stack has at most 64 arrays, of two steps and four gates
-        check_allocatable(f"the states of a batch of {short_repr(batch)} streams", *sizes)
+        _stack.check_stack(f"the states of a batch of {short_repr(batch)} streams", made, 1, batch)
         return _inference.begin_streams(self._isa_in_use(), threads, made, batch, self._parameters)
 
     def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:

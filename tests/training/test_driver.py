@@ -5,7 +5,7 @@ import pytest
 
 import lstm_ext
 from lstm_ext import LSTMNetwork, _epoch
-from lstm_ext.sequences import Sequences, count_live, longest_first
+from lstm_ext.sequences import Sequences, longest_first
 from lstm_ext.training.batches import Batches
 from lstm_ext.training.driver import EVERY_PHASE, PassRunner
 
@@ -115,10 +115,8 @@ def test_a_loop_runs_the_passes_and_phases_that_it_has():
     assert np.isfinite(made.loop.losses).all()
 
 
-def test_live_rows_are_counted_for_every_step():
+def test_the_longest_sequences_come_first():
     lengths = np.array(LENGTHS)
-    assert count_live(lengths).tolist() == [(lengths > t).sum() for t in range(7)]
-    assert count_live(np.array([4, 4])).tolist() == [2, 2, 2, 2]
     assert longest_first(lengths).tolist() == [1, 4, 3, 6, 0, 5, 2]
     assert longest_first(lengths, 3).tolist() == [1, 0, 2, 4, 3, 5, 6]
 
