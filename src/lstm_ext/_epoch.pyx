@@ -49,7 +49,7 @@ cdef struct LoopData:
     HeadData *head
     void *parameters  # (n)
     void *gradient  # (n); NULL: no backward pass
-    Rows x  # the rows of X, and `chunk.first`
+    Rows x  # the rows of X, and `first` of the chunk
     const Py_ssize_t *first  # (N): the row of X at which each sequence begins
     const Py_ssize_t *lengths  # (N): its steps
     Loss loss  # with the rows of Y; its `targets` NULL: none
@@ -66,29 +66,28 @@ cdef struct LoopData:
     bint draws  # whether masks are drawn
     double clip_norm  # the maximum norm of a gradient
     States carried  # (cells, B, ...): the states after a chunk, for the next one; NULL if all passes are whole batches
-    Chunk chunk
 
 
 cdef void take_pass(LoopData *loop, Py_ssize_t index) noexcept nogil:
     """Set the chunk to what a pass runs."""
     cdef Py_ssize_t start = loop.starts[index]
     take_chunk(
-        &loop.chunk, loop.first, loop.lengths, loop.members + start, min(loop.batch_size, loop.sequences - start),
+        &loop.stack.chunk, loop.first, loop.lengths, loop.members + start, min(loop.batch_size, loop.sequences - start),
         loop.first_steps[index], loop.stack.steps,
     )
 
 
 cdef void draw_masks(LoopData *loop, Py_ssize_t index) noexcept nogil:
     """Set the counters of the chunk's masks, which belong to the update that its pass makes."""
-    cdef Batch *batch = &loop.chunk.batch
+    cdef Batch *batch = &loop.stack.chunk.batch
     philox_key(loop.seed, loop.updates, batch.masks.key)
-    batch.masks.first_step = loop.chunk.first_step
+    batch.masks.first_step = loop.stack.chunk.first_step
     batch.masks.mask_rows = loop.unsorted_positions + loop.starts[index] if loop.unsorted_positions != NULL else NULL
 
 
 cdef bint targets_are_finite(const LoopData *loop, const real *tag) noexcept nogil:
-    """Whether the targets that a chunk reads are finite."""
-    cdef const Chunk *chunk = &loop.chunk
+    """Whether the targets that the chunk reads are finite."""
+    cdef const Chunk *chunk = &loop.stack.chunk
     cdef bint every_step = loop.head.readout == READOUT_STEPS
     cdef Py_ssize_t width = loop.loss.targets_per_row, b, row, n = width
     for b in range(chunk.batch.size):
@@ -104,7 +103,7 @@ cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t index, const re
     """Compute the outputs of the chunk; a chunk that does not begin its batch continues from the carried states."""
     cdef StackData *s = loop.stack
     cdef HeadData *head = loop.head
-    cdef const Chunk *chunk = &loop.chunk
+    cdef const Chunk *chunk = &loop.stack.chunk
     cdef States zeros = no_states()
     cdef Rows nowhere = no_rows()
     pack_layers(region, s, parameters, &chunk.batch, False, False)
@@ -124,7 +123,7 @@ cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t index, const re
 cdef int backward_pass(Region *region, LoopData *loop, const real *parameters, real *gradient) except -1 nogil:
     """Compute the gradient, from that of the outputs in the head."""
     cdef StackData *s = loop.stack
-    cdef const Batch *batch = &loop.chunk.batch
+    cdef const Batch *batch = &loop.stack.chunk.batch
     cdef States none = no_states()
     cdef Rows dH, nowhere = no_rows()
     cdef const real *dfinal
@@ -145,7 +144,7 @@ cdef int run_pass(
     if loop.draws:
         draw_masks(loop, index)
     if phases & _FORWARD:
-        if loop.unchecked_X and not inputs_are_finite(loop.stack, &loop.x, &loop.chunk, parameters):
+        if loop.unchecked_X and not inputs_are_finite(loop.stack, &loop.x, parameters):
             return _NOT_FINITE
         if loop.unchecked_Y and not targets_are_finite(loop, parameters):
             return _NOT_FINITE
@@ -154,7 +153,7 @@ cdef int run_pass(
         return _DONE
     if phases & _LOSS:
         loop.losses[index] = batch_loss(
-            region, loop.head, &loop.loss, loop.chunk.members, loop.chunk.first_step, parameters,
+            region, loop.head, &loop.loss, loop.stack.chunk.members, loop.stack.chunk.first_step, parameters,
         )
         if not isfinite(loop.losses[index]):
             return _NOT_FINITE
@@ -174,7 +173,8 @@ cdef int run_pass(
 cdef double pass_work(const LoopData *loop, Py_ssize_t index) noexcept nogil:
     """The cost of a pass in multiply-adds, roughly: a constant, and three products for each row."""
     cdef double head_work = <double> loop.head.output_dim * loop.head.features
-    return PASS_WORK + 3 * (loop.chunk.rows * <double> loop.stack.parameter_count + loop.counts[index] * head_work)
+    cdef double layers_work = <double> loop.stack.chunk.rows * loop.stack.parameter_count
+    return PASS_WORK + 3 * (layers_work + loop.counts[index] * head_work)
 
 
 cdef tuple run_passes(
@@ -367,10 +367,7 @@ cdef class TrainingLoop:
         """Make the arrays that passes write to, except for those of the stack and the head."""
         cdef LoopData *loop = &self.data
         cdef StackData *s = loop.stack
-        loop.chunk.first = <Py_ssize_t *> self.new(INDEX, (s.batch,))
-        loop.chunk.lengths = <Py_ssize_t *> self.new(INDEX, (s.batch,))
-        loop.chunk.batch_sizes = <Py_ssize_t *> self.new(INDEX, (s.steps,))
-        loop.x.first, loop.x.width, loop.x.step_stride = loop.chunk.first, s.input_dim, 1
+        loop.x.first, loop.x.width, loop.x.step_stride = s.chunk.first, s.input_dim, 1
         if in_chunks:
             loop.carried.h = self.new(self.stack.dtype, (s.count, s.batch, s.state_dim))
             loop.carried.C = self.new(self.stack.dtype, (s.count, s.batch, s.hidden_dim))

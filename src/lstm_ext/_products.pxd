@@ -1,5 +1,3 @@
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
-
 from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, kernels, real
 from lstm_ext._threads cimport Region
 
@@ -10,12 +8,9 @@ cdef enum:
     TASKS_PER_THREAD = 4  # small enough tasks that threads which come late leave theirs to the others
 
 
-cdef inline void *first_byte(object array) except NULL:
-    """Where a C-contiguous array that the caller holds begins: it keeps its memory."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
-    PyBuffer_Release(&view)
-    return view.buf
+# Get the buffer of an array that the caller holds, and that therefore keeps its memory; or only where it begins.
+cdef int get_buffer(array, Py_buffer *view) except -1
+cdef void *first_byte(array) except NULL
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t tile) noexcept nogil:
