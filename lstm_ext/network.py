@@ -967,9 +967,9 @@ class LSTMNetwork(_Layers):
         self._check_has_steps()
         if not self._architecture.runs_forwards:
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
-        batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
-        _stack.check_stack(f"the states of a batch of {short_repr(batch)} streams", made, 1, batch)
-        return _inference.begin_streams(self._isa_in_use(), threads, made, batch, self._parameters)
+        batch, threads, architecture = as_size("batch", batch), thread_count(num_threads), self._architecture
+        _stack.check_stack(f"the states of a batch of {short_repr(batch)} streams", architecture, 1, batch)
+        return _inference.begin_streams(self._isa_in_use(), threads, architecture, batch, self._parameters)
 
     def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
