@@ -285,6 +285,27 @@ def test_a_value_that_is_no_number_is_refused(result):
         LSTMNetwork(3, 4, 2, seed=0).gradient(X, STEPS[:, 0], loss=lambda outputs, targets: result)
 
 
+def test_a_value_that_numpy_cannot_take_is_named():
+    class Scalar:
+        """A tensor with a gradient, as PyTorch's."""
+
+        requires_grad = True
+
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+        def detach(self):
+            return self
+
+        numpy = detach
+
+    message = (
+        r"^the loss's value is a \w+\..*Scalar that NumPy cannot take; pass the loss's value\.detach\(\)\.numpy\(\)$"
+    )
+    with pytest.raises(TypeError, match=message):
+        LSTMNetwork(3, 4, 2, seed=0).gradient(X, STEPS[:, 0], loss=lambda outputs, targets: (Scalar(), outputs))
+
+
 @pytest.mark.parametrize("Y", ["lasts", b"lasts", {1, 2, 3, 4, 5}, memoryview(np.ones((6, 2)))])
 def test_targets_of_another_kind_are_named(Y):
     with pytest.raises((TypeError, ValueError), match=r"^Y "):
