@@ -437,7 +437,7 @@ class LSTM(_Layers):
         return_tape : bool
             Whether to keep what `backward` needs: about N T (input_dim + 6 hidden_dim) numbers for one layer.
         num_threads : int, optional
-            The most threads to use (`set_num_threads`).
+            Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
@@ -497,7 +497,7 @@ class LSTM(_Layers):
         dh_T, dC_T : array_like, optional
             Its gradient with respect to the final state, beyond what dH holds; zeros by default.
         num_threads : int, optional
-            The most threads to use (`set_num_threads`).
+            Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
@@ -715,7 +715,7 @@ class LSTMNetwork(_Layers):
         X : array_like (T, input_dim)
             The sequence.
         num_threads : int, optional
-            The most threads to use (`set_num_threads`).
+            Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
@@ -765,7 +765,7 @@ class LSTMNetwork(_Layers):
             sequences run side by side and does not change the bits of the outputs. By default 64 MiB in addition to the
             weights, or what one sequence needs if that is more.
         num_threads : int, optional
-            The most threads to use (`set_num_threads`).
+            Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
@@ -952,7 +952,7 @@ class LSTMNetwork(_Layers):
         batch : int
             The number of streams, at least 1.
         num_threads : int, optional
-            The most threads that a step is to use (`set_num_threads`).
+            Maximum number of threads of a step (default: see `set_num_threads`).
 
         Returns
         -------
