@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from lstm_ext.checks import as_choice, as_flag, as_number, as_positive, as_size,
 
 SIZES = ("input_dim", "hidden_dim", "output_dim")
 """A network's sizes, in the order of every signature; a cell and a layer have the first two."""
-
-GateActivation: TypeAlias = Literal["sigmoid", "hard_sigmoid"]
-CellActivation: TypeAlias = Literal["tanh", "identity", "relu"]
 
 MAX_LAYERS = 2**16
 MERGES = ("concat", "sum")
@@ -42,8 +39,8 @@ class OptionArguments(TypedDict, total=False):
     cell_clip: float | None
     use_bias: bool
     forget_bias: float | None
-    gate_activation: GateActivation
-    cell_activation: CellActivation
+    gate_activation: Literal["sigmoid", "hard_sigmoid"]
+    cell_activation: Literal["tanh", "identity", "relu"]
     learn_initial_state: bool
     dropout: float
     recurrent_dropout: float
@@ -127,8 +124,8 @@ class Options:
     cell_clip: float | None = None
     use_bias: bool = True
     forget_bias: float | None = dataclasses.field(default=None, compare=False)  # of initial weights alone
-    gate_activation: GateActivation = "sigmoid"
-    cell_activation: CellActivation = "tanh"
+    gate_activation: Literal["sigmoid", "hard_sigmoid"] = "sigmoid"
+    cell_activation: Literal["tanh", "identity", "relu"] = "tanh"
     learn_initial_state: bool = False
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
