@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lstm_ext import _inference
 from lstm_ext._inference import ForwardPass
 from lstm_ext._kernels import is_finite
 from lstm_ext.checks import Array, Index, check_live
@@ -57,25 +56,11 @@ class Inference:
     budget: int | None = None
     dropout_seed: int | None = None
 
-    def predict(self, *, quick: bool) -> tuple[Any, bool]:
-        """Return the outputs as `LSTMNetwork.predict` does, and whether they are finite.
-
-        Parameters
-        ----------
-        quick : bool
-            Whether `_inference.infer` can run the network.
-        """
+    def predict(self) -> tuple[Any, bool]:
+        """Return the outputs as `LSTMNetwork.predict` does, and whether they are finite."""
         architecture, sequences, dtype = self.architecture, self.sequences, self.parameters.dtype
         N, every_step = len(sequences), architecture.readout == "steps"
         width = architecture.output_dim or architecture.features
-        if quick and sequences.is_whole and self.budget is None:
-            X, checked = sequences.rows.reshape(N, -1, architecture.input_dim), not sequences.unchecked
-            found = _inference.infer(
-                self.isa, self.threads, BATCH, architecture.sizes, self.parameters, X, checked, every_step
-            )
-            if found is None:
-                self._refuse_inputs()
-            return found
         if every_step and sequences.mask is not None:
             outputs = np.empty((N, sequences.steps, width), dtype)
             self._run_masked(outputs, (None, None), None, has_head=architecture.output_dim is not None)
@@ -124,13 +109,7 @@ class Inference:
             self.threads, self.sequences, members, *initial, last=last, dropout_seed=self.dropout_seed, **outputs
         )
         if not finite:
-            self._refuse_inputs()
-
-    def _refuse_inputs(self) -> NoReturn:
-        """Raise an error that names the element of X that is not finite."""
-        sequences = self.sequences
-        check_live("X", sequences.rows.reshape(len(sequences), -1, sequences.rows.shape[1]), sequences.lengths)
-        raise ValueError("X was not finite when it was read; expected an array that does not change during the call")
+            refuse_inputs(self.sequences)
 
     def _run_masked(self, outputs: Array, initial: States, last: tuple[Array, Array] | None, *, has_head: bool) -> None:
         """Write the outputs (N, T, width) of every step; a masked step repeats the output of the step before it."""
@@ -204,6 +183,12 @@ class Inference:
                 )
             batch = max(batch, 1)
         return batch, new(batch, steps)
+
+
+def refuse_inputs(sequences: Sequences) -> NoReturn:
+    """Raise an error that names the element of X that is not finite."""
+    check_live("X", sequences.rows.reshape(len(sequences), -1, sequences.rows.shape[1]), sequences.lengths)
+    raise ValueError("X was not finite when it was read; expected an array that does not change during the call")
 
 
 def _largest(size: Callable[[int], int], maximum: int, limit: int) -> int:

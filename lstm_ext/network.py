@@ -37,7 +37,7 @@ from lstm_ext.checks import (
     without_conversion,
 )
 from lstm_ext.files import read_model, write_model
-from lstm_ext.inference import BATCH, Inference, first_outputs, warn_not_finite
+from lstm_ext.inference import BATCH, Inference, first_outputs, refuse_inputs, warn_not_finite
 from lstm_ext.layers import Carried, States, Tape, top_states
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
 from lstm_ext.parameters import initialize, parameter_count, parameter_views
@@ -790,15 +790,21 @@ class LSTMNetwork(_Layers):
         readout = architecture.readout if readout is None else self._readout_of(readout)
         if isa is None:  # a call of `_isa_in_use` takes 2 % of the time
             isa = _kernels.current()
-        quick = architecture.is_plain and architecture.output_dim is not None and readout not in POOLED
-        found = None
-        if quick and lengths is None and mask is None and memory_budget is None:
-            found = _inference.infer(isa, threads, BATCH, self._sizes, self._parameters, X, False, readout == "steps")
+        has_head, every_step, sizes, found = architecture.output_dim is not None, readout == "steps", self._sizes, None
+        quick = architecture.is_plain and has_head and memory_budget is None and readout not in POOLED
+        if quick and lengths is None and mask is None:
+            found = _inference.infer(isa, threads, BATCH, sizes, self._parameters, X, False, every_step)
         if found is None:
             budget = as_memory(None, memory_budget).budget
             sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
-            architecture = architecture.with_readout(readout)
-            found = Inference(architecture, self._parameters, sequences, threads, isa, budget).predict(quick=quick)
+            if quick and sequences.is_whole:
+                checked, X = not sequences.unchecked, sequences.rows.reshape(len(sequences), -1, sizes[0])
+                found = _inference.infer(isa, threads, BATCH, sizes, self._parameters, X, checked, every_step)
+                if found is None:
+                    refuse_inputs(sequences)
+            else:
+                architecture = architecture.with_readout(readout)
+                found = Inference(architecture, self._parameters, sequences, threads, isa, budget).predict()
         outputs, finite = found
         if not finite:
             warn_not_finite(outputs, self._parameters, architecture)

@@ -29,7 +29,7 @@ from lstm_ext._products cimport (
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
-from lstm_ext._kernels import CELL_ACTIVATIONS, GATE_ACTIVATIONS
+from lstm_ext import _kernels
 from lstm_ext._products import aligned_empty, check_allocatable
 
 cdef enum:
@@ -203,8 +203,8 @@ cdef class LayerStack:
             or max(options.zoneout) > 0 or (s.draws and options.recurrent_dropout > 0)
         )
         d.options.gates = s.gates
-        d.options.gate_activation = GATE_ACTIVATIONS[options.gate_activation]
-        d.options.cell_activation = CELL_ACTIVATIONS[options.cell_activation]
+        d.options.gate_activation = _kernels.GATE_ACTIVATIONS[options.gate_activation]
+        d.options.cell_activation = _kernels.CELL_ACTIVATIONS[options.cell_activation]
         d.options.clip = float("inf") if options.cell_clip is None else options.cell_clip
         if s.draws:
             cell.drop_x = make_drop(options.dropout if layer > 0 else 0, first_cell, INPUT_DROPOUT)
