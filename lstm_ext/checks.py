@@ -61,7 +61,7 @@ class NonFiniteError(ArithmeticError):
     message : str
         What is not finite, and where.
     step : int
-        The pass of the epoch, from 0, usually a batch; kept as an attribute.
+        The index of the pass in the epoch, from 0: usually that of the batch. Kept as an attribute.
     """
 
     def __init__(self, message: str, step: int = 0) -> None:
