@@ -790,8 +790,9 @@ class LSTMNetwork(_Layers):
         readout = architecture.readout if readout is None else self._readout_of(readout)
         if isa is None:  # a call of `_isa_in_use` takes 2 % of the time
             isa = _kernels.current()
-        has_head, every_step, sizes, found = architecture.output_dim is not None, readout == "steps", self._sizes, None
-        quick = architecture.is_plain and has_head and memory_budget is None and readout not in POOLED
+        quick = architecture.is_plain and architecture.output_dim is not None and readout not in POOLED
+        quick = quick and memory_budget is None
+        every_step, sizes, found = readout == "steps", self._sizes, None
         if quick and lengths is None and mask is None:
             found = _inference.infer(isa, threads, BATCH, sizes, self._parameters, X, False, every_step)
         if found is None:
