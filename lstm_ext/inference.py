@@ -148,8 +148,8 @@ class Inference:
             The bytes that each sequence needs in addition to the pass's arrays.
         """
         made, longest = self.architecture, self.sequences.longest
-        batch, steps = min(len(self.sequences), BATCH), longest
-        keeps_outputs = made.options.num_layers > 1 or (with_head is not None and with_head.readout != "last")
+        batch = min(len(self.sequences), BATCH)
+        steps = steps_at_once(made, batch, made.features, longest)
 
         def new(batch: int, steps: int, *, measure: bool = False) -> ForwardPass:
             return ForwardPass(
@@ -167,8 +167,6 @@ class Inference:
         def size(batch: int, steps: int) -> int:
             return new(batch, steps, measure=True).bytes + batch * extra
 
-        if keeps_outputs:
-            steps = steps_at_once(made, batch, made.features, longest)
         limit = WORK_BYTES if self.budget is None else self.budget
         if size(batch, steps) > limit:
             if self.budget is None:
