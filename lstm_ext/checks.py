@@ -60,13 +60,13 @@ class NonFiniteError(ArithmeticError):
     ----------
     message : str
         What is not finite, and where.
-    step : int
+    index : int
         The index of the pass in the epoch, from 0: usually that of the batch. Kept as an attribute.
     """
 
-    def __init__(self, message: str, step: int = 0) -> None:
+    def __init__(self, message: str, index: int = 0) -> None:
         super().__init__(message)
-        self.step = step
+        self.index = index
 
 
 def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:

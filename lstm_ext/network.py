@@ -868,7 +868,7 @@ class LSTMNetwork(_Layers):
         try:
             return runner.evaluate()
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} in {runner.batches.name_of(error.step)}", error.step) from None
+            raise NonFiniteError(f"{error} in {runner.batches.name_of(error.index)}", error.index) from None
 
     def _readout_of(self, readout: str) -> str:
         """Return the readout that a call asks for; raise ValueError if the head was trained on something else."""

@@ -233,7 +233,7 @@ def test_the_architecture_names_every_file_of_both_halves():
         assert compiled == {path.name for ending in ("pyx", "c", "h") for path in TREE.glob(f"src/**/*.{ending}")}
 
 
-@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "README.md", "SECURITY.md"])
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/architecture.md"])
 def test_files_that_documents_name_exist(document):
     named = re.findall(r"`((?:src|lstm_ext|tests|docs|bench|\.ci)/[\w/.]+)`", text_of(document))
     assert named or document == "SECURITY.md"

@@ -227,9 +227,9 @@ class PassRunner:
                 index = self.run(index)
             except NonFiniteError as error:
                 raise NonFiniteError(
-                    f"{error} in epoch {epoch + 1} of {epochs}, {self.batches.name_of(error.step)}; training stopped "
+                    f"{error} in epoch {epoch + 1} of {epochs}, {self.batches.name_of(error.index)}; training stopped "
                     "before that update: a smaller learning rate or a clip_norm may help",
-                    error.step,
+                    error.index,
                 ) from None
             before, done = done, self.batches.batch_of(index)
             advance(done - before)
@@ -346,7 +346,7 @@ class PassRunner:
         except BaseException as error:
             self.setup.parameters[:] = before
             if isinstance(error, NonFiniteError):
-                error.step = index
+                error.index = index
             raise
         self.loop.updates += 1
 

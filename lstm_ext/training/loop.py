@@ -228,4 +228,4 @@ def _validation_loss(runner: PassRunner, epoch: int, epochs: int) -> float:
     try:
         return runner.evaluate()
     except NonFiniteError as error:
-        raise NonFiniteError(f"{_VALIDATION}{error} after epoch {epoch + 1} of {epochs}", error.step) from None
+        raise NonFiniteError(f"{_VALIDATION}{error} after epoch {epoch + 1} of {epochs}", error.index) from None
