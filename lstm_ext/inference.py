@@ -178,7 +178,7 @@ class Inference:
                 batch,
                 steps,
                 has_head=with_head is not None,
-                carries=carries and steps < longest,
+                carries=carries and (steps < longest or measure),  # so that more steps always take more
                 draws=self.dropout_seed is not None,
                 measure=measure,
             )
