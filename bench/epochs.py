@@ -18,7 +18,6 @@ from scoreboard import quartiles
 
 import lstm_ext
 from lstm_ext.training.driver import EVERY_PHASE, PassRunner
-from lstm_ext.training.losses import MSE
 
 EPOCHS, ROUNDS = 5, 15
 
@@ -50,8 +49,7 @@ def measure(job: Job) -> tuple[list[float], list[float]]:
     Y = rng.standard_normal((job.sequences, job.output_dim)).astype("float32")
     sizes = job.input_dim, job.hidden_dim, job.output_dim
     network, other = (lstm_ext.LSTMNetwork(*sizes, seed=0) for _ in range(2))
-    settings = {"loss": MSE(), "optimizer": lstm_ext.Adam(), "batch_size": job.batch}
-    runner = PassRunner(other.parameters, other.architecture, X, Y, num_threads=1, **settings)
+    runner = PassRunner(other._setup("mse", job.batch, 1), X, Y, optimizer=lstm_ext.Adam())
     runner.set_order(rng.permutation(job.sequences))
     whole, steps = [], []
     for _ in range(ROUNDS):

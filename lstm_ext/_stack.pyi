@@ -3,13 +3,16 @@ from typing import Any
 import numpy as np
 from typing_extensions import disjoint_base
 
-from lstm_ext.checks import Array
+from lstm_ext.checks import Array, Index
 from lstm_ext.options import Architecture
+from lstm_ext.sequences import Sequences
 
 __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
 CELL_ACTIVATIONS: dict[str, int]  # those of _kernels
 GATE_ACTIVATIONS: dict[str, int]
+
+def check_stack(what: str, architecture: Architecture, steps: int, batch: int) -> None: ...
 
 @disjoint_base
 class LayerStack:
@@ -36,19 +39,20 @@ class LayerStack:
 def forward(
     stack: LayerStack,
     threads: int,
-    batch: Any,
+    sequences: Sequences,
+    members: Index,
+    seed: int,
     parameters: Array,
-    X: Array,
     h0: Array | None,
     C0: Array | None,
-    H: Array | None,
+    H: Array,
     h_T: Array,
     C_T: Array,
 ) -> None: ...
 def backward(
     stack: LayerStack,
     threads: int,
-    batch: Any,
+    sequences: Sequences,
     parameters: Array,
     dH: Array | None,
     dh_T: Array | None,

@@ -413,7 +413,8 @@ def as_labels(name: str, value: Any, shape: tuple[int, ...], classes: int) -> ND
     """Return class labels of a given shape as a contiguous copy of integers in [0, classes)."""
     source = as_array(name, value, shape)
     if source.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {source.dtype}; expected integer classes")
+        hint = f": number them with numpy.unique({name}, return_inverse=True)" if source.dtype.kind in "US" else ""
+        raise TypeError(f"{name} has dtype {source.dtype}; expected integer classes{hint}")
     if source.shape != shape:
         raise ValueError(f"{name} has shape {source.shape}; expected {shape}")
     wrong = (source < 0) | (source >= classes)

@@ -13,54 +13,14 @@ import numpy as np
 
 from lstm_ext import _stack
 from lstm_ext._threads import ExclusiveUse
-from lstm_ext.checks import Array, Index
+from lstm_ext.checks import Array
 from lstm_ext.options import Architecture
-from lstm_ext.sequences import Sequences, count_live, longest_first
+from lstm_ext.sequences import Sequences, longest_first
 
 INFERENCE_NUMBERS = 2**20  # of the outputs of a layer, or of the head, at a time where nothing is kept
 
 States: TypeAlias = tuple[Array | None, Array | None]
 """h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
-
-
-class Batch(NamedTuple):
-    """Sequences that run side by side, the longest first.
-
-    Attributes
-    ----------
-    size, steps : int
-        How many there are, and the steps of the longest.
-    first : ndarray, optional
-        The row that each begins at; without it, they come one after the other.
-    lengths : ndarray, optional
-        The steps of each; None: all have as many.
-    batch_sizes : ndarray, optional
-        How many have more than t steps, t < steps; with `lengths`.
-    members : ndarray, optional
-        Which of all sequences each one is; None: its own number.
-    dropout_seed : int, optional
-        Of the masks; None: nothing is dropped.
-    """
-
-    size: int
-    steps: int
-    first: Index | None
-    lengths: Index | None
-    batch_sizes: Index | None
-    members: Index | None
-    dropout_seed: int | None
-
-
-def _as_batch(sequences: Sequences, dropout_seed: int | None) -> Batch:
-    """Return all sequences as one batch."""
-    N = len(sequences)
-    if sequences.same_length and not sequences.has_padding:
-        return Batch(N, sequences.longest, None, None, None, None, dropout_seed)
-    members = longest_first(sequences.lengths)
-    first, steps = sequences.first[members], sequences.lengths[members]
-    if sequences.same_length:
-        return Batch(N, sequences.longest, first, None, None, members, dropout_seed)
-    return Batch(N, sequences.longest, first, steps, count_live(steps), members, dropout_seed)
 
 
 def steps_at_once(architecture: Architecture, rows: int, width: int, steps: int) -> int:
@@ -84,7 +44,6 @@ class Tape:
     _parameters: Array = field(repr=False)
     _sequences: Sequences = field(repr=False)
     _stack: _stack.LayerStack = field(repr=False)
-    _batch: Batch = field(repr=False)
     _h_given: bool = field(repr=False)
 
     def __reduce__(self) -> NoReturn:
@@ -146,9 +105,9 @@ def forward(
         draws=dropout_seed is not None,
     )
     parameters = parameters.copy()  # the stack points into them
-    batch = _as_batch(sequences, dropout_seed)
-    _stack.forward(stack, threads, batch, parameters, sequences.rows, *initial, H, h, C)
-    return Outputs(H, h, C, Tape(architecture, parameters, sequences, stack, batch, initial[0] is not None))
+    members = longest_first(sequences.lengths)
+    _stack.forward(stack, threads, sequences, members, dropout_seed or 0, parameters, *initial, H, h, C)
+    return Outputs(H, h, C, Tape(architecture, parameters, sequences, stack, initial[0] is not None))
 
 
 def row_width(architecture: Architecture, sequences: Sequences) -> int:
@@ -175,7 +134,7 @@ def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tu
         _stack.backward(
             tape._stack,
             threads,
-            tape._batch,
+            tape._sequences,
             tape._parameters,
             dH,
             *dlast,

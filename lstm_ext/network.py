@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from lstm_ext import _inference, _kernels, layers
+from lstm_ext import _inference, _kernels, _stack, layers
 from lstm_ext._heads import POOLED, READOUTS
 from lstm_ext._products import check_allocatable
 from lstm_ext.checks import (
@@ -44,7 +44,7 @@ from lstm_ext.parameters import initialize, parameter_count, parameter_views
 from lstm_ext.scaling import SequenceScaler
 from lstm_ext.sequences import Sequences
 from lstm_ext.threads import thread_count
-from lstm_ext.training.driver import PassRunner
+from lstm_ext.training.driver import PassRunner, Setup
 from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
 from lstm_ext.training.memory import as_memory
 
@@ -437,7 +437,7 @@ class LSTM(_Layers):
         return_tape : bool
             Whether to keep what `backward` needs: about N T (input_dim + 6 hidden_dim) numbers for one layer.
         num_threads : int, optional
-            The most threads to use (`set_num_threads`).
+            Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
@@ -497,7 +497,7 @@ class LSTM(_Layers):
         dh_T, dC_T : array_like, optional
             Its gradient with respect to the final state, beyond what dH holds; zeros by default.
         num_threads : int, optional
-            The most threads to use (`set_num_threads`).
+            Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
@@ -715,7 +715,7 @@ class LSTMNetwork(_Layers):
         X : array_like (T, input_dim)
             The sequence.
         num_threads : int, optional
-            The most threads to use (`set_num_threads`).
+            Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
@@ -765,7 +765,7 @@ class LSTMNetwork(_Layers):
             sequences run side by side and does not change the bits of the outputs. By default 64 MiB in addition to the
             weights, or what one sequence needs if that is more.
         num_threads : int, optional
-            The most threads to use (`set_num_threads`).
+            Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
@@ -791,7 +791,7 @@ class LSTMNetwork(_Layers):
         if quick and lengths is None and mask is None and memory_budget is None:
             found = _inference.infer(isa, threads, BATCH, self._sizes, self._parameters, X, False, readout == "steps")
         if found is None:
-            budget = as_memory(None, memory_budget).get("memory_budget")
+            budget = as_memory(None, memory_budget).budget
             sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
             made = made if readout == made.readout else made.with_readout(readout)
             found = Inference(made, self._parameters, sequences, threads, isa, budget).predict(quick=quick)
@@ -845,19 +845,13 @@ class LSTMNetwork(_Layers):
             As for `train`, or if a batch needs more memory than `memory_budget`.
         """
         runner = PassRunner(
-            self._parameters,
-            self._architecture,
+            self._setup(loss, as_size("batch_size", batch_size), num_threads),
             X,
             Y,
-            loss=as_loss(loss),
-            optimizer=None,
-            batch_size=as_size("batch_size", batch_size),
             lengths=lengths,
             mask=mask,
             forward_only=True,
-            **as_memory(None, memory_budget),
-            num_threads=num_threads,
-            isa=self._isa_in_use(),
+            memory=as_memory(None, memory_budget),
         )
         try:
             return runner.evaluate()
@@ -926,22 +920,21 @@ class LSTMNetwork(_Layers):
             As for `train`.
         """
         runner = PassRunner(
-            self._parameters,
-            self._architecture,
+            self._setup(loss, None, num_threads),
             X,
             Y,
-            loss=as_loss(loss),
-            optimizer=None,
-            batch_size=None,
             lengths=lengths,
             mask=mask,
             dropout_seed=as_seed("dropout_seed", dropout_seed),
-            **as_memory(recompute_every, memory_budget),
-            num_threads=num_threads,
-            isa=self._isa_in_use(),
+            memory=as_memory(recompute_every, memory_budget),
         )
         runner.gradients(0)
         return float(runner.loop.losses[0]), runner.gradient
+
+    def _setup(self, loss: str | CompiledLoss | Loss, batch_size: int | None, num_threads: int | None) -> Setup:
+        """Return how passes of this network run; batch_size None is all sequences."""
+        isa = self._isa_in_use()
+        return Setup(self._parameters, self._architecture, as_loss(loss), batch_size, num_threads, isa)
 
     def initial_state(self, batch: int = 1, *, num_threads: int | None = None) -> State:
         """Return the initial state of some streams, zeros or learned, with the weights packed as they are now.
@@ -953,7 +946,7 @@ class LSTMNetwork(_Layers):
         batch : int
             The number of streams, at least 1.
         num_threads : int, optional
-            The most threads that a step is to use (`set_num_threads`).
+            Maximum number of threads of a step (default: see `set_num_threads`).
 
         Returns
         -------
@@ -970,9 +963,7 @@ class LSTMNetwork(_Layers):
         if not self._architecture.runs_forwards:
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
         batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
-        widths = made.input_dim + made.hidden_dim + made.features + (made.output_dim or 0)
-        sizes = 512, len(made.cells), batch, widths  # a stack has at most 64 arrays, of two steps and four gates
-        check_allocatable(f"the states of a batch of {short_repr(batch)} streams", *sizes)
+        _stack.check_stack(f"the states of a batch of {short_repr(batch)} streams", made, 1, batch)
         return _inference.begin_streams(self._isa_in_use(), threads, made, batch, self._parameters)
 
     def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:

@@ -22,7 +22,7 @@ from lstm_ext.checks import as_choice, as_flag, as_number, as_positive, as_size,
 SIZES = ("input_dim", "hidden_dim", "output_dim")
 """A network's sizes, in the order of every signature; a cell and a layer have the first two."""
 
-MOST_LAYERS = 2**16
+MAX_LAYERS = 2**16
 MERGES = ("concat", "sum")
 
 
@@ -181,8 +181,8 @@ def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 def _as_layers(name: str, value: Any) -> int:
     layers = as_size(name, value)
-    if layers > MOST_LAYERS:
-        raise ValueError(f"{name} is {short_repr(layers)}; expected at most {MOST_LAYERS}")
+    if layers > MAX_LAYERS:
+        raise ValueError(f"{name} is {short_repr(layers)}; expected at most {MAX_LAYERS}")
     return layers
 
 

@@ -210,12 +210,6 @@ def longest_first(lengths: Index, batch_size: int | None = None) -> Index:
     return np.lexsort((-lengths, np.arange(len(lengths)) // batch_size))
 
 
-def count_live(lengths: Index) -> Index:
-    """Return, for each t below the largest length, how many of these sequences have more than t steps."""
-    ended = np.cumsum(np.bincount(lengths)[:-1])
-    return (len(lengths) - ended).astype(np.intp, copy=False)
-
-
 def _live_rows(source: Array, live: NDArray[np.bool_], dtype: np.dtype[Any]) -> Array:
     """Return the live rows as finite numbers."""
     try:

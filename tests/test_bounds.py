@@ -146,7 +146,7 @@ def test_predictions_read_nothing_that_they_did_not_write(readout, poisoned):
 
 GUARDED = """
 import ctypes, mmap, sys, numpy as np
-from lstm_ext import MSE, LSTMNetwork, _kernels
+from lstm_ext import LSTMNetwork, _kernels
 from lstm_ext.training.driver import PassRunner
 from lstm_ext.sequences import Sequences
 PAGE, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
@@ -182,8 +182,7 @@ for dtype in ("float32", "float64"):
                     for given in sequences:
                         given.rows = guarded(given.rows, at_end)
                         Y = guarded(np.zeros((N, 3), dtype), at_end)
-                        runner = PassRunner(network.parameters, network.architecture, given, Y, loss=MSE(),
-                                            optimizer=None, batch_size=None, isa=isa)
+                        runner = PassRunner(network._setup("mse", None, None), given, Y)
                         runner.gradients(0)
 print("ended")
 """

@@ -355,8 +355,8 @@ ARCHITECTURE = {"input_dim": 1, "hidden_dim": 2, "output_dim": 1, "readout": "la
         ("architecture", ARCHITECTURE | {"output_dim": None}, "tensors"),
         (
             "architecture",
-            ARCHITECTURE | {"readout": "sum"},
-            "does not accept: readout is 'sum'; expected one of 'last', 'steps'",
+            ARCHITECTURE | {"readout": "unknown"},
+            "does not accept: readout is 'unknown'; expected one of 'last', 'steps'",
         ),
         ("architecture", ARCHITECTURE | {"readout": None}, "readout is None"),
         ("architecture", ARCHITECTURE | {"readout": ["last"]}, "readout is ['last']"),
@@ -419,7 +419,7 @@ def add_unknown_option_with_weights(metadata, tensors):
         (add_unknown_option_with_weights, "model is damaged, or was written by a newer lstm_ext"),
         (add_unknown_option_with_weights, "does not know options.attention: upgrade lstm_ext to load it"),
         (
-            lambda metadata, _: metadata.update(written_by="7.1.0", options={"cell_activation": "gelu"}),
+            lambda metadata, _: metadata.update(written_by="7.1.0", options={"cell_activation": "unknown"}),
             f"by lstm_ext '7.1.0' for an architecture that lstm_ext {lstm_ext.__version__} does not accept: cell_",
         ),
         (lambda metadata, _: metadata.update({"k" * 10**6: 1, "a\nb": 2}), "does not know a b, kkk"),

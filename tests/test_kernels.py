@@ -17,7 +17,6 @@ import pytest
 
 from lstm_ext import (
     LSTM,
-    MSE,
     LSTMCell,
     LSTMNetwork,
     NonFiniteError,
@@ -668,8 +667,7 @@ def test_words_are_those_of_philox(isa, dtype, counter, key):
 def test_the_masks_of_an_update_are_the_oracles(seed, update):
     network = LSTMNetwork(2, 5, 1, dtype="float64", seed=0, recurrent_dropout=0.5)
     X, Y = RNG.standard_normal((3, 4, 2)), RNG.standard_normal((3, 1))
-    how = {"loss": MSE(), "optimizer": None, "batch_size": None, "dropout_seed": seed}
-    runner = PassRunner(network.parameters, network.architecture, X, Y, **how)
+    runner = PassRunner(network._setup("mse", None, None), X, Y, dropout_seed=seed)
     runner.loop.updates = update
     runner.gradients(0)
     _, expected = to_reference(network).gradient(X, Y, dropout_seed=seed, update=update)

@@ -187,6 +187,25 @@ def test_threads_have_their_own_panels_of_the_batch_in_the_lanes():
             assert ours.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize("way", ["lengths", "mask"])
+def test_padding_after_sequences_of_one_length_changes_no_gradient_in_the_lanes(way):
+    layer = LSTM(3, 5, seed=1)
+    rng = np.random.default_rng(0)
+    X, dH = rng.standard_normal((32, 7, 3)).astype("f"), rng.standard_normal((32, 7, 5)).astype("f")
+    padding = {"lengths": [5] * 32} if way == "lengths" else {"mask": np.tile(np.arange(7) < 5, (32, 1))}
+    H, _, tape = layer.forward(X, **padding, return_tape=True)
+    expected, _, tape_without = layer.forward(X[:, :5], return_tape=True)
+    assert tape._stack.by_lanes == tape_without._stack.by_lanes == (32,)
+    assert np.array_equal(H[:, :5], expected)
+    if way == "mask":
+        dH[:, 5:] = 0  # what masked steps repeat has a gradient too
+    ours, theirs = layer.backward(tape, dH), layer.backward(tape_without, dH[:, :5])
+    assert np.array_equal(ours.dX[:, :5], theirs.dX)
+    assert not ours.dX[:, 5:].any()
+    for name in ("dh0", "dC0", "parameters"):
+        assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+
+
 @pytest.mark.parametrize("names", [*ALONE, ("layers", "concat", "projection")], ids=names_of)
 def test_a_large_batch_of_a_large_layer_is_shared_step_by_step(names):
     """Weights too large for each thread to read them all, so that units and rows of one step are shared."""

@@ -5,10 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import lstm_ext
 from lstm_ext import LSTM, LSTMNetwork, NonFiniteError, inference, layers, train
 from lstm_ext.training.driver import PassRunner
-from lstm_ext.training.memory import as_memory
+from lstm_ext.training.memory import Memory, as_memory
 
 LENGTHS = np.array([9, 1, 4, 9, 2, 5, 3])
 FORWARDS = {
@@ -48,8 +47,7 @@ def passes_bytes(steps=101, **how):
     """Return what the arrays of a training's passes take."""
     model = LSTMNetwork(3, 8, 2, dtype="float64", seed=0)
     X, Y = np.ones((2, steps, 3)), np.ones((2, 2))
-    parts = {"loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
-    runner = PassRunner(model.parameters, model.architecture, X, Y, **parts, **how)
+    runner = PassRunner(model._setup("mse", None, None), X, Y, memory=Memory(**how))
     return runner.stack.bytes + runner.head.bytes
 
 
@@ -59,21 +57,20 @@ def test_a_budget_takes_the_largest_segment_that_fits():
     assert sizes[10] < sizes[17] < sizes[50] < sizes[101] / 1.5
     for budget in [*sizes.values(), sizes[17] + 1, sizes[50] - 1, sizes[101] - 1]:
         largest = max(k for k, size in sizes.items() if size <= budget)
-        assert passes_bytes(memory_budget=budget) == sizes[largest] <= budget
+        assert passes_bytes(budget=budget) == sizes[largest] <= budget
     with pytest.raises(ValueError, match=f"need at least {min(sizes.values())}$"):
-        passes_bytes(memory_budget=min(sizes.values()) - 1)
+        passes_bytes(budget=min(sizes.values()) - 1)
 
 
 def test_the_smallest_budget_may_be_that_of_all_steps():
     """States that begin segments take more than the activations of a few steps."""
     model = LSTMNetwork(3, 3, 2, readout="max", seed=0)
-    settings = {"loss": lstm_ext.MSE(), "optimizer": None, "batch_size": None}
-    data = model.parameters, model.architecture, np.ones((1, 5, 3)), np.ones((1, 2))
-    whole = PassRunner(*data, **settings)
+    data = model._setup("mse", None, None), np.ones((1, 5, 3)), np.ones((1, 2))
+    whole = PassRunner(*data)
     needed = whole.stack.bytes + whole.head.bytes
-    assert PassRunner(*data, **settings, memory_budget=needed).stack.bytes == whole.stack.bytes
+    assert PassRunner(*data, memory=Memory(budget=needed)).stack.bytes == whole.stack.bytes
     with pytest.raises(ValueError, match=f"need at least {needed}$"):
-        PassRunner(*data, **settings, memory_budget=needed - 1)
+        PassRunner(*data, memory=Memory(budget=needed - 1))
 
 
 BUDGETS = {
@@ -91,7 +88,7 @@ BUDGETS = {
 
 @pytest.mark.parametrize("text", BUDGETS)
 def test_units_of_a_budget(text):
-    assert as_memory(None, text) == {"memory_budget": BUDGETS[text]}
+    assert as_memory(None, text) == Memory(budget=BUDGETS[text])
 
 
 # --- inference runs chunks of steps ---

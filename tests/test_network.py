@@ -1076,14 +1076,14 @@ BAD_CALLS = {
         r"dH has shape \(2, 4, 3\); expected \(2, 5, 3\)",
     ),
     "readout": (
-        lambda: NETWORK.predict(GOOD, readout="all"),
+        lambda: NETWORK.predict(GOOD, readout="unknown"),
         ValueError,
-        "readout is 'all'; expected one of 'last', 'steps'",
+        "readout is 'unknown'; expected one of 'last', 'steps'",
     ),
     "readout of a new network": (
-        lambda: LSTMNetwork(2, 3, 4, readout="all"),
+        lambda: LSTMNetwork(2, 3, 4, readout="unknown"),
         ValueError,
-        "readout is 'all'; expected one of 'last', 'steps'",
+        "readout is 'unknown'; expected one of 'last', 'steps'",
     ),
     "readout None": (lambda: LSTMNetwork(2, 3, 4, readout=None), ValueError, "readout is None; expected one of"),
     "readout of another type": (lambda: NETWORK.predict(GOOD, readout=["last"]), ValueError, r"readout is \['last'\]"),
@@ -1111,9 +1111,9 @@ BAD_CALLS = {
     "generator": (lambda: NETWORK.predict(x for x in GOOD), TypeError, "X has dtype object"),
     "gradient of None": (lambda: NETWORK.gradient(None, None), TypeError, "X has dtype object"),
     "loss": (
-        lambda: NETWORK.gradient(GOOD, ZERO((2, 4)), loss="mape"),
+        lambda: NETWORK.gradient(GOOD, ZERO((2, 4)), loss="unknown"),
         ValueError,
-        "loss is 'mape'; expected one of 'mse', ",
+        "loss is 'unknown'; expected one of 'mse', ",
     ),
     "Y None": (lambda: NETWORK.gradient(GOOD, None), TypeError, "Y has dtype object"),
     "N of Y": (
@@ -1135,6 +1135,11 @@ BAD_CALLS = {
         lambda: NETWORK.gradient(GOOD, [True, False], loss="cross_entropy"),
         TypeError,
         "Y has dtype bool; expected integer classes",
+    ),
+    "names as labels": (
+        lambda: NETWORK.gradient(GOOD, ["cat", "dog"], loss="cross_entropy"),
+        TypeError,
+        r"Y has dtype <U3; expected integer classes: number them with numpy.unique\(Y, return_inverse=True\)$",
     ),
     "label too large": (
         lambda: NETWORK.gradient(GOOD, [0, 4], loss="cross_entropy"),
@@ -1386,8 +1391,8 @@ def test_evaluate_refuses_what_does_not_fit():
         NETWORK.evaluate(X, Y, memory_budget=needed - 1)
     with pytest.raises(TypeError, match=r"^batchsize is not an argument; did you mean batch_size\?"):
         NETWORK.evaluate(X, Y, batchsize=3)
-    with pytest.raises(ValueError, match=r"^loss is 'mle'; expected one of 'mse'"):
-        NETWORK.evaluate(X, Y, loss="mle")
+    with pytest.raises(ValueError, match=r"^loss is 'unknown'; expected one of 'mse'"):
+        NETWORK.evaluate(X, Y, loss="unknown")
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lstm_ext import LSTM, LSTMCell, LSTMNetwork, Options, from_reference, parameter_layout, reference, to_reference
-from lstm_ext.options import MOST_LAYERS, Architecture
+from lstm_ext.options import MAX_LAYERS, Architecture
 from lstm_ext.parameters import parameter_count
 
 OPTIONS = [
@@ -126,8 +126,8 @@ def test_the_widths_of_layers_and_directions():
 
 
 def test_counting_takes_no_longer_for_many_layers():
-    architecture = Architecture(3, 5, 2, Options(num_layers=MOST_LAYERS))
-    assert parameter_count(architecture) == 4 * 5 * 9 + (MOST_LAYERS - 1) * 4 * 5 * 11 + 12
+    architecture = Architecture(3, 5, 2, Options(num_layers=MAX_LAYERS))
+    assert parameter_count(architecture) == 4 * 5 * 9 + (MAX_LAYERS - 1) * 4 * 5 * 11 + 12
 
 
 # --- initial weights ---

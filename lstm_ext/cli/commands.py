@@ -49,13 +49,13 @@ def commands() -> None:
     """  # noqa: D301 - the mark keeps click from joining lines
 
 
-@commands.command()
+@commands.command(short_help="Check the compiled code against the NumPy oracle.")
 def verify() -> None:
     """Check the compiled code against the NumPy oracle on this machine."""
     lstm_ext.verify()
 
 
-@commands.command()
+@commands.command(short_help="Train a forecaster on a table, and measure its error.")
 @click.argument("file", required=False, type=arguments.EXISTING_FILE)
 @arguments.setting("--target", "target", str, "Column to forecast.")
 @arguments.setting(
@@ -145,7 +145,7 @@ def train(
         click.echo(json.dumps({**report, "seconds": seconds, "written": list(map(str, written))}))
 
 
-@commands.command()
+@commands.command(short_help="Forecast the rows after the last one of a table.")
 @click.argument("model", type=arguments.EXISTING_FILE)
 @click.argument("file", type=arguments.EXISTING_FILE)
 @click.option(
@@ -173,7 +173,7 @@ def predict(model: Path, file: Path, output: Path | None, every_origin: bool, as
         click.echo(encode_table(table), nl=False)
 
 
-@commands.command()
+@commands.command(short_help="Measure the error of a model on a table.")
 @click.argument("model", type=arguments.EXISTING_FILE)
 @click.argument("file", type=arguments.EXISTING_FILE)
 @click.option(
@@ -196,7 +196,7 @@ def evaluate(model: Path, file: Path, since: When | None, as_json: bool) -> None
         messages.printer(as_json)(reports.evaluation_lines(report))
 
 
-@commands.command()
+@commands.command(short_help="Show the weights and settings of a model.")
 @click.argument("model", type=arguments.EXISTING_FILE)
 @arguments.as_json
 def info(model: Path, as_json: bool) -> None:

@@ -85,15 +85,16 @@ def fit_lines(report: dict[str, Any], seconds: float) -> Iterator[str]:
     before = f" before {ends.pop()}" if len(ends) == 1 else ""
     threads = get_num_threads()
     yield (
-        f"trained on {report['windows']} windows{before} for {report['epochs']} epochs; {seconds:.2f} s in total "
+        f"trained on {_count(report['windows'], 'window')}{before} for {_count(report['epochs'], 'epoch')}; "
+        f"{seconds:.2f} s in total "
         f"({isa()}, {'one thread' if threads == 1 else f'up to {threads} threads'})"
     )
 
 
 def evaluation_lines(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of `describe_evaluation`."""
-    steps = "one step" if report["horizon"] == 1 else f"{report['horizon']} steps"
-    yield f"{steps} ahead from {report['origins']} rows, {report['first_origin']} to {report['last_origin']}:"
+    steps, rows = _count(report["horizon"], "step"), _count(report["origins"], "row")
+    yield f"{steps} ahead from {rows}, {report['first_origin']} to {report['last_origin']}:"
     for name, error in report["rmse"].items():
         yield f"  {name:26} RMSE {error:.4g}, mean absolute error {report['mae'][name]:.4g}"
     ours = report["rmse"]["LSTM"]
@@ -102,10 +103,18 @@ def evaluation_lines(report: dict[str, Any]) -> Iterator[str]:
             yield f"  the LSTM is {abs(1 - ours / error):.0%} {'better' if ours < error else 'WORSE'} than {name}"
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def outline(part: Any, depth: int = 0) -> Iterator[str]:
-    """Yield JSON data as indented lines; a long list is replaced by its length."""
+    """Yield JSON data as indented lines; a long list is replaced by its length, and a missing name left out."""
     items = part.items() if isinstance(part, dict) else enumerate(part, 1)
     for key, value in items:
+        if isinstance(value, dict) and [*value] == [""]:  # of the only series of a table, which has no name
+            value = value[""]
+        if value == "":
+            continue
         nested = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
         long = isinstance(value, list) and len(value) > _MAX_VALUES
         indent = "  " * depth

@@ -256,6 +256,8 @@ class Forecaster:
             one._replace(values=one.values[: one.first_row("until", until, len(one.values))])
             for one in self._find_series(table, None)
         ]
+        if not any(len(one.values) for one in known):
+            raise ValueError(f"until is {until!r}, which leaves no row to train on; expected a later time or share")
         examples = {one.name: Examples(one, self._window_sizes) for one in known}
         scalers = _scalers(examples)
         epochs, watched = self.epochs, None

@@ -65,16 +65,7 @@ def train_lstm(
     sequences = Sequences(X, sizes[0], np.dtype(np.float64))
     targets = _article_targets(Y, len(sequences), output_dim)
     network = LSTMNetwork(*sizes, dtype="float64", init="reference")  # last: it draws from NumPy's global generator
-    runner = PassRunner(
-        network.parameters,
-        network.architecture,
-        sequences,
-        targets,
-        loss=MSE(),
-        optimizer=optimizer,
-        batch_size=1,
-        num_threads=num_threads,
-    )
+    runner = PassRunner(network._setup(MSE(), 1, num_threads), sequences, targets, optimizer=optimizer)
     for epoch in range(epochs):
         runner.run_epoch(epoch, epochs, lambda _: None)
         print(f"Epoch {epoch + 1}/{epochs}, Loss: {runner.mean_loss()}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstm_ext.checks import Array, Index
-from lstm_ext.sequences import Sequences, count_live, longest_first
+from lstm_ext.sequences import Sequences, longest_first
 
 
 class Batches:
@@ -96,7 +96,7 @@ class Batches:
         members, lengths = members[index], lengths[index]
         if not self.every_step:
             return PassOutputs(members, first_step, is_chunk, None, index - first_index)
-        counts = count_live(lengths)
+        counts = np.bincount(lengths)[:0:-1].cumsum()[::-1]  # of the rows of each step
         begins = counts[::-1].cumsum()[::-1] - counts  # of each step's rows: the last step comes first
         rows = (begins[None] + index[:, None])[np.arange(len(counts)) < lengths[:, None]]
         return PassOutputs(members, first_step, is_chunk, lengths, rows)

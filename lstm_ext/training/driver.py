@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -32,12 +33,49 @@ from lstm_ext.threads import thread_count
 from lstm_ext.training import losses, optimizers
 from lstm_ext.training.batches import Batches, PassOutputs
 from lstm_ext.training.losses import CompiledLoss, Loss
-from lstm_ext.training.memory import largest_segment
+from lstm_ext.training.memory import NO_BOUND, Memory
 from lstm_ext.training.optimizers import Optimizer
 from lstm_ext.training.targets import Targets
 
 EVERY_PHASE = _epoch.FORWARD | _epoch.LOSS | _epoch.BACKWARD | _epoch.UPDATE
 _SECONDS = 0.05  # between two returns to Python, for progress, callbacks and Ctrl-C
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What the passes of a training and those of its validation share.
+
+    Parameters
+    ----------
+    parameters : ndarray
+        The network's flat vector; updates change it in place.
+    architecture : Architecture
+        The network's.
+    loss : CompiledLoss or Loss
+    batch_size : int, optional
+        All sequences by default.
+    num_threads : int, optional
+        Maximum number of threads, as `train` takes it.
+    isa : int
+        The instruction set's index.
+    """
+
+    parameters: Array
+    architecture: Architecture
+    loss: CompiledLoss | Loss
+    batch_size: int | None
+    num_threads: int | None
+    isa: int
+
+    @property
+    def output_dim(self) -> int:
+        """The number of outputs, with or without a head."""
+        return self.architecture.output_dim or self.architecture.features
+
+    @property
+    def every_step(self) -> bool:
+        """Whether every step of a sequence has outputs."""
+        return self.architecture.readout == "steps"
 
 
 class PassRunner:
@@ -47,18 +85,14 @@ class PassRunner:
 
     Parameters
     ----------
-    parameters : ndarray
-        The network's flat vector; updates change it in place.
-    architecture : Architecture
-        The network's, with the readout of these passes.
+    setup : Setup
+        The network, the loss and how they run.
     X, Y
         The data, as `train` takes them; X also as `Sequences` of the network's dtype.
-    loss, optimizer
-        Objects; optimizer None for no updates.
-    batch_size : int, optional
-        All sequences by default.
     lengths, mask : optional
         As for `Sequences`.
+    optimizer : Optimizer, optional
+        An object; None for no updates.
     clip_norm : float
         Infinity for none.
     forward_only : bool
@@ -68,14 +102,8 @@ class PassRunner:
     tbptt : int, optional
         Maximum number of steps of a pass; by default all, or the number that `steps_at_once` returns for passes that
         keep nothing.
-    recompute_every : int, optional
-        Number of steps whose activations are kept at a time; all by default.
-    memory_budget : int, optional
-        Maximum size in bytes of the arrays of the stack and the head; not together with `recompute_every`.
-    num_threads : int, optional
-        Maximum number of threads.
-    isa : int, optional
-        The instruction set's index; by default that of the set in use.
+    memory : Memory
+        The bound of the arrays of the stack and the head.
     prefix : str
         Put before errors about memory-mapped data.
 
@@ -90,96 +118,97 @@ class PassRunner:
     loop : TrainingLoop
         What the compiled loop reads, and its results for each pass.
     gradient : ndarray
-        The gradient of the latest pass, with the layout of `parameters`.
+        The gradient of the latest pass, with the layout of the parameters.
     """
 
     def __init__(
         self,
-        parameters: Array,
-        architecture: Architecture,
+        setup: Setup,
         X: Data | Sequences,
         Y: Any,
         *,
-        loss: CompiledLoss | Loss,
-        optimizer: Optimizer | None,
-        batch_size: int | None,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
+        optimizer: Optimizer | None = None,
         clip_norm: float = np.inf,
         forward_only: bool = False,
         dropout_seed: int | None = None,
         tbptt: int | None = None,
-        recompute_every: int | None = None,
-        memory_budget: int | None = None,
-        num_threads: int | None = None,
-        isa: int | None = None,
+        memory: Memory = NO_BOUND,
         prefix: str = "",
     ) -> None:
-        self.every_step = architecture.readout == "steps"
-        _check_tbptt(tbptt, architecture)
+        made, parameters, loss = setup.architecture, setup.parameters, setup.loss
+        _check_tbptt(tbptt, made)
         if not isinstance(X, Sequences):
-            X = Sequences(X, architecture.input_dim, parameters.dtype, lengths=lengths, mask=mask, defer=is_mapped(X))
-        self.sequences, self.parameters, self.clip_norm, self.prefix = X, parameters, clip_norm, prefix
-        self.output_dim = architecture.output_dim or architecture.features
-        self.python_loss = None if losses.is_compiled(loss) else cast(Loss, loss)
-        self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
-        self.is_list = self.every_step and (X.is_list or lengths is not None or mask is not None)
+            X = Sequences(X, made.input_dim, parameters.dtype, lengths=lengths, mask=mask, defer=is_mapped(X))
+        self.setup, self.sequences, self.clip_norm, self.prefix = setup, X, clip_norm, prefix
+        self.is_list = setup.every_step and (X.is_list or lengths is not None or mask is not None)
         self.targets = Targets(
             Y,
             X,
             loss,
-            width=self.output_dim,
-            every_step=self.every_step,
+            width=setup.output_dim,
+            every_step=setup.every_step,
             as_list=self.is_list,
-            backwards=architecture.options.go_backwards,
+            backwards=made.options.go_backwards,
         )
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
-        # a loss is summed over all outputs of a batch, so these have to come in one pass
-        if forward_only and X.same_length and not self.every_step:
-            tbptt = self._steps_at_once(architecture, batch_size)
-        self.batches = Batches(X, batch_size, chunk_steps=tbptt, every_step=self.every_step)
-
-        threads = thread_count(num_threads)
-        dropout_seed = dropout_seed if architecture.draws_masks else None
-        steps = self.batches.chunk_steps or X.longest
-        sizes = _kernels.current() if isa is None else isa, architecture, parameters.dtype, steps, self.batches.size
-        self.head = Head(*sizes, parameters.size, keep=not forward_only)
-        new_stack = partial(
-            LayerStack,
-            *sizes,
-            keep=not forward_only,
-            want_outputs=self.head.needs_steps,
-            draws=dropout_seed is not None,
-        )
-        segment = min(recompute_every or 0, steps)
-        if memory_budget is not None:
-            segment = largest_segment(
-                memory_budget, steps, lambda k: self.head.bytes + new_stack(segment=k, measure=True).bytes
-            )
-        self.stack = new_stack(segment=segment)
+        self.python_loss = None if losses.is_compiled(loss) else cast(Loss, loss)
+        self.python_optimizer = None if optimizer is None or optimizers.is_compiled(optimizer) else optimizer
+        chunk_steps = self._steps_at_once() if forward_only else tbptt
+        self.batches = Batches(X, setup.batch_size, chunk_steps=chunk_steps, every_step=setup.every_step)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.backup = optimizers.new_backup(optimizer, parameters)
-        self.loop = TrainingLoop(
+        self.loop = self._new_loop(optimizer, dropout_seed if made.draws_masks else None, memory, keep=not forward_only)
+        self._begin_epoch()
+
+    def _steps_at_once(self) -> int | None:
+        """Return the maximum number of steps of a pass that keeps nothing; None: all."""
+        setup, sequences = self.setup, self.sequences
+        # a loss is summed over all outputs of a batch, so these have to come in one pass
+        if setup.every_step or not sequences.same_length:
+            return None
+        made, N = setup.architecture, len(sequences)
+        width = max(made.features, setup.output_dim)
+        steps = steps_at_once(made, min(setup.batch_size or N, N), width, sequences.longest)
+        return steps if steps < sequences.longest else None
+
+    def _new_loop(
+        self, optimizer: Optimizer | None, dropout_seed: int | None, memory: Memory, *, keep: bool
+    ) -> TrainingLoop:
+        """Return what the compiled loop reads, with new arrays for all passes."""
+        setup, X, targets, loss = self.setup, self.sequences, self.targets, self.setup.loss
+        self.stack, self.head = self._new_arrays(memory, keep=keep, draws=dropout_seed is not None)
+        return TrainingLoop(
             self.stack,
             self.head,
-            parameters=parameters,
+            parameters=setup.parameters,
             gradient=self.gradient,
             rows=X.rows,
             first=X.first,
             lengths=X.lengths,
             loss=loss if losses.is_compiled(loss) else None,
-            targets=self.targets.rows,
-            target_first=self.targets.first,
+            targets=targets.rows,
+            target_first=targets.first,
             unchecked_X=X.unchecked,
-            unchecked_Y=self.targets.unchecked,
+            unchecked_Y=targets.unchecked,
             optimizer=None if self.python_optimizer is not None else optimizer,
             backup=self.backup,
-            clip_norm=clip_norm,
+            clip_norm=self.clip_norm,
             dropout_seed=dropout_seed,
-            threads=threads,
+            threads=thread_count(setup.num_threads),
         )
-        self._begin_epoch()
+
+    def _new_arrays(self, memory: Memory, *, keep: bool, draws: bool) -> tuple[LayerStack, Head]:
+        """Return the arrays of the largest pass within the memory; `keep` what a backward pass needs."""
+        setup, batches = self.setup, self.batches
+        steps = batches.chunk_steps or self.sequences.longest
+        sizes = setup.isa, setup.architecture, setup.parameters.dtype, steps, batches.size
+        head = Head(*sizes, setup.parameters.size, keep=keep)
+        new_stack = partial(LayerStack, *sizes, keep=keep, want_outputs=head.needs_steps, draws=draws)
+        segment = memory.segment(steps, lambda k: head.bytes + new_stack(segment=k, measure=True).bytes)
+        return new_stack(segment=segment), head
 
     def set_order(self, order: Index) -> None:
         """Begin an epoch that takes the sequences in this order (N,)."""
@@ -189,13 +218,6 @@ class PassRunner:
     def _begin_epoch(self) -> None:
         batches = self.batches
         self.loop.set_order(batches.members, batches.unsorted_positions, batches.starts, batches.first_steps)
-
-    def _steps_at_once(self, architecture: Architecture, batch_size: int | None) -> int | None:
-        """Return the maximum number of steps of a pass that keeps nothing; None: all."""
-        N, longest = len(self.sequences), self.sequences.longest
-        width = max(architecture.features, self.output_dim)
-        steps = steps_at_once(architecture, min(batch_size or N, N), width, longest)
-        return steps if steps < longest else None
 
     def run_epoch(self, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
         """Train on all passes; call `advance` with the number of batches that were done since the last call."""
@@ -254,7 +276,7 @@ class PassRunner:
     def mean_loss(self) -> float:
         """Return the mean of the passes' losses, each weighted by its outputs, or whole sequences of one length."""
         weights = self.loop.counts
-        if self.every_step and self.sequences.same_length:
+        if self.setup.every_step and self.sequences.same_length:
             weights = weights / self.sequences.longest
         return math.fsum((self.loop.losses * weights).tolist()) / float(weights.sum())
 
@@ -279,8 +301,8 @@ class PassRunner:
             X = self.sequences.rows.reshape(N, -1, self.sequences.rows.shape[1])
             check_live(f"{self.prefix}X", X, self.sequences.lengths, members)
         if self.loop.unchecked_Y:
-            shape = (N, -1, self.output_dim) if self.every_step else (N, self.output_dim)
-            lengths = self.sequences.lengths if self.every_step else np.ones(N, np.intp)
+            shape = (N, -1, self.setup.output_dim) if self.setup.every_step else (N, self.setup.output_dim)
+            lengths = self.sequences.lengths if self.setup.every_step else np.ones(N, np.intp)
             check_live(f"{self.prefix}Y", self.targets.rows.reshape(shape), lengths, members)
 
     def _run_python_loss(self, step: int, loss: Loss) -> None:
@@ -295,10 +317,10 @@ class PassRunner:
 
     def _read_gradient(self, gradient: Any, outputs: PassOutputs, step: int) -> Array:
         """Return rows of the gradient that a loss in Python returned."""
-        name, dtype = "the loss's gradient", self.parameters.dtype
+        name, dtype = "the loss's gradient", self.setup.parameters.dtype
         if self.is_list:
             check_length(name, gradient, len(outputs.members))
-        shapes = outputs.shapes(self.output_dim, as_list=self.is_list)
+        shapes = outputs.shapes(self.setup.output_dim, as_list=self.is_list)
         rows = []
         for given, shape in zip(gradient if self.is_list else [gradient], shapes, strict=True):
             part = as_array(name, given, shape)
@@ -307,7 +329,7 @@ class PassRunner:
                     part = part.astype(dtype, copy=False)
                 if not np.isfinite(part).all():
                     raise NonFiniteError(f"{name} is not finite", step)
-            rows.append(as_shape(name, part, dtype, shape).reshape(-1, self.output_dim))
+            rows.append(as_shape(name, part, dtype, shape).reshape(-1, self.setup.output_dim))
         return np.concatenate(rows)
 
     def _update_in_python(self, step: int, optimizer: Optimizer) -> None:
@@ -315,14 +337,14 @@ class PassRunner:
         norm, before = float(self.loop.norms[step]), self.backup[0]
         if norm > self.clip_norm:
             self.gradient *= self.clip_norm / norm
-        before[:] = self.parameters
+        before[:] = self.setup.parameters
         try:
-            if cast(Any, optimizer).update(self.parameters[:], self.gradient[:]) is not None:
+            if cast(Any, optimizer).update(self.setup.parameters[:], self.gradient[:]) is not None:
                 raise TypeError("optimizer.update returned a value; expected it to change the parameters in place")
-            if not _kernels.is_finite(self.parameters):
+            if not _kernels.is_finite(self.setup.parameters):
                 raise NonFiniteError(optimizers.NOT_FINITE_MESSAGE)
         except BaseException as error:
-            self.parameters[:] = before
+            self.setup.parameters[:] = before
             if isinstance(error, NonFiniteError):
                 error.step = step
             raise

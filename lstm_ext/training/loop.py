@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,8 +26,8 @@ from lstm_ext.network import LSTMNetwork
 from lstm_ext.options import hinting
 from lstm_ext.parameters import check_weights
 from lstm_ext.training.callbacks import as_callbacks, run_callbacks
-from lstm_ext.training.driver import PassRunner
-from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
+from lstm_ext.training.driver import PassRunner, Setup
+from lstm_ext.training.losses import CompiledLoss, Loss
 from lstm_ext.training.memory import as_memory
 from lstm_ext.training.optimizers import Optimizer, as_optimizer
 from lstm_ext.training.progress import showing_progress
@@ -52,15 +52,6 @@ class History:
     loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-
-
-class _Common(TypedDict):
-    """The arguments of `PassRunner` that a training and its validation share."""
-
-    loss: CompiledLoss | Loss
-    batch_size: int
-    num_threads: int | None
-    isa: int
 
 
 _VALIDATION = "validation_data: "  # the prefix of errors about these data
@@ -176,33 +167,24 @@ def train(
     shuffle, verbose = as_flag("shuffle", shuffle), as_flag("verbose", verbose)
     rng = make_generator(seed)
     callbacks = as_callbacks(callbacks)
-    common: _Common = {
-        "loss": as_loss(loss),
-        "batch_size": as_size("batch_size", batch_size),
-        "num_threads": num_threads,
-        "isa": network._isa_in_use(),
-    }
+    setup = network._setup(loss, as_size("batch_size", batch_size), num_threads)
     if network.architecture.draws_masks:
         dropout_seed = as_seed("seed", seed) if seed is not None else int(rng.integers(2**64, dtype=np.uint64))
     else:
         dropout_seed = None
     runner = PassRunner(
-        network.parameters,
-        network.architecture,
+        setup,
         X,
         Y,
         lengths=lengths,
         mask=mask,
-        dropout_seed=dropout_seed,
-        tbptt=None if tbptt is None else as_size("tbptt", tbptt),
-        **as_memory(recompute_every, memory_budget),
         optimizer=optimizer,
         clip_norm=math.inf if clip_norm is None else as_positive("clip_norm", clip_norm),
-        **common,
+        dropout_seed=dropout_seed,
+        tbptt=None if tbptt is None else as_size("tbptt", tbptt),
+        memory=as_memory(recompute_every, memory_budget),
     )
-    validation = None
-    if validation_data is not None:
-        validation = _validation_runner(network, validation_data, common)
+    validation = None if validation_data is None else _validation_runner(setup, validation_data)
 
     history = History()
     with (
@@ -227,7 +209,7 @@ def train(
     return history
 
 
-def _validation_runner(network: LSTMNetwork, data: Any, common: _Common) -> PassRunner:
+def _validation_runner(setup: Setup, data: Any) -> PassRunner:
     if not isinstance(data, Mapping):
         try:
             X, Y = data
@@ -237,15 +219,7 @@ def _validation_runner(network: LSTMNetwork, data: Any, common: _Common) -> Pass
     elif not {"X", "Y"} <= data.keys() <= {"X", "Y", "lengths", "mask"}:
         raise ValueError(f"validation_data has the keys {list(data)}; expected 'X', 'Y', and maybe 'lengths' or 'mask'")
     try:
-        return PassRunner(
-            network.parameters,
-            network.architecture,
-            optimizer=None,
-            forward_only=True,
-            prefix=_VALIDATION,
-            **data,
-            **common,
-        )
+        return PassRunner(setup, **data, forward_only=True, prefix=_VALIDATION)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{_VALIDATION}{error}") from None
 

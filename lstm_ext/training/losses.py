@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_ext import _kernels
-from lstm_ext.checks import Array, Data, as_number, as_positive, as_real, short_repr
+from lstm_ext.checks import Array, Data, as_array, as_number, as_positive, as_real, short_repr
 
 
 class Loss(Protocol):
@@ -108,12 +108,19 @@ def read_result(result: Any) -> tuple[float, Any]:
     """Return value and gradient that a loss in Python returned."""
     try:
         value, gradient = result
-        number = np.asarray(value)
-        if number.ndim > 0 or number.dtype.kind not in "fiub":
-            raise TypeError
     except (TypeError, ValueError):
-        raise TypeError(f"loss returned {short_repr(result)}; expected (value, gradient)") from None
+        raise _wrong_result(result) from None
+    try:
+        number = as_array("the loss's value", value)
+    except ValueError:
+        raise _wrong_result(result) from None
+    if number.ndim > 0 or number.dtype.kind not in "fiub":
+        raise _wrong_result(result)
     return float(number), gradient
+
+
+def _wrong_result(result: Any) -> TypeError:
+    return TypeError(f"loss returned {short_repr(result)}; expected (value, gradient)")
 
 
 def check_gradient(loss: Loss, outputs: Data, targets: Any, *, tolerance: float = 1e-6, spacing: float = 6e-6) -> float:

@@ -6,16 +6,43 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any
 
 from lstm_ext.checks import as_size, short_repr
 
 
-class Memory(TypedDict, total=False):
-    """The arguments of `PassRunner` that bound the memory of its passes."""
+@dataclass(frozen=True)
+class Memory:
+    """A bound of the memory that the passes of a training take.
 
-    recompute_every: int
-    memory_budget: int
+    Parameters
+    ----------
+    recompute_every : int, optional
+        Number of steps whose activations are kept at a time; all by default.
+    budget : int, optional
+        Maximum size in bytes; not together with `recompute_every`.
+    """
+
+    recompute_every: int | None = None
+    budget: int | None = None
+
+    def segment(self, steps: int, size: Callable[[int], int]) -> int:
+        """Return the number of steps whose activations are kept at a time; 0: all.
+
+        Parameters
+        ----------
+        steps : int
+            Number of steps of a pass.
+        size : callable
+            Returns the bytes that the passes take if they keep the activations of k steps at a time; all for k = 0.
+        """
+        if self.budget is not None:
+            return _largest_segment(self.budget, steps, size)
+        return min(self.recompute_every or 0, steps)
+
+
+NO_BOUND = Memory()
 
 
 def as_memory(recompute_every: Any, memory_budget: Any) -> Memory:
@@ -23,11 +50,11 @@ def as_memory(recompute_every: Any, memory_budget: Any) -> Memory:
     if recompute_every is not None and memory_budget is not None:
         raise ValueError("recompute_every and memory_budget are both given; expected one of them")
     if recompute_every is not None:
-        return {"recompute_every": as_size("recompute_every", recompute_every)}
+        return Memory(recompute_every=as_size("recompute_every", recompute_every))
     if memory_budget is None:
-        return {}
+        return NO_BOUND
     if not isinstance(memory_budget, str):
-        return {"memory_budget": as_size("memory_budget", memory_budget)}
+        return Memory(budget=as_size("memory_budget", memory_budget))
     found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?)(i?)B\s*", memory_budget, re.IGNORECASE)
     if found is None:
         raise ValueError(
@@ -35,21 +62,11 @@ def as_memory(recompute_every: Any, memory_budget: Any) -> Memory:
         )
     number, prefix, binary = found.groups()
     unit = (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
-    return {"memory_budget": as_size("memory_budget", int(min(float(number) * unit, sys.maxsize)))}
+    return Memory(budget=as_size("memory_budget", int(min(float(number) * unit, sys.maxsize))))
 
 
-def largest_segment(budget: int, steps: int, size: Callable[[int], int]) -> int:
-    """Return the largest number of steps whose activations fit into a budget, or 0 if those of all steps do.
-
-    Parameters
-    ----------
-    budget : int
-        In bytes.
-    steps : int
-        Number of steps of a pass.
-    size : callable
-        Returns the bytes that the passes take if they keep the activations of k steps at a time; all for k = 0.
-    """
+def _largest_segment(budget: int, steps: int, size: Callable[[int], int]) -> int:
+    """Return the largest number of steps whose activations fit into a budget, or 0 if those of all steps do."""
     if size(0) <= budget:
         return 0
     low = root = math.isqrt(steps - 1) + 1

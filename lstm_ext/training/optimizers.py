@@ -328,10 +328,10 @@ def _read_only(values: Array) -> Array:
     return view
 
 
-OPTIMIZERS: dict[str, Callable[[], SGD | Adam]] = {optimizer.name: optimizer for optimizer in (SGD, Adam)}
+OPTIMIZERS: dict[str, type[_Compiled]] = {optimizer.name: optimizer for optimizer in (SGD, Adam)}
 
 
-def is_compiled(optimizer: Any) -> TypeGuard[SGD | Adam]:
+def is_compiled(optimizer: Any) -> TypeGuard[_Compiled]:
     """Return whether an optimizer's updates run in the compiled loop; a subclass's do not."""
     return type(optimizer) in OPTIMIZERS.values()
 

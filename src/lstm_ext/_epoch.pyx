@@ -18,7 +18,7 @@ from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_backward, head_
 from lstm_ext._kernels cimport SUM_BLOCK, are_finite, kernels, philox_key, real, traits_of_loss
 from lstm_ext._losses cimport Loss, batch_loss
 from lstm_ext._passes cimport Rows
-from lstm_ext._products cimport ceil_div
+from lstm_ext._products cimport ceil_div, first_byte
 from lstm_ext._stack cimport (
     Batch, Chunk, StackData, LayerStack, States, layers_backward, layers_forward, pack_layers, stack_work, take_chunk,
 )
@@ -48,7 +48,7 @@ cdef struct LoopData:
     HeadData *head
     void *parameters  # (n)
     void *gradient  # (n); NULL: no backward pass
-    Rows x  # the rows of X, and `chunk.first`
+    Rows x  # the rows of X, and `first` of the chunk
     const Py_ssize_t *first  # (N): the row of X at which each sequence begins
     const Py_ssize_t *lengths  # (N): its steps
     Loss loss  # with the rows of Y; its `targets` NULL: none
@@ -65,29 +65,28 @@ cdef struct LoopData:
     bint draws  # whether masks are drawn
     double clip_norm  # the maximum norm of a gradient
     States carried  # (cells, B, ...): the states after a chunk, for the next one; NULL if all passes are whole batches
-    Chunk chunk
 
 
 cdef void take_pass(LoopData *loop, Py_ssize_t step) noexcept nogil:
     """Set the chunk to what a pass runs."""
     cdef Py_ssize_t start = loop.starts[step]
     take_chunk(
-        &loop.chunk, loop.first, loop.lengths, loop.members + start, min(loop.batch_size, loop.sequences - start),
+        &loop.stack.chunk, loop.first, loop.lengths, loop.members + start, min(loop.batch_size, loop.sequences - start),
         loop.first_steps[step], loop.stack.steps,
     )
 
 
 cdef void draw_masks(LoopData *loop, Py_ssize_t step) noexcept nogil:
     """Set the counters of the chunk's masks, which belong to the update that its pass makes."""
-    cdef Batch *batch = &loop.chunk.batch
+    cdef Batch *batch = &loop.stack.chunk.batch
     philox_key(loop.seed, loop.updates, batch.masks.key)
-    batch.masks.first_step = loop.chunk.first_step
+    batch.masks.first_step = loop.stack.chunk.first_step
     batch.masks.mask_rows = loop.unsorted_positions + loop.starts[step] if loop.unsorted_positions != NULL else NULL
 
 
 cdef bint chunk_is_finite(const LoopData *loop, const real *tag) noexcept nogil:
     """Whether the chunk's inputs and targets are finite, where that has not been checked."""
-    cdef const Chunk *chunk = &loop.chunk
+    cdef const Chunk *chunk = &loop.stack.chunk
     cdef const kernels *table = loop.head.table
     cdef bint every_step = loop.head.readout == READOUT_STEPS
     cdef Py_ssize_t width = loop.loss.targets_per_row, input_dim = loop.x.width, b, row, n
@@ -121,7 +120,7 @@ cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t step, const rea
     """Compute the outputs of the chunk; a chunk that does not begin its batch continues from the carried states."""
     cdef StackData *s = loop.stack
     cdef HeadData *head = loop.head
-    cdef const Chunk *chunk = &loop.chunk
+    cdef const Chunk *chunk = &loop.stack.chunk
     cdef States zeros = no_states()
     cdef Rows nowhere = no_rows()
     pack_layers(region, s, parameters, &chunk.batch, False, False)
@@ -141,7 +140,7 @@ cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t step, const rea
 cdef int backward_pass(Region *region, LoopData *loop, const real *parameters, real *gradient) except -1 nogil:
     """Compute the gradient, from that of the outputs in the head."""
     cdef StackData *s = loop.stack
-    cdef const Batch *batch = &loop.chunk.batch
+    cdef const Batch *batch = &loop.stack.chunk.batch
     cdef States none = no_states()
     cdef Rows dH, nowhere = no_rows()
     cdef const real *dfinal
@@ -169,7 +168,7 @@ cdef int run_pass(
         return _DONE
     if phases & _LOSS:
         loop.losses[step] = batch_loss(
-            region, loop.head, &loop.loss, loop.chunk.members, loop.chunk.first_step, parameters,
+            region, loop.head, &loop.loss, loop.stack.chunk.members, loop.stack.chunk.first_step, parameters,
         )
         if not isfinite(loop.losses[step]):
             return _NOT_FINITE
@@ -189,7 +188,7 @@ cdef int run_pass(
 cdef double pass_work(const LoopData *loop, Py_ssize_t step) noexcept nogil:
     """A pass in multiply-adds, roughly: what it costs in any case, and three products for each row."""
     cdef double head_work = <double> loop.head.output_dim * loop.head.features
-    return PASS_WORK + 3 * (loop.chunk.rows * <double> loop.stack.parameter_count + loop.counts[step] * head_work)
+    return PASS_WORK + 3 * (loop.stack.chunk.rows * <double> loop.stack.parameter_count + loop.counts[step] * head_work)
 
 
 cdef tuple run_passes(
@@ -385,10 +384,7 @@ cdef class TrainingLoop:
         """Make the arrays that passes write to, except for those of the stack and the head."""
         cdef LoopData *loop = &self.data
         cdef StackData *s = loop.stack
-        loop.chunk.first = <Py_ssize_t *> self.new(INDEX, (s.batch,))
-        loop.chunk.lengths = <Py_ssize_t *> self.new(INDEX, (s.batch,))
-        loop.chunk.batch_sizes = <Py_ssize_t *> self.new(INDEX, (s.steps,))
-        loop.x.first, loop.x.width, loop.x.step_stride = loop.chunk.first, s.input_dim, 1
+        loop.x.first, loop.x.width, loop.x.step_stride = s.chunk.first, s.input_dim, 1
         if in_chunks:
             loop.carried.h = self.new(self.stack.dtype, (s.count, s.batch, s.state_dim))
             loop.carried.C = self.new(self.stack.dtype, (s.count, s.batch, s.hidden_dim))
@@ -397,12 +393,9 @@ cdef class TrainingLoop:
 
     cdef void *new(self, dtype, tuple shape) except NULL:
         """Keep a new array; return where it begins."""
-        cdef Py_buffer view
         array = np.empty(shape, dtype)
-        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
-        PyBuffer_Release(&view)
         self.arrays.append(array)
-        return view.buf
+        return first_byte(array)
 
     cdef void *take(self, str name, array, char code, Py_ssize_t rows, Py_ssize_t columns=-1) except? NULL:
         """Keep an array; return where it begins, NULL if it is empty. Raise unless it is as expected.

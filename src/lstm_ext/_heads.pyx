@@ -14,15 +14,14 @@ Design
 Notation as in _stack.pyx, and O outputs.
 """
 cimport cython
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, lanes_of, real, table_at
 from lstm_ext._passes cimport Rows, row_at
 from lstm_ext._products cimport (
-    OUTER_ROWS, apply_linear, batch_size_at, num_tasks, pack_panels, panels_size, part_begin,
+    OUTER_ROWS, apply_linear, batch_size_at, first_byte, num_tasks, pack_panels, panels_size, part_begin,
     weight_gradient,
 )
 from lstm_ext._stack cimport Batch, StackData, layer_outputs, length_of
@@ -76,7 +75,7 @@ cdef class Head:
         head.b_offset = parameter_count - head.output_dim
         head.W_offset = head.b_offset - head.output_dim * head.features
         cdef Py_ssize_t F = head.features, output_dim = head.output_dim, itemsize = dtype.itemsize
-        cdef Py_ssize_t V = head.table.f32.lanes if itemsize == sizeof(float) else head.table.f64.lanes
+        cdef Py_ssize_t V = lanes_of(head.table, itemsize)
         cdef Py_ssize_t rows = batch * steps if head.readout == READOUT_STEPS else batch
         head.outputs = self.array(rows * output_dim, dtype)
         head.doutputs = self.array(rows * output_dim, dtype)
@@ -104,14 +103,7 @@ cdef class Head:
             return <void *> self
         array = aligned_empty((size,), dtype)
         self.arrays.append(array)
-        return address(array)
-
-
-cdef void *address(array) except NULL:
-    cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
-    PyBuffer_Release(&view)
-    return view.buf
+        return first_byte(array)
 
 
 cdef struct PoolTask:

@@ -8,23 +8,27 @@ Design
 - Weights are packed once in each prediction, for they may have been changed; a stream's once, when it begins.
 """
 cimport cython
-from libc.stdlib cimport free, malloc
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from libc.string cimport memcpy, memset
 
-from numpy import empty, intp, ndarray, zeros
+from numpy import empty, ndarray, zeros
 
 from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_forward, head_rows, pack_head
-from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, all_finite, are_finite, kernels, philox_key, real, table_at
+from lstm_ext._kernels cimport (
+    CACHE_LINE, TILE_VECTORS, all_finite, are_finite, kernels, lanes_of, philox_key, real, table_at,
+)
 from lstm_ext._passes cimport (
     Cell, Forward, Rows, apply_head, copy_states, lanes_rows, lanes_scratch_size, run_forward, shared_work,
     store_outputs,
 )
-from lstm_ext._products cimport apply_linear, ceil_div, odd_lines, pack_cell, pack_panels, panels_size, whole_lines
+from lstm_ext._products cimport (
+    apply_linear, ceil_div, first_byte, get_buffer, odd_lines, pack_cell, pack_panels, panels_size, whole_lines,
+)
 from lstm_ext._stack cimport (
-    Batch, Chunk, LayerStack, StackData, States, layers_forward, pack_layers, stack_work, take_chunk,
+    Batch, Chunk, LayerStack, StackData, States, indices_of, layers_forward, pack_layers, rows_of, stack_work,
+    states_of, take_chunk,
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit
 
@@ -46,7 +50,7 @@ cdef int lay_out(
 ) except -1:
     """Lay the parts out, each on a cache line if the first is."""
     cdef const kernels *table = table_at(isa)
-    cdef Py_ssize_t V = table.f32.lanes if itemsize == sizeof(float) else table.f64.lanes, K
+    cdef Py_ssize_t V = lanes_of(table, itemsize), K
     layout.input_dim, layout.hidden_dim, layout.output_dim = sizes
     layout.batch = batch
     K = layout.input_dim + layout.hidden_dim
@@ -295,7 +299,6 @@ cdef struct Run:
     # See `ForwardPass.run`.
     StackData *s
     HeadData *head  # NULL: the outputs are those of the top layer
-    Chunk chunk
     const Py_ssize_t *first  # of all sequences: the row of X at which each begins, and its steps
     const Py_ssize_t *lengths
     const Py_ssize_t *members
@@ -309,7 +312,7 @@ cdef struct Run:
 cdef int pack_run(Region *region, const Run *run, const real *parameters) except -1 nogil:
     if run.is_packed:
         return 0
-    pack_layers(region, run.s, parameters, &run.chunk.batch, False, False)
+    pack_layers(region, run.s, parameters, &run.s.chunk.batch, False, False)
     if run.head != NULL:
         pack_head(region, run.head, parameters)
     return 0
@@ -318,9 +321,10 @@ cdef int pack_run(Region *region, const Run *run, const real *parameters) except
 cdef bint inputs_are_finite(const Run *run, const real *tag) noexcept nogil:
     """Whether the chunk's inputs are."""
     cdef Py_ssize_t b, width = run.x.width
-    for b in range(run.chunk.batch.size):
+    cdef const Chunk *chunk = &run.s.chunk
+    for b in range(chunk.batch.size):
         if not are_finite(
-            run.s.table, run.chunk.lengths[b] * width, <const real *> run.x.data + run.chunk.first[b] * width,
+            run.s.table, chunk.lengths[b] * width, <const real *> run.x.data + chunk.first[b] * width,
         ):
             return False
     return True
@@ -332,6 +336,7 @@ cdef int store_readout(
     """The head's outputs of a chunk that the layers have run."""
     cdef Rows Y = run.Y
     cdef bint every_step = run.head.readout == READOUT_STEPS
+    cdef const Chunk *chunk = &run.s.chunk
     Y.step_stride = 1
     if run.in_order:  # rows that are equally far apart are written in place
         Y.first, Y.sequence_stride = NULL, run.sequence_stride if every_step else 1
@@ -339,15 +344,15 @@ cdef int store_readout(
     else:
         Y.first = run.members + start
         if every_step:
-            Y.first = run.chunk.first
+            Y.first = chunk.first
     return head_rows(
-        region, run.head, run.s, &run.chunk.batch, first_step, 0 if every_step else run.chunk.ended, parameters, &Y,
+        region, run.head, run.s, &chunk.batch, first_step, 0 if every_step else chunk.ended, parameters, &Y,
     )
 
 
 cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 nogil:
     """Run all batches, each chunk by chunk of its steps."""
-    cdef Chunk *chunk = &run.chunk
+    cdef Chunk *chunk = &run.s.chunk
     cdef Py_ssize_t start = 0, first_step, count
     cdef States none
     memset(&none, 0, sizeof(none))
@@ -401,22 +406,17 @@ cdef class ForwardPass:
     cdef LayerStack stack
     cdef Head head
     cdef object parameters, h, C
-    cdef Py_ssize_t *indices
     cdef Run now
     cdef readonly Py_ssize_t bytes
-
-    def __cinit__(self, *_, **__):
-        self.indices = NULL
 
     def __init__(
         self, int isa, architecture, parameters, Py_ssize_t batch, Py_ssize_t steps, *, bint has_head, bint carries,
         bint draws=False, bint measure=False,
     ):
         dtype = parameters.dtype
-        cdef Py_ssize_t carried = batch * len(architecture.cells) if carries else 0, indices = 2 * batch + steps
+        cdef Py_ssize_t carried = batch * len(architecture.cells) if carries else 0
         cdef Run *run = &self.now
-        self.bytes = indices * sizeof(Py_ssize_t)
-        self.bytes += carried * (architecture.state_dim + architecture.hidden_dim) * dtype.itemsize
+        self.bytes = carried * (architecture.state_dim + architecture.hidden_dim) * dtype.itemsize
         if has_head:
             self.head = Head(isa, architecture, dtype, 1, batch, len(parameters), keep=False, measure=measure)
             self.bytes += self.head.bytes
@@ -432,19 +432,10 @@ cdef class ForwardPass:
         run.s, run.batch, run.steps = &self.stack.data, batch, steps
         if has_head:
             run.head = &self.head.data
-        self.indices = <Py_ssize_t *> malloc(indices * sizeof(Py_ssize_t))
-        if self.indices == NULL:
-            raise MemoryError()
-        run.chunk.first, run.chunk.lengths, run.chunk.batch_sizes = (
-            self.indices, self.indices + batch, self.indices + 2 * batch,
-        )
         if carries:
             self.h = empty((len(architecture.cells), batch, architecture.state_dim), dtype)
             self.C = empty((len(architecture.cells), batch, architecture.hidden_dim), dtype)
             run.last.h, run.last.C, run.last.rows = first_byte(self.h), first_byte(self.C), batch
-
-    def __dealloc__(self):
-        free(self.indices)
 
     def run(
         self, int threads, sequences, members, h0=None, C0=None, *, last=None, dropout_seed=None, H=None,
@@ -460,7 +451,7 @@ cdef class ForwardPass:
         """
         cdef Run run = self.now
         cdef Py_ssize_t longest = sequences.longest, itemsize = self.parameters.dtype.itemsize
-        cdef Batch whole = run.chunk.batch
+        cdef Batch whole = run.s.chunk.batch
         cdef Region region
         cdef int outcome
         cdef double work
@@ -468,18 +459,16 @@ cdef class ForwardPass:
         run.members, run.N = indices_of(members), len(members)
         run.checked, run.in_order = not sequences.unchecked, sequences.same_length
         run.sequence_stride = len(sequences.rows) // len(sequences)
-        run.x = rows_of(sequences.rows)
-        run.x.first = run.chunk.first
+        run.x = rows_of(sequences.rows, run.s.chunk.first)
         if H is not None:
-            run.H = rows_of(H)
-            run.H.first = run.chunk.first
+            run.H = rows_of(H, run.s.chunk.first)
             run.H.data = <char *> run.H.data - H_begin * run.H.width * itemsize
         if Y is not None:
-            run.Y = rows_of(Y)
+            run.Y = rows_of(Y, NULL)
         run.initial = states_of(h0, C0)
         if last is not None:
             run.last, run.keeps_states = states_of(last[0], last[1]), True
-        philox_key(dropout_seed or 0, 0, run.chunk.batch.masks.key)
+        philox_key(dropout_seed or 0, 0, run.s.chunk.batch.masks.key)
         whole.size, whole.steps = min(run.batch, run.N), longest
         work = stack_work(run.s, &whole, False) * run.N / whole.size
         threads = recruit(threads, work)
@@ -521,31 +510,6 @@ cdef class ForwardPass:
                     )
             finally:
                 end_region(&region)
-
-
-cdef Rows rows_of(array):
-    """The rows (n, width) of an array."""
-    cdef Rows rows
-    memset(&rows, 0, sizeof(rows))
-    rows.data, rows.width, rows.step_stride = first_byte(array), array.shape[1], 1
-    return rows
-
-
-cdef States states_of(h, C):
-    cdef States states
-    memset(&states, 0, sizeof(states))
-    if h is not None:
-        states.h, states.rows = first_byte(h), h.shape[1]
-    if C is not None:
-        states.C, states.rows = first_byte(C), C.shape[1]
-    return states
-
-
-cdef const Py_ssize_t *indices_of(array) except NULL:
-    """The first of an array of indices that the caller holds."""
-    if array.dtype != intp:
-        raise TypeError
-    return <const Py_ssize_t *> first_byte(array)
 
 
 cdef int advance_streams(
@@ -803,19 +767,6 @@ def begin_streams(int isa, int threads, architecture, Py_ssize_t batch, paramete
 cdef object read_only(object array):
     array.setflags(write=False)
     return array
-
-
-cdef int get_buffer(object array, Py_buffer *view) except -1:
-    """Get the buffer of an array that we hold, and that therefore keeps its memory."""
-    PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS)
-    PyBuffer_Release(view)
-    return 0
-
-
-cdef void *first_byte(object array) except NULL:
-    cdef Py_buffer view
-    get_buffer(array, &view)
-    return view.buf
 
 
 cdef bint get_array(

@@ -658,7 +658,7 @@ cdef void backward_lanes(
 ) noexcept nogil:
     """Run the loop's steps, except for dX, of the sequences [b, b_end), whole groups that forward_lanes ran.
 
-    Between two loops, dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n).
+    Between two loops, dh[b:b + n] and dC[b:b + n] of a group are arrays (H, n). The rows of dH have a constant stride.
     """
     cdef const Cell *cell = &w.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), H = cell.hidden_dim, n, dH_step = w.dH.step_stride * w.dH.width

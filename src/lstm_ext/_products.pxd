@@ -8,6 +8,11 @@ cdef enum:
     TASKS_PER_THREAD = 4  # small enough tasks that threads which come late leave theirs to the others
 
 
+# Get the buffer of an array that the caller holds, and that therefore keeps its memory; or only where it begins.
+cdef int get_buffer(array, Py_buffer *view) except -1
+cdef void *first_byte(array) except NULL
+
+
 cdef inline Py_ssize_t ceil_div(Py_ssize_t n, Py_ssize_t tile) noexcept nogil:
     """The number of tiles of up to `tile` elements that cover n."""
     return (n + tile - 1) // tile

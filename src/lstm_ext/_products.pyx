@@ -12,6 +12,7 @@ Notation: B batch, T steps, I input_dim, H hidden_dim, gates in the order i, f, 
 import math
 import sys
 
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcpy, memset
 
 import numpy as np
@@ -39,6 +40,18 @@ def aligned_empty(tuple shape, dtype):
     buffer = np.empty(size + CACHE_LINE, np.uint8)
     cdef Py_ssize_t start = -buffer.ctypes.data % CACHE_LINE
     return buffer[start:start + size].view(dtype).reshape(shape)
+
+
+cdef int get_buffer(array, Py_buffer *view) except -1:
+    PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS)
+    PyBuffer_Release(view)
+    return 0
+
+
+cdef void *first_byte(array) except NULL:
+    cdef Py_buffer view
+    get_buffer(array, &view)
+    return view.buf
 
 
 cdef Py_ssize_t panels_size(Py_ssize_t depth, Py_ssize_t columns, Py_ssize_t V) noexcept nogil:

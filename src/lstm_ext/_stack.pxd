@@ -69,6 +69,7 @@ cdef struct StackData:
     Py_ssize_t parameter_count  # of the cells
     bint sums, go_backwards, keeps, draws
     bint learned_h, learned_C  # whether the latest forward pass began at the learned states
+    Chunk chunk  # what the latest pass ran, with arrays for the maximum numbers
     StackedCell *cells
     void **merged  # (layers): the outputs (T, B, F) of each layer; NULL: they are in its cell's h
     void **dmerged  # (layers): their gradients (T, B, F), or NULL
@@ -83,6 +84,7 @@ cdef class LayerStack:
     cdef list gaps
     cdef tuple made_for  # the arguments that its head has too
     cdef bint wants_outputs
+    cdef object members  # those of the chunk that `forward` ran
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
     cdef int set_offsets(self, StackedCell *d, dict offsets, options) except -1
     cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1
@@ -110,6 +112,12 @@ cdef int layers_backward(
 cdef Rows layer_outputs(const StackData *s, Py_ssize_t layer, const real *tag) noexcept nogil
 
 cdef double stack_work(const StackData *s, const Batch *batch, bint backward) noexcept nogil
+
+cdef Rows rows_of(array, const Py_ssize_t *first, Py_ssize_t stride=*)
+
+cdef States states_of(h, C)
+
+cdef const Py_ssize_t *indices_of(array) except NULL
 
 cdef void take_chunk(
     Chunk *chunk, const Py_ssize_t *first, const Py_ssize_t *lengths, const Py_ssize_t *members, Py_ssize_t count,

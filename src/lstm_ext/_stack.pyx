@@ -12,20 +12,20 @@ Design
 Notation as in _passes.pyx, and F features, the width of a layer's outputs.
 """
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, dropout, mask, philox_key, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, dropout, lanes_of, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
     Backward, Cell, Drop, Rows, copy_states, mask_counter, store_outputs, lanes_rows, lanes_scratch_size,
     run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
-    OUTER_ROWS, batch_size_at, ceil_div, column_sums, num_tasks, odd_lines, pack_cell, pack_panels, panels_size,
-    part_begin, whole_lines,
+    OUTER_ROWS, batch_size_at, ceil_div, column_sums, first_byte, num_tasks, odd_lines, pack_cell, pack_panels,
+    panels_size, part_begin, whole_lines,
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
@@ -55,6 +55,13 @@ cdef Drop make_drop(double probability, Py_ssize_t cell, int kind):
 cdef inline bint runs_in_lanes(const StackedCell *d) noexcept nogil:
     """Whether a cell may run sequences of one length with the batch in the lanes."""
     return d.fused and d.f.cell.drop_x.threshold == 0
+
+
+def check_stack(str what, architecture, steps, batch):
+    """Raise if the arrays of a stack and a head for these numbers of steps and sequences could not be addressed."""
+    made = architecture
+    widths = made.input_dim + made.gates * made.hidden_dim + made.features + (made.output_dim or 0)
+    check_allocatable(what, MAX_ARRAYS, len(made.cells), steps + 1, batch, widths)
 
 
 @cython.auto_pickle(False)
@@ -119,7 +126,7 @@ cdef class LayerStack:
         s.dmerged = <void **> calloc(s.layers, sizeof(void *))
         if s.cells == NULL or s.merged == NULL or s.dmerged == NULL:
             raise MemoryError()
-        check_allocatable("a work array", MAX_ARRAYS, s.count, steps + 1, batch, s.gates * s.hidden_dim + s.features)
+        check_stack("a work array", architecture, steps, batch)
         s.parameter_count, offsets = architecture.cell_parameters, architecture.offsets
         for n in range(s.count):
             self.set_offsets(&s.cells[n], offsets[n], options)
@@ -133,10 +140,13 @@ cdef class LayerStack:
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1:
         """Lay out all arrays in the arena; without one, find their size."""
         cdef StackData *s = &self.data
+        cdef Chunk *chunk = &s.chunk
         cdef Py_ssize_t n, size = 0
         cdef void *scratch
         cdef bint all_slots = s.keeps and s.segment == s.steps
         self.bytes = 0
+        chunk.first = <Py_ssize_t *> self.array(2 * s.batch + s.steps, np.dtype(np.intp))
+        chunk.lengths, chunk.batch_sizes = chunk.first + s.batch, chunk.first + 2 * s.batch
         for n in range(s.count):
             self.allocate(&s.cells[n], n, dtype, options, want_dX)
             size = max(size, self.scratch_size(&s.cells[n], dtype.itemsize))
@@ -187,7 +197,7 @@ cdef class LayerStack:
         cdef StackData *s = &self.data
         cdef Cell *cell = &d.f.cell
         cdef Py_ssize_t itemsize = dtype.itemsize, B = s.batch, segment = s.segment
-        cdef Py_ssize_t V = s.table.f32.lanes if itemsize == sizeof(float) else s.table.f64.lanes
+        cdef Py_ssize_t V = lanes_of(s.table, itemsize)
         cdef Py_ssize_t layer = n // s.directions, input_dim = s.input_dim if layer == 0 else s.features
         cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, rows, segments = ceil_div(s.steps, segment)
         d.fused = not (
@@ -749,94 +759,128 @@ cdef double stack_work(const StackData *s, const Batch *batch, bint backward) no
     )
 
 
-cdef const Py_ssize_t *indices(array) except? NULL:
-    """Return where an array of indices begins, which the caller holds; NULL for None."""
-    cdef const Py_ssize_t[::1] view
-    if array is None:
-        return NULL
-    view = array
-    return &view[0]
+cdef const Py_ssize_t *indices_of(array) except NULL:
+    """Where an array of indices begins, which the caller holds."""
+    if array.dtype != np.intp:
+        raise TypeError
+    return <const Py_ssize_t *> first_byte(array)
 
 
-cdef int read_batch(batch, Batch *to) except -1:
-    """Copy the attributes of a `layers.Batch`."""
-    cdef uint64_t seed = batch.dropout_seed or 0
-    philox_key(seed, 0, to.masks.key)
-    to.size, to.steps = batch.size, batch.steps
-    to.lengths, to.batch_sizes = indices(batch.lengths), indices(batch.batch_sizes)
-    to.state_rows = indices(batch.members)
-    to.masks.mask_rows, to.masks.first_step = to.state_rows, 0
-    return 0
-
-
-cdef States states_of(const real[:, :, ::1] h, const real[:, :, ::1] C):
+cdef States states_of(h, C):
+    """h and C (cells, rows, ...); None for none."""
     cdef States states
-    states.h, states.C, states.rows = NULL, NULL, 0
+    memset(&states, 0, sizeof(states))
     if h is not None:
-        states.h, states.rows = <void *> &h[0, 0, 0], h.shape[1]
+        states.h, states.rows = first_byte(h), h.shape[1]
     if C is not None:
-        states.C, states.rows = <void *> &C[0, 0, 0], C.shape[1]
+        states.C, states.rows = first_byte(C), C.shape[1]
     return states
 
 
-cdef Rows rows_of(const real[:, ::1] array, const Py_ssize_t *first, Py_ssize_t steps):
-    """Return rows (n, width) of sequences that begin at `first`, or every `steps` rows; no data for None."""
+cdef Rows rows_of(array, const Py_ssize_t *first, Py_ssize_t stride=0):
+    """The rows (n, width) of an array in which sequences begin at `first`, or every `stride` rows; no data for None."""
     cdef Rows rows
-    rows.data, rows.first, rows.step_stride, rows.sequence_stride, rows.width = NULL, first, 1, steps, 0
+    memset(&rows, 0, sizeof(rows))
+    rows.first, rows.step_stride, rows.sequence_stride = first, 1, stride
     if array is not None:
-        rows.data, rows.width = <void *> &array[0, 0], array.shape[1]
+        rows.data, rows.width = first_byte(array), array.shape[1]
     return rows
 
 
-def forward(
-    LayerStack stack, int threads, batch, const real[::1] parameters, const real[:, ::1] X, const real[:, :, ::1] h0,
-    const real[:, :, ::1] C0, real[:, ::1] H, real[:, :, ::1] h_T, real[:, :, ::1] C_T,
-):
-    """Pack the weights and run `layers_forward`.
+cdef Rows rows_like(array, const StackData *s, sequences):
+    """`rows_of` an array with one row for each row of X; where sequences have one length, with a constant stride.
 
-    batch        a `layers.Batch`
+    Backward passes with the batch in the lanes need the latter.
+    """
+    if sequences.same_length:
+        return rows_of(array, NULL, len(sequences.rows) // len(sequences))
+    return rows_of(array, s.chunk.first)
+
+
+cdef int run_all_forward(
+    int threads, StackData *s, const real *parameters, const Rows *X, const States *initial, const Rows *H,
+    const States *last,
+) except -1 nogil:
+    cdef Region region
+    begin_region(&region, threads)
+    try:
+        pack_layers(&region, s, parameters, &s.chunk.batch, False, False)
+        layers_forward(&region, s, parameters, &s.chunk.batch, X, initial, H, last)
+    finally:
+        end_region(&region)
+    return 0
+
+
+def forward(
+    LayerStack stack, int threads, sequences, members, seed, parameters, h0, C0, H, h_T, C_T,
+):
+    """Pack the weights and run `layers_forward` on all sequences; keep what `backward` needs.
+
+    sequences    `Sequences` of the stack's dtype
+    members      ndarray of int: the sequences, the longest first
+    seed         of the masks, if the stack draws any
     parameters   the flat vector
-    X (n, I), H (n, F)  the rows of all sequences; H out
-    h0 (cells, N, R), C0 (cells, N, H)  each may be None; h_T, C_T, out, may be the same
+    h0 (cells, N, R), C0 (cells, N, H)  each may be None
+    H (rows, F)  the outputs, out
+    h_T, C_T     the last states, out; may be h0 and C0
     """
     cdef StackData *s = &stack.data
-    cdef Batch b
-    cdef Region region
-    read_batch(batch, &b)
-    cdef const Py_ssize_t *first = indices(batch.first)
-    cdef Rows x = rows_of(X, first, b.steps), outputs = rows_of(H, first, b.steps)
+    cdef Batch *batch = &s.chunk.batch
+    cdef Py_ssize_t itemsize = stack.dtype.itemsize
+    cdef void *weights = first_byte(parameters)
+    stack.members = members
+    take_chunk(
+        &s.chunk, indices_of(sequences.first), indices_of(sequences.lengths), indices_of(members), len(members), 0,
+        s.steps,
+    )
+    batch.state_rows = batch.masks.mask_rows = s.chunk.members
+    philox_key(seed, 0, batch.masks.key)
+    cdef Rows x = rows_like(sequences.rows, s, sequences), outputs = rows_like(H, s, sequences)
     cdef States initial = states_of(h0, C0), last = states_of(h_T, C_T)
-    threads = recruit(threads, stack_work(s, &b, False))
+    threads = recruit(threads, stack_work(s, batch, False))
     with nogil:
-        begin_region(&region, threads)
-        try:
-            pack_layers(&region, s, &parameters[0], &b, False, False)
-            layers_forward(&region, s, &parameters[0], &b, &x, &initial, &outputs, &last)
-        finally:
-            end_region(&region)
+        if itemsize == sizeof(float):
+            run_all_forward[float](threads, s, <const float *> weights, &x, &initial, &outputs, &last)
+        else:
+            run_all_forward[double](threads, s, <const double *> weights, &x, &initial, &outputs, &last)
 
 
-def backward(
-    LayerStack stack, int threads, batch, const real[::1] parameters, const real[:, ::1] dH,
-    const real[:, :, ::1] dh_T, const real[:, :, ::1] dC_T, real[:, :, ::1] dh0, real[:, :, ::1] dC0,
-    real[:, ::1] dX, real[::1] gradient,
-):
-    """Pack the weights and run `layers_backward`; arrays as for `forward`, dH, dh_T and dC_T may be None."""
-    cdef StackData *s = &stack.data
-    cdef Batch b
+cdef int run_all_backward(
+    int threads, StackData *s, const real *parameters, const Rows *dH, const States *dlast, const States *dinitial,
+    const Rows *dX, real *gradient,
+) except -1 nogil:
     cdef Region region
-    read_batch(batch, &b)
-    cdef const Py_ssize_t *first = indices(batch.first)
-    cdef Rows doutputs = rows_of(dH, first, b.steps), dinputs = rows_of(dX, first, b.steps)
+    begin_region(&region, threads)
+    try:
+        pack_layers(&region, s, parameters, &s.chunk.batch, True, True)
+        layers_backward(
+            &region, s, parameters, &s.chunk.batch, dH, <const real *> NULL, dlast, dinitial, dX, gradient,
+        )
+    finally:
+        end_region(&region)
+    return 0
+
+
+def backward(LayerStack stack, int threads, sequences, parameters, dH, dh_T, dC_T, dh0, dC0, dX, gradient):
+    """Pack the weights and run `layers_backward` after `forward`.
+
+    sequences              those of `forward`
+    dH, dh_T, dC_T         as H, h_T and C_T of `forward`; each may be None
+    dh0, dC0, dX, gradient  out; the gradient is added to
+    """
+    cdef StackData *s = &stack.data
+    cdef Py_ssize_t itemsize = stack.dtype.itemsize
+    cdef void *weights = first_byte(parameters)
+    cdef void *to = first_byte(gradient)
+    cdef Rows doutputs = rows_like(dH, s, sequences), dinputs = rows_like(dX, s, sequences)
     cdef States dlast = states_of(dh_T, dC_T), dinitial = states_of(dh0, dC0)
-    threads = recruit(threads, stack_work(s, &b, True))
+    threads = recruit(threads, stack_work(s, &s.chunk.batch, True))
     with nogil:
-        begin_region(&region, threads)
-        try:
-            pack_layers(&region, s, &parameters[0], &b, True, True)
-            layers_backward(
-                &region, s, &parameters[0], &b, &doutputs, <const real *> NULL, &dlast, &dinitial,
-                &dinputs, &gradient[0],
+        if itemsize == sizeof(float):
+            run_all_backward[float](
+                threads, s, <const float *> weights, &doutputs, &dlast, &dinitial, &dinputs, <float *> to,
             )
-        finally:
-            end_region(&region)
+        else:
+            run_all_backward[double](
+                threads, s, <const double *> weights, &doutputs, &dlast, &dinitial, &dinputs, <double *> to,
+            )

@@ -346,6 +346,21 @@ def test_info(river, capsys):
         assert words in text
 
 
+def test_info_of_a_table_without_series_has_no_empty_names(river, capsys):
+    text = printed(capsys, "info", "river.safetensors").out
+    assert "trained_before: 2024-02-15" in text
+    assert not [line for line in text.splitlines() if line.strip() in ("", ":", "series:") or line.strip()[0] == ":"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(1, "trained on 1 window before 5 for 1 epoch; "), (3, "trained on 9 windows before 5 for 3 epochs; ")],
+)
+def test_numbers_agree_with_their_nouns(epochs, expected):
+    report = {"windows": epochs**2, "trained_before": {"": "5"}, "epochs": epochs}
+    assert next(reports.fit_lines(report, 0.1)).startswith(expected)
+
+
 def test_info_of_a_network_alone(folder, capsys):
     lstm_ext.LSTMNetwork(1, 4, 2).save("model", details={"note": "mine"})
     assert "note: mine" in printed(capsys, "info", "model").out
@@ -375,6 +390,7 @@ def test_help_names_every_command(capsys):
     output = printed(capsys, "-h").out
     for command in COMMANDS:
         assert f"\n  {command} " in output
+    assert "..." not in output.partition("Commands:")[2]  # no summary is cut
 
 
 def test_help_shows_one_example_in_a_line(capsys):
@@ -661,8 +677,8 @@ def test_a_model_for_other_series(river, capsys):
         (("--until", ""), "until is ''; expected an ISO date"),
         (("--until", "3"), "until is '3'; expected an ISO date"),
         (("--until", "2030-01-01"), "2030-01-01"),
-        (("--until", "2000-01-01"), "0 rows"),
-        (("--until", "0"), "0 rows"),
+        (("--until", "2000-01-01"), "leaves no row to train on"),
+        (("--until", "0"), "leaves no row to train on"),
         (("--until", "nan"), "until is 'nan'; expected an ISO date"),
         (("--until", "2024"), "until is '2024'; expected an ISO date"),
         (("--inputs", ""), "no column ''"),
@@ -834,7 +850,7 @@ def test_forecast_does_not_depend_on_the_held_out_years(folder, monkeypatch):
 
 
 def test_until_zero_is_the_same_with_and_without_a_file(folder, capsys):
-    assert "0 rows" in fails(capsys, "train", *FEW, "--until", "0")
+    assert "leaves no row to train on" in fails(capsys, "train", *FEW, "--until", "0")
 
 
 # --- verify

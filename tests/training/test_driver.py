@@ -7,20 +7,19 @@ import lstm_ext
 from lstm_ext import LSTMNetwork, _epoch, _kernels
 from lstm_ext._heads import Head
 from lstm_ext._stack import LayerStack
-from lstm_ext.sequences import Sequences, count_live, longest_first
+from lstm_ext.sequences import Sequences, longest_first
 from lstm_ext.training.batches import Batches
 from lstm_ext.training.driver import EVERY_PHASE, PassRunner
 
 LENGTHS = [3, 7, 1, 5, 7, 2, 4]
 
 
-def runner(dtype="float32", readout="last", optimizer=None, **how):
+def runner(dtype="float32", readout="last", loss="mse", batch_size=3, **how):
     network = LSTMNetwork(2, 3, 4, readout=readout, dtype=dtype, seed=0)
     rng = np.random.default_rng(0)
     X = [rng.standard_normal((n, 2)) for n in LENGTHS]
     Y = [rng.standard_normal((n, 4)) for n in LENGTHS] if readout == "steps" else rng.standard_normal((7, 4))
-    parts = {"loss": lstm_ext.MSE(), "optimizer": optimizer, "batch_size": 3} | how
-    return PassRunner(network.parameters, network.architecture, X, Y, **parts)
+    return PassRunner(network._setup(loss, batch_size, None), X, Y, **how)
 
 
 def loop_arguments(made):
@@ -28,7 +27,7 @@ def loop_arguments(made):
     rows = {"rows": made.sequences.rows, "first": made.sequences.first, "lengths": made.sequences.lengths}
     targets = {"loss": lstm_ext.MSE(), "targets": made.targets.rows, "target_first": made.targets.first}
     flags = {"unchecked_X": False, "unchecked_Y": False, "optimizer": None, "clip_norm": np.inf, "threads": 1}
-    arrays = {"parameters": made.parameters, "gradient": made.gradient, "backup": made.backup}
+    arrays = {"parameters": made.setup.parameters, "gradient": made.gradient, "backup": made.backup}
     return rows | targets | flags | arrays | {"dropout_seed": None}
 
 
@@ -79,7 +78,7 @@ def test_a_loop_refuses_a_stack_and_a_head_of_different_passes(change):
     architecture = LSTMNetwork(2, 3, 4, readout=readout).architecture
     other = LSTMNetwork(2, 2, 4).architecture if change == "units" else architecture
     isa, rest = _kernels.current(), (np.dtype("float32"), 7, 3)
-    count = len(made.parameters) + (change == "parameters")
+    count = len(made.loop.parameters) + (change == "parameters")
     head = Head(isa, other, *rest, count, keep=change != "passes")
     stack = LayerStack(isa, architecture, *rest, keep=True)
     seed = {"dropout_seed": 0} if change == "masks" else {}
@@ -144,10 +143,8 @@ def test_a_loop_runs_the_passes_and_phases_that_it_has():
     assert np.isfinite(made.loop.losses).all()
 
 
-def test_live_rows_are_counted_for_every_step():
+def test_the_longest_sequences_come_first():
     lengths = np.array(LENGTHS)
-    assert count_live(lengths).tolist() == [(lengths > t).sum() for t in range(7)]
-    assert count_live(np.array([4, 4])).tolist() == [2, 2, 2, 2]
     assert longest_first(lengths).tolist() == [1, 4, 3, 6, 0, 5, 2]
     assert longest_first(lengths, 3).tolist() == [1, 0, 2, 4, 3, 5, 6]
 

@@ -38,7 +38,7 @@ def squares(outputs, targets):
 # --- compiled losses ---
 
 TOLERANCES = {"float32": 2e-6, "float64": 1e-14}
-TORCH = {"mse": "mse_loss", "mae": "l1_loss", "cross_entropy": "cross_entropy"}
+TORCH = {"mse": "mse_loss", "mae": "l1_loss", "cross_entropy": "cross_entropy"}  # None where PyTorch has none
 
 
 def rows_and_targets(loss, n, dtype, rows=1, seed=0):
@@ -116,11 +116,13 @@ def test_a_loss_of_ragged_data_is_the_oracles(loss, readout):
 @pytest.mark.peers
 @pytest.mark.parametrize("loss", _kernels.LOSSES)
 def test_a_loss_is_pytorchs(loss):
-    torch = pytest.importorskip("torch")
+    torch, name = pytest.importorskip("torch"), TORCH[loss]
+    if name is None:
+        pytest.skip("PyTorch does not have this loss")
     network = LSTMNetwork(3, 4, 7, dtype="float64", seed=0)
     outputs = torch.tensor(network.predict(X), requires_grad=True)
     _, Y = rows_and_targets(loss, 7, "float64", rows=len(X))
-    expected = getattr(torch.nn.functional, TORCH[loss])(outputs, torch.tensor(Y))
+    expected = getattr(torch.nn.functional, name)(outputs, torch.tensor(Y))
     expected.backward()
     value, gradient = network.gradient(X, Y, loss=loss)
     assert value == pytest.approx(expected.item(), rel=1e-12)
@@ -281,6 +283,27 @@ def test_a_subclass_runs_as_what_it_is():
 def test_a_value_that_is_no_number_is_refused(result):
     with pytest.raises(TypeError, match=r"^loss returned .*; expected \(value, gradient\)"):
         LSTMNetwork(3, 4, 2, seed=0).gradient(X, STEPS[:, 0], loss=lambda outputs, targets: result)
+
+
+def test_a_value_that_numpy_cannot_take_is_named():
+    class Scalar:
+        """A tensor with a gradient, as PyTorch's."""
+
+        requires_grad = True
+
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+        def detach(self):
+            return self
+
+        numpy = detach
+
+    message = (
+        r"^the loss's value is a \w+\..*Scalar that NumPy cannot take; pass the loss's value\.detach\(\)\.numpy\(\)$"
+    )
+    with pytest.raises(TypeError, match=message):
+        LSTMNetwork(3, 4, 2, seed=0).gradient(X, STEPS[:, 0], loss=lambda outputs, targets: (Scalar(), outputs))
 
 
 @pytest.mark.parametrize("Y", ["lasts", b"lasts", {1, 2, 3, 4, 5}, memoryview(np.ones((6, 2)))])

@@ -1479,10 +1479,10 @@ BAD_TRAINING = {
     "negative clip": ((X, Y), {"clip_norm": -1}, ValueError, "clip_norm is -1"),
     "clip NaN": ((X, Y), {"clip_norm": np.nan}, ValueError, "clip_norm is nan"),
     "clip string": ((X, Y), {"clip_norm": "1"}, TypeError, "clip_norm is '1'"),
-    "loss": ((X, Y), {"loss": "mape"}, ValueError, "loss is 'mape'; expected one of 'mse'"),
+    "loss": ((X, Y), {"loss": "unknown"}, ValueError, "loss is 'unknown'; expected one of 'mse'"),
     "loss None": ((X, Y), {"loss": None}, ValueError, "loss is None; expected one of 'mse'"),
     "loss class": ((X, Y), {"loss": MSE}, ValueError, "loss is <class"),
-    "optimizer": ((X, Y), {"optimizer": "lion"}, ValueError, "optimizer is 'lion'; expected one"),
+    "optimizer": ((X, Y), {"optimizer": "unknown"}, ValueError, "optimizer is 'unknown'; expected one"),
     "optimizer None": ((X, Y), {"optimizer": None}, ValueError, "optimizer is None; expected one"),
     "optimizer class": ((X, Y), {"optimizer": Adam}, ValueError, "optimizer is <class"),
     "target": (
