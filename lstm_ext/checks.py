@@ -8,6 +8,7 @@ import operator
 import os
 import reprlib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from mmap import mmap
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -83,11 +84,11 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 def as_size(name: str, value: Any, low: int = 1) -> int:
     """Return a size as an int of at least `low`."""
     try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
         size = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {short_repr(value)}; expected an integer") from None
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {short_repr(value)}; expected an integer")
     if size < low:
         raise ValueError(f"{name} is {short_repr(size)}; expected at least {low}")
     return size
@@ -159,7 +160,7 @@ def as_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not (isinstance(value, str) and value in choices):
         raise ValueError(f"{name} is {short_repr(value)}; expected one of {', '.join(map(repr, choices))}")
-    return value
+    return str(value)  # not an np.str_
 
 
 def check_length(name: str, value: Any, length: int) -> None:
@@ -290,21 +291,38 @@ def as_array(name: str, value: Any, shape: Shape | None = None) -> Array:
 
 def _unlike_array(name: str, value: Any) -> str:
     """Return how to pass a tensor of another package that NumPy cannot take, or that a list holds; "" for others."""
+    parts = {name: value}
     if isinstance(value, (list, tuple)):
-        return next(filter(None, (_conversion(f"{name}[{n}]", part) for n, part in enumerate(value))), "")
-    return _conversion(name, value)
+        parts = {f"{name}[{n}]": part for n, part in enumerate(value)}
+    for part_name, part in parts.items():
+        with suppress(Exception):  # an object's own attributes may raise anything
+            if not _is_taken(part) and (unlike := _conversion(part_name, part)):
+                return unlike
+    return ""
+
+
+def _is_taken(value: Any) -> bool:
+    """Return whether NumPy can make an array of a value, not of objects."""
+    try:
+        return bool(np.asarray(value).dtype != object)
+    except Exception:
+        return False
 
 
 def _conversion(name: str, value: Any) -> str:
     device = str(getattr(value, "device", "cpu")).lower()
+    layout, dtype = (str(getattr(value, attribute, "")) for attribute in ("layout", "dtype"))
+    is_nested = getattr(value, "is_nested", False) is True
     needed = {
         "detach": getattr(value, "requires_grad", False) is True,
-        "to_dense": "sparse" in str(getattr(value, "layout", "")),
+        "dequantize": getattr(value, "is_quantized", False) is True,
+        "to_dense": "sparse" in layout or "mkldnn" in layout,
         "cpu": not device.startswith("cpu"),
         "get": "cuda" in device,
-        "float": "bfloat16" in str(getattr(value, "dtype", "")),
+        "float": "bfloat16" in dtype or "float8" in dtype,
         "toarray": True,
-        "numpy": True,
+        "unbind": is_nested,
+        "numpy": not is_nested,
     }
     calls = "".join(f".{method}()" for method, is_needed in needed.items() if is_needed and hasattr(value, method))
     kind = type(value)

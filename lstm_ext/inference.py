@@ -161,7 +161,7 @@ class Inference:
                 batch,
                 steps,
                 has_head=with_head is not None,
-                carries=carries and steps < longest,
+                carries=carries and (steps < longest or measure),  # so that more steps always take more
                 draws=self.dropout_seed is not None,
                 measure=measure,
             )
@@ -216,6 +216,6 @@ def warn_not_finite(outputs: Any, parameters: Array, architecture: Architecture)
     except ValueError as error:
         reason = str(error)
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("lstm_ext."):
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("lstm_ext."):
         level, frame = level + 1, frame.f_back
     warnings.warn(f"the outputs of sequence {n} are not finite: {reason}", RuntimeWarning, stacklevel=level)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -247,6 +248,51 @@ def check_predict(case):
         assert_same("predict of a part of the batch", y[:steps], first[n][:steps])
 
 
+def check_budget(case):
+    """Predict within random budgets, down to the smallest one; the error of a smaller one names it."""
+    draw, (X, given) = case.draw, case.data(case.values)
+    given = given | draw.one_of({}, {"readout": draw.one_of(*case.readouts)})
+    first = case.network.predict(X, **given)
+    try:
+        case.network.predict(X, **given, memory_budget=draw.one_of(1, "1B", "0.1kB"))
+    except ValueError as error:
+        needed = int(str(error).rpartition(" ")[2])
+    else:
+        raise AssertionError("predict within nothing was not refused")
+    refuse("predict with too little memory", lambda: case.network.predict(X, **given, memory_budget=needed - 1))
+    for budget in (needed, int(needed * draw.rng.uniform(1, 20)), f"{needed * draw.rng.uniform(1, 500):.3f} B", "1GiB"):
+        within = case.network.predict(X, **given, memory_budget=budget, num_threads=draw.one_of(1, 3))
+        assert_same(f"predict within {budget}", within, first)
+
+
+def check_evaluate(case):
+    """One batch is the oracle's loss; any batches are a validation's, within any memory."""
+    draw, (X, given) = case.draw, case.data(case.values)
+    given = given | {"loss": case.loss}
+    clean, _ = case.data(case.clean)
+    expected, _ = case.twin.gradient(clean, case.targets(), **given)
+    whole = case.network.evaluate(X, case.targets(), **given, batch_size=case.N)
+    assert_close(case, "evaluate", np.asarray(whole), np.asarray(expected))
+    how = given | {"batch_size": draw.one_of(1, 3, 1000) if case.N < 40 else draw.one_of(31, 1000)}
+    first = case.network.evaluate(X, case.targets(), **how, num_threads=1)
+    memory = draw.one_of({}, {"memory_budget": draw.one_of("1MB", "1GB")})
+    try:
+        again = case.network.evaluate(X, case.targets(), **how, **memory, num_threads=3)
+    except ValueError as error:
+        assert "memory_budget is 1000000 bytes" in str(error)  # noqa: PT017
+    else:
+        assert_same(f"evaluate with {memory}", again, first)
+    trained = copy.deepcopy(case.network)
+    data = {"X": X, "Y": case.targets()} | {name: given[name] for name in ("lengths", "mask") if name in given}
+    still = {"epochs": 1, "optimizer": lstm_ext.SGD(0), "verbose": False, "seed": 0}
+    try:
+        history = lstm_ext.train(trained, X, case.targets(), **how, **still, validation_data=data)
+    except NonFiniteError as error:
+        assert case.may_diverge, error  # noqa: PT017
+    else:
+        assert_same("evaluate and validation", history.validation_loss, [first])
+
+
 def check_gradient(case):
     X, given = case.data(case.values)
     arguments = given | {"loss": case.loss, "dropout_seed": case.dropout_seed}
@@ -393,7 +439,8 @@ WRONG = {
 }
 EVERYWHERE = ("num_threads", "mask", "lengths")
 ACCEPTED = {
-    "predict": (*EVERYWHERE, "readout"),
+    "predict": (*EVERYWHERE, "readout", "memory_budget"),
+    "evaluate": (*EVERYWHERE, "loss", "batch_size", "memory_budget"),
     "gradient": (*EVERYWHERE, "loss", "dropout_seed", "recompute_every", "memory_budget"),
     "train": [name for name in WRONG if name not in ("readout", "dropout_seed", "return_tape")],
     "forward": (*EVERYWHERE, "dropout_seed", "return_tape"),
@@ -440,6 +487,7 @@ def check_refusals(case):
     Y, training = case.targets(), given | {"loss": case.loss, "epochs": 1, "verbose": False}
     calls = {
         "predict": lambda X, Y, **wrong: network.predict(X, **given | wrong),
+        "evaluate": lambda X, Y, **wrong: network.evaluate(X, Y, **given | {"loss": case.loss} | wrong),
         "gradient": lambda X, Y, **wrong: network.gradient(X, Y, **given | {"loss": case.loss} | wrong),
         "train": lambda X, Y, **wrong: lstm_ext.train(network, X, Y, **training | wrong),
         "forward": lambda X, Y, **wrong: layer.forward(X, **given | wrong),
@@ -450,7 +498,7 @@ def check_refusals(case):
             refuse(f"{name} with {argument}={value!r}", lambda c=call, a=argument, v=value: c(X, Y, **{a: v}))
         if case.way != "list":
             wrong, kind = spoiled(draw, case.clean, case.live)
-            if kind != "rows" or given or name in ("gradient", "train"):
+            if kind != "rows" or given or name in ("evaluate", "gradient", "train"):
                 refuse(f"{name} with X spoiled: {kind}", lambda c=call, x=wrong: c(x, Y))
     for readout in READOUTS:
         if readout not in case.readouts:
@@ -496,7 +544,11 @@ def check_refused_weights(case):
     network.parameters[place] = case.draw.one_of(np.nan, np.inf, -np.inf)
     before = bits(network.parameters)
     with np.errstate(all="ignore"):
-        network.predict(X, **given)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outputs = network.predict(X, **given)
+        is_finite = all(np.isfinite(y).all() for y in outputs)
+        assert [warning.category for warning in caught] == ([] if is_finite else [RuntimeWarning])
         training = given | {"loss": case.loss, "epochs": 1, "verbose": False}
         refuse("train with weights not finite", lambda: lstm_ext.train(network, X, case.targets(), **training))
         with tempfile.TemporaryDirectory() as folder:
@@ -506,6 +558,8 @@ def check_refused_weights(case):
 
 CHECKS = (
     check_predict,
+    check_budget,
+    check_evaluate,
     check_gradient,
     check_train,
     check_layer,
@@ -534,6 +588,7 @@ def run_case(seed):
 
 def run_cases(first, seconds):
     """Run cases from a seed on, one at least; print each seed before its case."""
+    warnings.simplefilter("error")
     lstm_ext.get_num_threads()
     threads._available = 8  # the threads that calls may ask for, whatever this machine has
     _threads._adjust(rests=False)

@@ -160,6 +160,22 @@ def test_predictions_within_a_budget_have_the_bits_of_whole_ones(name, readout, 
             assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
+@pytest.mark.parametrize("N", [1, 3])
+@pytest.mark.parametrize("name", FORWARDS)
+def test_the_smallest_budget_does_not_depend_on_how_few_steps_there_are(name, N):
+    """Where carrying the states would take more than running all steps at a time."""
+    for readout in READOUTS:
+        model = LSTMNetwork(3, 8, 2, readout=readout, seed=0, **FORWARDS[name])
+        for steps in (2, 3, 4):
+            X = np.ones((N, steps, 3))
+            with pytest.raises(ValueError, match="needs at least") as caught:
+                model.predict(X, memory_budget=1)
+            needed = int(str(caught.value).split()[-1])
+            assert np.array_equal(model.predict(X, memory_budget=needed), model.predict(X))
+            with pytest.raises(ValueError, match=f"at least {needed}$"):
+                model.predict(X, memory_budget=needed - 1)
+
+
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("name", [*FORWARDS, *BACKWARDS])
 def test_layers_one_sequence_at_a_time_have_the_bits_of_whole_ones(monkeypatch, name, seed):

@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import tracemalloc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -1208,6 +1209,8 @@ TENSORS = {
     ".detach().cpu().numpy()": Tensor(requires_grad=True, device="cuda:0"),
     ".to_dense().numpy()": Tensor(layout="torch.sparse_csr"),
     ".float().numpy()": Tensor(dtype="torch.bfloat16"),
+    ".dequantize().numpy()": Tensor(["dequantize", "numpy"], is_quantized=True),
+    ".unbind()": Tensor(["unbind", "numpy"], is_nested=True),
     ".get()": Tensor(["get"], device="<CUDA Device 0>"),
     ".toarray()": Tensor(["toarray"]),
 }
@@ -1222,6 +1225,32 @@ def test_tensors_of_other_packages_are_named_with_what_to_do(calls):
         NETWORK.predict(GOOD, lengths=TENSORS[calls])
     with pytest.raises(TypeError, match=r"^X is not an array: .* gives RuntimeError \(cannot convert\); expected"):
         NETWORK.predict(Tensor([]))
+
+
+def test_other_layouts_and_types_of_tensors_are_known():
+    for tensor, calls in ((Tensor(layout="torch._mkldnn"), "to_dense"), (Tensor(dtype="torch.float8_e4m3fn"), "float")):
+        with pytest.raises(TypeError, match=rf"; pass X\.{calls}\(\)\.numpy\(\)$"):
+            NETWORK.predict(tensor)
+
+
+def test_the_tensor_of_a_list_that_numpy_cannot_take_is_named():
+    class Taken(Tensor):
+        def __array__(self, *_, **__):
+            return np.zeros(3)
+
+    with pytest.raises(TypeError, match=r"^Y\[1\] is a \w+\.Tensor .* pass Y\[1\]\.detach\(\)\.numpy\(\)$"):
+        NETWORK.evaluate(GOOD, [Taken(["numpy"]), Tensor(["detach", "numpy"], requires_grad=True)])
+
+
+def test_an_object_whose_attributes_raise_is_no_array():
+    class Device(Tensor):
+        @property
+        def device(self):
+            raise RuntimeError("no device")
+
+    for X, name in ((Device(), "X"), ([GOOD[0], Device()], r"X\[1\]")):
+        with pytest.raises(TypeError, match=rf"^{name} is not an array: .* gives RuntimeError \(cannot convert\);"):
+            NETWORK.predict(X)
 
 
 def test_a_sparse_matrix_that_numpy_takes_as_an_object_is_named():
@@ -1302,6 +1331,20 @@ def test_predictions_that_are_not_finite_are_told(readout, options):
                 network.parameters[:] = np.nan
                 with pytest.warns(RuntimeWarning, match=r"^the outputs of sequence 0 are not .* nan in W_i"):
                     network.predict(given, **how)
+
+
+@pytest.mark.parametrize("module", [5, "lstm_ext"])
+def test_outputs_that_are_not_finite_are_told_to_any_caller(module):
+    """Also to one whose module has an odd name; as an error, the warning changes nothing."""
+    network = LSTMNetwork(2, 3, 1, seed=0)
+    network.parameters[:] = np.nan
+    before = snapshot()
+    for filters, expected in (("error", pytest.raises), ("always", pytest.warns)):
+        with warnings.catch_warnings():
+            warnings.simplefilter(filters)
+            with expected(RuntimeWarning, match="^the outputs of sequence 0 are not finite"):
+                exec("network.predict(X)", {"__name__": module, "network": network, "X": GOOD})
+    assert snapshot() == before
 
 
 def test_the_first_sequence_that_is_not_finite_is_named():

@@ -133,3 +133,9 @@ def test_target_is_not_an_argument_any_more():
         with pytest.raises(TypeError, match=r"^target is not an argument; .*readout"):
             call()
         assert np.array_equal(network.parameters, before), name
+
+
+def test_a_readout_is_kept_as_a_plain_string():
+    network = LSTMNetwork(2, 3, 1, readout=np.str_("steps"))
+    assert type(network.readout) is str
+    assert "readout='steps'" in repr(network)

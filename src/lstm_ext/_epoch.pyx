@@ -325,6 +325,11 @@ cdef class TrainingLoop:
         cdef char code = ord(stack.dtype.char)
         if h.is_linear:
             n += h.output_dim * (h.features + 1)
+        if (
+            head.made_for != stack.made_for or (head.needs_steps and not stack.wants_outputs)
+            or (h.is_linear and h.b_offset + h.output_dim != n) or (dropout_seed is not None and not s.draws)
+        ):
+            raise ValueError("stack and head are not made for the same passes; expected those of one network")
         self.stack, self.head, self.optimizer, self.threads = stack, head, optimizer, threads
         self.parameters, self.gradient, self.backup = parameters, gradient, backup
         self.sums, self.arrays = np.empty(ceil_div(n, SUM_BLOCK)), []
@@ -337,7 +342,7 @@ cdef class TrainingLoop:
         loop.x.data = self.take("rows", rows, code, len(rows), s.input_dim)
         loop.first = <Py_ssize_t *> self.take("first", first, c"n", N)
         loop.lengths = <Py_ssize_t *> self.take("lengths", lengths, c"n", N)
-        loop.unchecked_X, loop.unchecked_Y = unchecked_X, unchecked_Y
+        loop.unchecked_X, loop.unchecked_Y = unchecked_X, unchecked_Y and loss is not None
         check_rows("rows", len(rows), N, loop.first, loop.lengths)
         if loss is not None:
             self.take_loss(loss, targets, target_first, code)

@@ -49,6 +49,7 @@ cdef class Head:
     cdef readonly Py_ssize_t bytes
     cdef readonly bint needs_steps
     cdef bint measures
+    cdef tuple made_for  # the arguments that its stack has too
     cdef void *array(self, Py_ssize_t size, dtype) except NULL
 
 

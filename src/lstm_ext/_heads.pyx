@@ -66,6 +66,7 @@ cdef class Head:
     ):
         cdef HeadData *head = &self.data
         self.arrays, self.bytes, self.measures = [], 0, measure
+        self.made_for = isa, architecture, dtype, steps, batch, keep
         head.table, head.readout = table_at(isa), READOUTS[architecture.readout]
         head.pool = pool_of(head.readout)
         self.needs_steps = head.readout != READOUT_LAST

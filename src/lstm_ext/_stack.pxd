@@ -88,6 +88,8 @@ cdef class LayerStack:
     cdef readonly object dtype
     cdef readonly Py_ssize_t bytes
     cdef list gaps
+    cdef tuple made_for  # the arguments that its head has too
+    cdef bint wants_outputs
     cdef object members  # those of the chunk that `forward` ran
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
     cdef int set_offsets(self, StackedCell *d, dict offsets, options) except -1

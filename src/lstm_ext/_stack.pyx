@@ -112,6 +112,7 @@ cdef class LayerStack:
         cdef StackData *s = &self.data
         cdef Py_ssize_t n
         self.dtype, options = dtype, architecture.options
+        self.made_for, self.wants_outputs = (isa, architecture, dtype, steps, batch, keep), want_outputs
         s.table, s.layers, s.directions = table_at(isa), options.num_layers, architecture.directions
         s.count = s.layers * s.directions
         s.input_dim, s.hidden_dim, s.state_dim = architecture.input_dim, architecture.hidden_dim, architecture.state_dim

@@ -6,8 +6,8 @@ from libc.math cimport sqrt
 from libc.string cimport memcpy
 
 from lstm_ext._kernels cimport (
-    MAX_MOMENTS, MAX_POWERS, SUM_BLOCK, are_finite, kernels, optimizer_traits, real, sum_of_squares, table_at,
-    traits_of_optimizer, update_step, updates,
+    MAX_MOMENTS, MAX_POWERS, MAX_SETTINGS, SUM_BLOCK, are_finite, kernels, optimizer_traits, real, sum_of_squares,
+    table_at, traits_of_optimizer, update_step, updates,
 )
 from lstm_ext._products cimport ceil_div
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
@@ -89,14 +89,16 @@ cdef void update_block(Update *p, Py_ssize_t index, const real *tag) noexcept no
 
 cdef bint update(Region *region, const Optimizer *optimizer, double scale, const real *tag) except -1 nogil:
     cdef const optimizer_traits *traits = traits_of_optimizer(optimizer.kind)
+    cdef double settings[MAX_SETTINGS]  # those of this update; other threads may assign new ones meanwhile
     cdef double powers[MAX_POWERS]
     cdef Update p
     cdef size_t size = optimizer.n * sizeof(real)
     cdef bint watches = region.watches
+    memcpy(settings, optimizer.settings, traits.settings * sizeof(double))
     memcpy(powers, optimizer.powers, traits.powers * sizeof(double))
-    traits.advance(optimizer.settings, powers)
+    traits.advance(settings, powers)
     p.optimizer, p.not_finite = optimizer, False
-    p.step.settings, p.step.powers, p.step.scale = optimizer.settings, powers, scale
+    p.step.settings, p.step.powers, p.step.scale = settings, powers, scale
     region.watches = False  # an update that has begun is finished
     parallel_for(region, <team_task> update_block[real], &p, ceil_div(optimizer.n, SUM_BLOCK), 4. * optimizer.n)
     region.watches = watches

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import lstm_ext
-from lstm_ext import LSTMNetwork, _epoch
+from lstm_ext import LSTMNetwork, _epoch, _kernels
+from lstm_ext._heads import Head
+from lstm_ext._stack import LayerStack
 from lstm_ext.sequences import Sequences, longest_first
 from lstm_ext.training.batches import Batches
 from lstm_ext.training.driver import EVERY_PHASE, PassRunner
@@ -64,8 +66,34 @@ def test_a_loop_takes_the_targets_of_its_loss():
 def test_a_loop_takes_one_head_and_one_stack():
     single, double, steps = runner(), runner("float64"), runner(readout="steps")
     for stack, head in ((single.stack, double.head), (single.stack, steps.head), (double.stack, single.head)):
-        with pytest.raises(ValueError, match=r"expected|would have"):
+        with pytest.raises(ValueError, match="expected those of one network"):
             _epoch.TrainingLoop(stack, head, **loop_arguments(single))
+
+
+@pytest.mark.parametrize("change", ["units", "passes", "parameters", "outputs", "masks"])
+def test_a_loop_refuses_a_stack_and_a_head_of_different_passes(change):
+    """Also where the shapes of the arrays could not tell."""
+    readout = "mean" if change == "outputs" else "last"
+    made = runner(readout=readout)
+    architecture = LSTMNetwork(2, 3, 4, readout=readout).architecture
+    other = LSTMNetwork(2, 2, 4).architecture if change == "units" else architecture
+    isa, rest = _kernels.current(), (np.dtype("float32"), 7, 3)
+    count = len(made.loop.parameters) + (change == "parameters")
+    head = Head(isa, other, *rest, count, keep=change != "passes")
+    stack = LayerStack(isa, architecture, *rest, keep=True)
+    seed = {"dropout_seed": 0} if change == "masks" else {}
+    with pytest.raises(ValueError, match="expected those of one network"):
+        _epoch.TrainingLoop(stack, head, **loop_arguments(made) | seed)
+
+
+def test_a_loop_without_a_loss_has_no_targets_to_check():
+    made = runner()
+    given = loop_arguments(made) | {"loss": None, "unchecked_X": True, "unchecked_Y": True}
+    loop = _epoch.TrainingLoop(made.stack, made.head, **given)
+    assert (loop.unchecked_X, loop.unchecked_Y) == (True, False)
+    batches = made.batches
+    loop.set_order(batches.members, batches.unsorted_positions, batches.starts, batches.first_steps)
+    assert loop.run(0, 3, _epoch.FORWARD, np.inf) == (3, _epoch.DONE)
 
 
 ORDERS = {

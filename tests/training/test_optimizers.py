@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -31,6 +33,26 @@ def everything(optimizer):
 
 def settings(optimizer):
     return {field.name: getattr(optimizer, field.name) for field in optimizer._fields}
+
+
+def test_an_update_has_one_value_of_each_setting():
+    """Also while another thread assigns new ones."""
+    optimizer, gradient, ended = SGD(1.0), np.ones(2_000_000, "f4"), threading.Event()
+
+    def assign():
+        while not ended.is_set():
+            optimizer.learning_rate = 0
+            optimizer.learning_rate = 1
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(assign)
+        try:
+            for _ in range(50):
+                parameters = np.ones_like(gradient)
+                optimizer.update(parameters, gradient)
+                assert np.ptp(parameters) == 0
+        finally:
+            ended.set()
 
 
 def test_every_optimizer_is_tested():

@@ -12,7 +12,7 @@
        p -= learning_rate / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon) */               \
     X(ADAM, adam, 2, 2, 2)
 
-enum { MAX_MOMENTS = 2, MAX_POWERS = 2 };
+enum { MAX_SETTINGS = 4, MAX_MOMENTS = 2, MAX_POWERS = 2 };
 
 #define OPTIMIZER_ENUMERATOR(kind, name, min_moments, max_moments, powers) OPTIMIZER_##kind,
 enum optimizer_kind { EACH_OPTIMIZER(OPTIMIZER_ENUMERATOR) OPTIMIZER_KINDS };
@@ -29,6 +29,12 @@ typedef struct {
 typedef struct {
     double learning_rate, beta1, beta2, epsilon;
 } adam_settings;
+
+#define CHECK_SIZES(kind, name, min_moments, max_moments, powers)                                                \
+    _Static_assert(sizeof(name##_settings) <= MAX_SETTINGS * sizeof(double) && max_moments <= MAX_MOMENTS &&     \
+                       powers <= MAX_POWERS,                                                                     \
+                   #name);
+EACH_OPTIMIZER(CHECK_SIZES)
 
 /* Turn the powers of the step before into those of this one. */
 static inline void advance_sgd(const double *settings, double *powers)
