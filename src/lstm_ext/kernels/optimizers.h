@@ -17,10 +17,6 @@ enum { MAX_SETTINGS = 4, MAX_MOMENTS = 2, MAX_POWERS = 2 };
 #define OPTIMIZER_ENUMERATOR(kind, name, min_moments, max_moments, powers) OPTIMIZER_##kind,
 enum optimizer_kind { EACH_OPTIMIZER(OPTIMIZER_ENUMERATOR) OPTIMIZER_KINDS };
 
-#define CHECK_SIZES(kind, name, min_moments, max_moments, powers) \
-    _Static_assert(max_moments <= MAX_MOMENTS && powers <= MAX_POWERS, #name);
-EACH_OPTIMIZER(CHECK_SIZES)
-
 /* The settings of each, in the order of its class in Python. */
 typedef struct {
     double learning_rate, momentum;
