@@ -9,8 +9,6 @@ from lstm_ext.sequences import Sequences
 
 __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
-CELL_ACTIVATIONS: dict[str, int]  # those of _kernels
-GATE_ACTIVATIONS: dict[str, int]
 
 def check_stack(what: str, architecture: Architecture, steps: int, batch: int) -> None: ...
 

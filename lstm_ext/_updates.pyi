@@ -5,7 +5,6 @@ from lstm_ext.checks import Array
 
 __pyx_capi__: dict[str, Any]  # Cython's
 __test__: dict[str, Any]
-NORM_BLOCK: int
 
 def update_parameters(
     isa: int,

@@ -1,4 +1,4 @@
-"""Sigmoid and tanh on arrays, by the kernels' own code (within 4 ULP)."""
+"""Sigmoid and tanh on arrays, computed by the kernels (within 4 ULP)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def sigmoid(x: ArrayLike) -> Array:
     Parameters
     ----------
     x : array_like
-        Of any shape; float32 and float64 keep their dtype, other real numbers become float64. Inf is allowed, NaN is
-        kept.
+        An array of any shape. float32 and float64 keep their dtype; other real numbers become float64. Inf is allowed,
+        and NaN stays NaN.
 
     Returns
     -------
     ndarray
-        With the shape of `x`. Results below the smallest normal number may be zero.
+        An array with the shape of `x`. Results below the smallest normal number may be zero.
 
     Raises
     ------

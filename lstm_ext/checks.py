@@ -62,7 +62,7 @@ class NonFiniteError(ArithmeticError):
     message : str
         What is not finite, and where.
     step : int
-        The pass of the epoch, from 0, usually a batch; kept as an attribute.
+        The index of the pass in the epoch, from 0: usually that of the batch. Kept as an attribute.
     """
 
     def __init__(self, message: str, step: int = 0) -> None:
@@ -192,7 +192,11 @@ def as_real(name: str, value: Any, dtype: np.dtype[Any], shape: Shape | None = N
     array = without_conversion(value, dtype)
     if array is not None and _kernels.is_finite(array):  # the usual case is quick
         return array
-    source = as_numbers(name, value, shape)
+    return convert(name, as_numbers(name, value, shape), dtype)
+
+
+def convert(name: str, source: Array, dtype: np.dtype[Any]) -> Array:
+    """Return numbers as `as_real` does."""
     if source.dtype.kind in "iu":
         limit = 2 ** _MANTISSA_BITS[dtype.name]
         largest = max(int(source.max()), -int(source.min()))

@@ -118,7 +118,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], then: Callable[[],
         If the file cannot be written. An existing file is unchanged.
     """
     path = Path(os.path.realpath(path))
-    with _part_beside(path) as (part, file):
+    with _open_part(path) as (part, file):
         with _naming(path):
             write(file)
             file.flush()
@@ -134,12 +134,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], then: Callable[[],
 
 def check_writable(path: Path) -> None:
     """Raise OSError if `write_whole` cannot write a file to this path."""
-    with _part_beside(Path(os.path.realpath(path))):
+    with _open_part(Path(os.path.realpath(path))):
         pass
 
 
 @contextmanager
-def _part_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def _open_part(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Create and open a part of `path`, with its permissions; on exit, remove the part unless it was renamed."""
     with _naming(path):
         mode = _writable_mode(path)

@@ -1,7 +1,7 @@
 """Inference: predictions, and the layers' outputs without a tape.
 
-A pass runs some sequences side by side and, if the network runs forwards, some of their steps at a time. Neither number
-changes a bit of the results; together they bound the memory.
+A pass runs some sequences side by side and, if the network runs forwards, some of their steps at a time. These numbers
+bound the memory and do not change the bits of the results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lstm_ext import _inference
 from lstm_ext._inference import ForwardPass
 from lstm_ext._kernels import is_finite
 from lstm_ext.checks import Array, Index, check_live
@@ -24,13 +23,13 @@ from lstm_ext.options import Architecture
 from lstm_ext.parameters import check_weights, parameter_views
 from lstm_ext.sequences import Sequences, longest_first
 
-BATCH = 192  # the sequences that run side by side, if memory allows it
-WORK_BYTES = 2**26  # that the work arrays may take without a budget, in addition to what one step of one sequence needs
+BATCH = 192  # maximum number of sequences that run side by side
+WORK_BYTES = 2**26  # default maximum size of the work arrays, in addition to the needs of one step of one sequence
 
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """What runs over which sequences, and how.
+    """A network, its sequences, and how it runs over them.
 
     Parameters
     ----------
@@ -44,9 +43,9 @@ class Inference:
     isa : int
         The index of the instruction set.
     budget : int, optional
-        The bytes that the work arrays may take.
+        Maximum size of the work arrays in bytes.
     dropout_seed : int, optional
-        Of the masks of dropout; None: nothing is dropped.
+        Seed of the dropout masks; None: nothing is dropped.
     """
 
     architecture: Architecture
@@ -57,36 +56,25 @@ class Inference:
     budget: int | None = None
     dropout_seed: int | None = None
 
-    def predict(self, *, quick: bool) -> tuple[Any, bool]:
-        """Return the outputs as `LSTMNetwork.predict` does, and whether they are finite.
-
-        Parameters
-        ----------
-        quick : bool
-            Whether `_inference.infer` can run the network.
-        """
-        made, sequences, dtype = self.architecture, self.sequences, self.parameters.dtype
-        N, every_step, width = len(sequences), made.readout == "steps", made.output_dim or made.features
-        if quick and sequences.is_whole and self.budget is None:
-            X, checked = sequences.rows.reshape(N, -1, made.input_dim), not sequences.unchecked
-            found = _inference.infer(self.isa, self.threads, BATCH, made.sizes, self.parameters, X, checked, every_step)
-            if found is None:
-                self._refuse_inputs()
-            return found
+    def predict(self) -> tuple[Any, bool]:
+        """Return the outputs as `LSTMNetwork.predict` does, and whether they are finite."""
+        architecture, sequences, dtype = self.architecture, self.sequences, self.parameters.dtype
+        N, every_step = len(sequences), architecture.readout == "steps"
+        width = architecture.output_dim or architecture.features
         if every_step and sequences.mask is not None:
             outputs = np.empty((N, sequences.steps, width), dtype)
-            self._run_masked(outputs, (None, None), None, has_head=made.output_dim is not None)
+            self._run_masked(outputs, (None, None), None, has_head=architecture.output_dim is not None)
             return outputs, is_finite(outputs)
         order = longest_first(sequences.lengths)
         if not every_step:
             outputs = np.empty((N, width), dtype)
-            self._run(self._new_pass(made)[1], order, Y=outputs)
+            self._run(self._new_pass(architecture)[1], order, Y=outputs)
             return outputs, is_finite(outputs)
         rows = sequences.new_rows(width)
-        if made.output_dim is None:
+        if architecture.output_dim is None:
             self._run(self._new_pass(None)[1], order, H=rows)
         else:
-            self._run(self._new_pass(made)[1], order, Y=rows)
+            self._run(self._new_pass(architecture)[1], order, Y=rows)
         return sequences.scatter(rows), is_finite(rows)
 
     def run_layers(self, initial: States) -> tuple[Array, tuple[Array, Array]]:
@@ -97,14 +85,14 @@ class Inference:
         initial : States
             h0 and C0; None for the learned one, or zeros.
         """
-        made, sequences, dtype = self.architecture, self.sequences, self.parameters.dtype
+        architecture, sequences, dtype = self.architecture, self.sequences, self.parameters.dtype
         N = len(sequences)
-        last = new_states(made, N, dtype)
+        last = new_states(architecture, N, dtype)
         if sequences.mask is not None:
-            H = np.empty((N, sequences.steps, made.features), dtype)
+            H = np.empty((N, sequences.steps, architecture.features), dtype)
             self._run_masked(H, initial, last, has_head=False)
             return H, last
-        rows = sequences.new_rows(made.features)
+        rows = sequences.new_rows(architecture.features)
         order = longest_first(sequences.lengths)
         self._run(self._new_pass(None, carries=False)[1], order, initial, last, H=rows)
         return sequences.pad(rows), last
@@ -121,59 +109,54 @@ class Inference:
             self.threads, self.sequences, members, *initial, last=last, dropout_seed=self.dropout_seed, **outputs
         )
         if not finite:
-            self._refuse_inputs()
-
-    def _refuse_inputs(self) -> NoReturn:
-        """Raise an error that names the element of X that is not finite."""
-        sequences = self.sequences
-        check_live("X", sequences.rows.reshape(len(sequences), -1, sequences.rows.shape[1]), sequences.lengths)
-        raise ValueError("X was not finite when it was read; expected an array that does not change meanwhile")
+            refuse_inputs(self.sequences)
 
     def _run_masked(self, outputs: Array, initial: States, last: tuple[Array, Array] | None, *, has_head: bool) -> None:
-        """Write the outputs (N, T, width) of every step: a masked step repeats those of its directions' last ones."""
-        made, sequences, dtype = self.architecture, self.sequences, self.parameters.dtype
+        """Write the outputs (N, T, width) of every step; a masked step repeats the output of the step before it."""
+        architecture, sequences, dtype = self.architecture, self.sequences, self.parameters.dtype
         N, T = outputs.shape[:2]
-        columns = made.directions * made.state_dim
-        extra = T * (3 * columns * dtype.itemsize + 64 * made.directions)  # `Carried`, and the rows that it spreads
+        columns = architecture.directions * architecture.state_dim
+        # for `Carried`, and the rows that it spreads
+        extra = T * (3 * columns * dtype.itemsize + 64 * architecture.directions)
         batch, forward = self._new_pass(
-            made.with_readout("last") if has_head else None, carries=last is None, extra=extra
+            architecture.with_readout("last") if has_head else None, carries=last is None, extra=extra
         )
-        before = first_outputs(made, self.parameters, initial[0], N)
+        before = first_outputs(architecture, self.parameters, initial[0], N)
         for start in range(0, N, batch):
             stop = min(start + batch, N)
             begin, end = sequences.first[start], sequences.first[stop - 1] + sequences.lengths[stop - 1]
             rows = np.empty((end - begin, columns), dtype)
             members = start + longest_first(sequences.lengths[start:stop])
             self._run(forward, members, initial, last, H=rows, H_begin=begin)
-            carried = Carried(made, sequences, start, stop)
+            carried = Carried(architecture, sequences, start, stop)
             features = carried.spread(rows, None if before is None else before[:, start:stop])
             if has_head:
-                forward.apply_head(self.threads, features.reshape(-1, made.features), outputs[start:stop])
+                forward.apply_head(self.threads, features.reshape(-1, architecture.features), outputs[start:stop])
             else:
                 outputs[start:stop] = features
 
     def _new_pass(
         self, with_head: Architecture | None, *, carries: bool = True, extra: int = 0
     ) -> tuple[int, ForwardPass]:
-        """Return how many sequences run side by side, and the pass, with work arrays within the budget.
+        """Return the number of sequences that run side by side, and a pass whose work arrays fit into the budget.
 
         Parameters
         ----------
         with_head : Architecture, optional
-            The network's, with the readout of this pass; None: without readout and head.
+            The network's, with the readout of this pass; None for the layers alone.
         carries : bool
             Whether states must be carried from chunk to chunk of the steps.
         extra : int
             The bytes that each sequence needs in addition to the pass's arrays.
         """
-        made, longest = self.architecture, self.sequences.longest
-        batch, steps = min(len(self.sequences), BATCH), longest
-        keeps_outputs = made.options.num_layers > 1 or (with_head is not None and with_head.readout != "last")
+        architecture, longest = self.architecture, self.sequences.longest
+        batch = min(len(self.sequences), BATCH)
+        steps = steps_at_once(architecture, batch, architecture.features, longest)
 
         def new(batch: int, steps: int, *, measure: bool = False) -> ForwardPass:
             return ForwardPass(
                 self.isa,
-                with_head or made,
+                with_head or architecture,
                 self.parameters,
                 batch,
                 steps,
@@ -186,15 +169,13 @@ class Inference:
         def size(batch: int, steps: int) -> int:
             return new(batch, steps, measure=True).bytes + batch * extra
 
-        if keeps_outputs:
-            steps = steps_at_once(made, batch, made.features, longest)
         limit = WORK_BYTES if self.budget is None else self.budget
         if size(batch, steps) > limit:
             if self.budget is None:
                 limit += size(1, 1)
-            if made.runs_forwards:
-                steps = _most(lambda k: size(batch, k), steps, limit) or 1
-            batch = _most(lambda b: size(b, steps), batch, limit)
+            if architecture.runs_forwards:
+                steps = _largest(lambda k: size(batch, k), steps, limit) or 1
+            batch = _largest(lambda b: size(b, steps), batch, limit)
             if batch == 0 and self.budget is not None:
                 raise ValueError(
                     f"memory_budget is {self.budget} bytes; a sequence of {longest} steps needs at least "
@@ -204,13 +185,19 @@ class Inference:
         return batch, new(batch, steps)
 
 
-def _most(size: Callable[[int], int], most: int, limit: int) -> int:
-    """Return the largest number up to `most` whose size is within a limit; 0: none is."""
-    return bisect_right(range(1, most + 1), limit, key=size)
+def refuse_inputs(sequences: Sequences) -> NoReturn:
+    """Raise an error that names the element of X that is not finite."""
+    check_live("X", sequences.rows.reshape(len(sequences), -1, sequences.rows.shape[1]), sequences.lengths)
+    raise ValueError("X was not finite when it was read; expected an array that does not change during the call")
+
+
+def _largest(size: Callable[[int], int], maximum: int, limit: int) -> int:
+    """Return the largest number up to `maximum` whose size is within a limit; 0 if there is none."""
+    return bisect_right(range(1, maximum + 1), limit, key=size)
 
 
 def first_outputs(architecture: Architecture, parameters: Array, h0: Array | None, N: int) -> Array | None:
-    """Return the h (D, N, R) that the top layer begins with; None for zeros."""
+    """Return the initial h (D, N, R) of the top layer; None for zeros."""
     if h0 is not None:
         return top_states(architecture, h0)
     if not architecture.options.learn_initial_state:

@@ -1,7 +1,7 @@
-"""Runs of an LSTM's layers over sequences, with the way back: from arrays as they are given to the compiled stack.
+"""Runs of an LSTM's layers over sequences, forward and backward, on the compiled stack.
 
-Sequences of different lengths are sorted, the longest first, so that every step runs the first so many of a batch;
-a step that is masked is not run. Arrays have one row for each of `Sequences.rows`.
+Sequences of different lengths are sorted, the longest first, so the live rows of a step come first. Masked steps do not
+run. Arrays have one row for each of `Sequences.rows`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from lstm_ext.checks import Array
 from lstm_ext.options import Architecture
 from lstm_ext.sequences import Sequences, longest_first
 
-INFERENCE_NUMBERS = 2**20  # of the outputs of a layer, or of the head, at a time where nothing is kept
+INFERENCE_NUMBERS = 2**20  # the outputs of a layer, or of the head, that a pass without a tape has at a time
 
 States: TypeAlias = tuple[Array | None, Array | None]
 """h (cells, N, R) and C (cells, N, hidden_dim) of every cell, or gradients of them."""
 
 
 def steps_at_once(architecture: Architecture, rows: int, width: int, steps: int) -> int:
-    """Return how many steps of some sequences, with outputs of this width, to run at a time where nothing is kept.
+    """Return the number of steps that a pass without a tape runs at a time.
 
-    All of them where the network begins at the sequences' ends.
+    `rows` sequences run side by side, and their outputs have `width`. A network that runs backwards runs all steps.
     """
     if not architecture.runs_forwards:
         return steps
@@ -35,7 +35,7 @@ def steps_at_once(architecture: Architecture, rows: int, width: int, steps: int)
 
 @dataclass(frozen=True, eq=False)
 class Tape:
-    """What a backward pass needs of one forward pass: activations, and the weights as they were.
+    """What a backward pass needs from its forward pass: the activations, and a copy of the weights.
 
     Its arrays are private: a pass relies on their contents, shapes and dtypes.
     """
@@ -51,10 +51,10 @@ class Tape:
 
 
 class Outputs(NamedTuple):
-    """What `forward` returns: rows of outputs, every cell's last states, and the tape.
+    """The result of `forward`: rows of outputs, the last states of every cell, and the tape.
 
     H is (rows, F), h (cells, N, R), C (cells, N, hidden_dim). For masked sequences H is (rows, D R): the outputs of the
-    directions side by side, merged or not.
+    directions side by side, not merged.
     """
 
     H: Array
@@ -78,7 +78,7 @@ def forward(
     Parameters
     ----------
     architecture : Architecture
-        Its head, if it has one, does not matter.
+        The head is ignored.
     parameters : ndarray
         The flat vector.
     sequences : Sequences
@@ -86,7 +86,7 @@ def forward(
     initial : States
         h0 and C0; None for the learned one, or zeros.
     dropout_seed : int, optional
-        Of the masks of dropout; None: as in inference.
+        Seed of the dropout masks; None: nothing is dropped.
     threads : int
         The maximum number of threads.
     isa : int
@@ -111,7 +111,7 @@ def forward(
 
 
 def row_width(architecture: Architecture, sequences: Sequences) -> int:
-    """Return the width of a row of outputs: masked steps repeat those of each direction by itself."""
+    """Return the width of a row of outputs; with a mask, the directions are merged later."""
     return architecture.features if sequences.mask is None else architecture.directions * architecture.state_dim
 
 
@@ -124,7 +124,7 @@ def new_states(architecture: Architecture, N: int, dtype: np.dtype[Any]) -> tupl
 def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tuple[Array, Array, Array, Array]:
     """Backpropagate; return dX (rows, input_dim), dh0 and dC0 (cells, N, ...), and the gradient of the parameters.
 
-    dH (rows, F or D R) and dlast belong to what `forward` returned; None is zeros.
+    dH (rows, F or D R) and dlast are the gradients with respect to the results of `forward`; None for zeros.
     """
     architecture, dtype, N = tape.architecture, tape._parameters.dtype, len(tape._sequences)
     dX = tape._sequences.new_rows(architecture.input_dim)
@@ -147,7 +147,7 @@ def backward(tape: Tape, dH: Array | None, dlast: States, *, threads: int) -> tu
 
 
 class Carried:
-    """Which output a masked step repeats: that of the last live step before it on its direction's way (Keras).
+    """The outputs that masked steps repeat: each that of the live step before it in its direction (as in Keras).
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class Carried:
     sequences : Sequences
         With a mask.
     start, stop : int, optional
-        Which of them: those from `start` to before `stop`, by default all. Their rows are counted from the first one's.
+        The range of sequences; by default all. Rows are counted from the first row of the first one.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Carried:
         return sum(parts[1:], parts[0]) if self.sums else np.concatenate(parts, axis=2)
 
     def gather(self, dH: Array) -> tuple[Array, Array]:
-        """Return what dH (N, T, F) adds up to: (rows, D R) of the outputs and (D, N, R) of the initial states."""
+        """Return dH (N, T, F) summed over repeated outputs: (rows, D R), and (D, N, R) for the initial states."""
         count = len(self.sources)
         halves = [dH] * count if self.sums else np.split(dH, count, axis=2)
         rows = np.zeros((count, self.rows, halves[0].shape[2]), dH.dtype)
@@ -199,6 +199,6 @@ class Carried:
 
 
 def top_states(architecture: Architecture, states: Array) -> Array:
-    """Return what belongs to the cells of the top layer of something (cells, ...)."""
+    """Return the part of an array (cells, ...) that belongs to the top layer."""
     top: Any = states[-architecture.directions :]
     return np.asarray(top)

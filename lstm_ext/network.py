@@ -1,8 +1,8 @@
 """The cell, the sequence layer and the network, on the compiled passes.
 
-All three are a flat parameter vector with named views; the network's layer and the layer's cell are views of the
-network's vector. Nothing of a call stays in them: what a backward pass needs is a `Tape` that the forward pass
-returns on request, so threads can share a network.
+All three are a flat parameter vector with named views; a `lstm_cell` is a view of its owner's vector. A call leaves
+nothing in them: the forward pass returns a `Tape` on request, which has all that a backward pass needs. So threads can
+share a network.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lstm_ext.checks import (
     without_conversion,
 )
 from lstm_ext.files import read_model, write_model
-from lstm_ext.inference import BATCH, Inference, first_outputs, warn_not_finite
+from lstm_ext.inference import BATCH, Inference, first_outputs, refuse_inputs, warn_not_finite
 from lstm_ext.layers import Carried, States, Tape, top_states
 from lstm_ext.options import SIZES, Architecture, Cell, OptionArguments, Options, as_architecture, hinting
 from lstm_ext.parameters import initialize, parameter_count, parameter_views
@@ -49,11 +49,11 @@ from lstm_ext.training.losses import CompiledLoss, Loss, as_loss
 from lstm_ext.training.memory import as_memory
 
 State = _inference.Streams
-"""Where `LSTMNetwork.step` is in a batch of streams; `h` and `C` are copies of the states."""
+"""The state of a batch of streams, which `LSTMNetwork.step` advances; `h` and `C` are copies."""
 
 
 class CellGradients(NamedTuple):
-    """What `LSTMCell.backward` returns: gradients in the shapes of what they belong to."""
+    """The result of `LSTMCell.backward`; each gradient has the shape of its variable."""
 
     dx: Array
     dh_prev: Array
@@ -62,7 +62,7 @@ class CellGradients(NamedTuple):
 
 
 class LSTMGradients(NamedTuple):
-    """What `LSTM.backward` returns: gradients in the shapes of what they belong to."""
+    """The result of `LSTM.backward`; each gradient has the shape of its variable."""
 
     dX: Array
     dh0: Array
@@ -93,7 +93,7 @@ class _Weight:
 class _Parametrised:
     """Architecture, dtype, and the flat parameter vector with its named views.
 
-    Users get views of their own: their shape, dtype and flags can be set, and the passes rely on those of ours.
+    Users get new views: they may set the shape, dtype and flags of these, and the passes rely on those of ours.
     """
 
     __slots__ = ("__weakref__", "_architecture", "_isa", "_parameters", "_sizes", "_views")
@@ -101,11 +101,10 @@ class _Parametrised:
     def __init__(self, architecture: Architecture, dtype: DTypeLike, init: str, seed: int | None) -> None:
         native = as_dtype(dtype)
         hidden_dim, output_dim, features = architecture.hidden_dim, architecture.output_dim, architecture.features
-        columns, made = architecture.state_dim + architecture.input_dim, f"for {architecture}"
-        check_allocatable(f"W {made}", architecture.gates, hidden_dim, columns)
-        check_allocatable(f"W_y {made}", output_dim or 0, features)
-        count = parameter_count(architecture)
-        check_allocatable(f"the parameter vector {made}", count)
+        columns, count = architecture.state_dim + architecture.input_dim, parameter_count(architecture)
+        check_allocatable(f"W for {architecture}", architecture.gates, hidden_dim, columns)
+        check_allocatable(f"W_y for {architecture}", output_dim or 0, features)
+        check_allocatable(f"the parameter vector for {architecture}", count)
         self._use(architecture, np.zeros(count, native))
         initialize(self._views, architecture, init, seed)
 
@@ -125,17 +124,17 @@ class _Parametrised:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = state.copy()
-        # from `copy.copy` the parameters are another's, from a buffer read-only
+        # a copy, because `copy.copy` passes another object's parameters, and pickle may pass a read-only array
         self._use(state.pop("architecture"), np.array(state.pop("parameters")))
         if state:
             vars(self).update(state)
 
     @classmethod
     def _from_parameters(cls, vector: Array, architecture: Architecture) -> Self:
-        """Return one whose `parameters` is `vector`, not a copy; contiguous, with the length of the architecture's."""
-        made = cls.__new__(cls)
-        made._use(architecture, vector)
-        return made
+        """Return an object whose parameters are `vector` itself, which is contiguous and fits the architecture."""
+        result = cls.__new__(cls)
+        result._use(architecture, vector)
+        return result
 
     def __repr__(self) -> str:
         arguments = {name: getattr(self, name) for name in SIZES if hasattr(self, name)}
@@ -159,7 +158,7 @@ class _Parametrised:
 
     @property
     def hidden_dim(self) -> int:
-        """The number of hidden units, the width of C_t; and of h_t without a projection."""
+        """The number of hidden units: the width of C_t and, without a projection, of h_t."""
         return self._sizes[1]
 
     @property
@@ -199,10 +198,10 @@ class LSTMCell(_Parametrised):
     input_dim, hidden_dim : int
         The widths of x_t and h_t, at least 1.
     dtype : {"float32", "float64"}
-        Of parameters and results.
+        The dtype of the parameters and results.
     init : {"glorot", "keras", "pytorch", "reference"}
-        How the initial weights are drawn (`lstm_ext.parameters.initialize`). Keep the default for new models; "keras"
-        and "pytorch" reproduce those packages' models, "reference" reproduces the article's.
+        The distribution of the initial weights (`lstm_ext.parameters.initialize`). Keep the default for new models;
+        "keras" and "pytorch" reproduce those packages' models, "reference" reproduces the article's.
     seed : int, optional
         The same seed gives the same weights. With ``init="reference"`` the draws come from
         `numpy.random`'s global state.
@@ -281,7 +280,7 @@ class LSTMCell(_Parametrised):
         x_t, h_prev, C_prev : array_like
             As for `forward`.
         dh_t, dC_t : array_like (hidden_dim, 1) or (hidden_dim,)
-            The loss's gradient with respect to h_t, and to C_t by ways other than h_t.
+            The loss's gradient with respect to h_t, and to C_t except through h_t.
 
         Returns
         -------
@@ -312,7 +311,7 @@ class LSTMCell(_Parametrised):
 
 
 class _Layers(_Parametrised):
-    """What has cells by `Options`, and maybe a head."""
+    """A layer or a network: cells with `Options`, perhaps with a head."""
 
     __slots__ = ("_lstm_cell",)
 
@@ -325,19 +324,21 @@ class _Layers(_Parametrised):
 
     @property
     def options(self) -> Options:
-        """The options, as they were given to the constructor or are by default."""
+        """The options, with the defaults of those that were not given."""
         return self._architecture.options
 
     @property
     def lstm_cell(self) -> LSTMCell:
-        """The cell, a view of `parameters`; only of one layer without options."""
+        """The cell, a view of `parameters`. Only a single layer without options has it."""
         if self._lstm_cell is None:
-            raise AttributeError(f"{self!r} has no lstm_cell, which is without options; use named_parameters()")
+            raise AttributeError(
+                f"{self!r} has no lstm_cell; expected a single layer without options: use named_parameters()"
+            )
         return self._lstm_cell
 
 
 class LSTM(_Layers):
-    """The sequence layers alone, for those who build their own models.
+    """The sequence layers without a head, to build your own models.
 
     Parameters
     ----------
@@ -346,13 +347,13 @@ class LSTM(_Layers):
     dtype, init, seed : optional
         As for `LSTMCell`.
     **options
-        As for `Options`: layers, directions, the cells' equations, and what training drops.
+        As for `Options`: layers, directions, the cells' equations, dropout.
 
     Attributes
     ----------
     lstm_cell : LSTMCell
-        The weights by name; its vector is this layer's. Only of one layer without options: `named_parameters` has the
-        weights of any.
+        The cell with the weights by name; its vector is this layer's. Only a single layer without options has it;
+        `named_parameters` works for all.
 
     Raises
     ------
@@ -417,35 +418,36 @@ class LSTM(_Layers):
     ) -> Any:
         """Run over N sequences of up to T steps.
 
-        Below, R is the width of h_t: hidden_dim, or proj_size; F that of an output: R, or 2 R where two directions are
-        put side by side. Outputs are not checked for NaN and Inf, as in NumPy.
+        Below, R is the width of h_t, which is hidden_dim or proj_size, and F is the width of an output: R, or 2 R if
+        two directions are concatenated. Outputs are not checked for NaN and Inf, as in NumPy.
 
         Parameters
         ----------
         X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
             The inputs.
         h0, C0 : array_like (N, R) and (N, hidden_dim), optional
-            The initial states, by default the learned ones, or zeros. Of several cells (cells, N, ...): layer by layer,
-            the forward direction first.
+            The initial states; by default the learned ones, or zeros. With several cells (cells, N, ...), layer by
+            layer, the forward direction first.
         lengths : array_like of int (N,), optional
-            How many steps of each sequence are there; what follows is not looked at.
+            Number of live steps of each sequence of a padded X. The padding is not read.
         mask : array_like of bool (N, T), optional
-            Which steps are there. Others carry the state over, and repeat the output of the step before.
+            True for the live steps of X. The other steps keep the state and repeat the output of the step before.
         dropout_seed : int, optional
-            Draw the masks of dropout, recurrent_dropout, zoneout and weight_dropout from this seed, as training does;
-            by default nothing is dropped.
+            Seed of the dropout masks (dropout, recurrent_dropout, zoneout, weight_dropout), as in training; by default
+            nothing is dropped.
         return_tape : bool
-            Whether to keep what `backward` needs: about N T (input_dim + 6 hidden_dim) numbers for one layer.
+            Whether to return the tape that `backward` needs, about N T (input_dim + 6 hidden_dim) numbers for one
+            layer.
         num_threads : int, optional
             Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
         H : ndarray (N, T, F)
-            Every step's output, with `go_backwards` in the order of the run; zeros past a sequence's end.
+            The output of every step, with `go_backwards` in the order of the run; zeros past a sequence's end.
         state : tuple of ndarray
-            The last h and C, in the shapes of h0 and C0: after each sequence's last step, or where a direction is
-            reverse after its first.
+            The final h and C, in the shapes of h0 and C0: after each sequence's last step or, for a reverse direction,
+            after its first.
         tape : Tape
             With ``return_tape=True`` only.
 
@@ -455,8 +457,8 @@ class LSTM(_Layers):
             If an argument is not as above or does not hold finite real numbers.
         """
         seed, return_tape = as_seed("dropout_seed", dropout_seed), as_flag("return_tape", return_tape)
-        made, threads, isa = self._architecture, thread_count(num_threads), self._isa_in_use()
-        if made.is_plain and not return_tape and lengths is None and mask is None:
+        architecture, threads, isa = self._architecture, thread_count(num_threads), self._isa_in_use()
+        if architecture.is_plain and not return_tape and lengths is None and mask is None:
             found = _inference.infer_layer(isa, threads, BATCH, self._sizes, self._parameters, X, h0, C0)
             if found is not None:
                 return found[0], found[1:]
@@ -465,16 +467,17 @@ class LSTM(_Layers):
         N = len(sequences)
         initial = self._state_pair(N, h0=h0, C0=C0)
         if not return_tape:
-            run = Inference(made, self._parameters, sequences, threads, isa, dropout_seed=seed)
+            run = Inference(architecture, self._parameters, sequences, threads, isa, dropout_seed=seed)
             H, (h, C) = run.run_layers(initial)
             return H, (self._public(h), self._public(C))
         rows, h, C, tape = layers.forward(
-            made, self._parameters, sequences, initial, dropout_seed=seed, threads=threads, isa=isa
+            architecture, self._parameters, sequences, initial, dropout_seed=seed, threads=threads, isa=isa
         )
         if sequences.mask is None:
             H = sequences.pad(rows)
         else:
-            H = Carried(made, sequences).spread(rows, first_outputs(made, self._parameters, initial[0], N))
+            before = first_outputs(architecture, self._parameters, initial[0], N)
+            H = Carried(architecture, sequences).spread(rows, before)
         return H, (self._public(h), self._public(C)), tape
 
     def backward(
@@ -491,18 +494,18 @@ class LSTM(_Layers):
         Parameters
         ----------
         tape : Tape
-            Of `forward`; it can be used again, but not while another pass uses it.
+            The tape that `forward` returned. It can be used again, but not while another backward pass uses it.
         dH : array_like (N, T, F), optional
-            The loss's gradient with respect to H; zeros by default. What is past a sequence's end does not matter.
+            The loss's gradient with respect to H; zeros by default. Entries past a sequence's end are ignored.
         dh_T, dC_T : array_like, optional
-            Its gradient with respect to the final state, beyond what dH holds; zeros by default.
+            Its gradient with respect to the final state, in addition to dH; zeros by default.
         num_threads : int, optional
             Maximum number of threads (default: see `set_num_threads`).
 
         Returns
         -------
         LSTMGradients
-            The fields dX (N, T, input_dim), zeros where X was not looked at; dh0 and dC0 in the shapes of the states;
+            The fields dX (N, T, input_dim), zeros for steps that are not live; dh0 and dC0 in the shapes of the states;
             and the flat gradient of the parameters.
 
         Raises
@@ -513,7 +516,7 @@ class LSTM(_Layers):
             If an argument has another shape or does not hold finite real numbers.
         """
         if not isinstance(tape, Tape):
-            raise TypeError(f"tape is {short_repr(tape)}; expected what forward returns with return_tape")
+            raise TypeError(f"tape is {short_repr(tape)}; expected the tape that forward returns with return_tape=True")
         if tape.architecture != self._architecture or tape._parameters.dtype != self.dtype:
             raise ValueError(
                 f"tape is of a layer with {tape.architecture}, {tape._parameters.dtype}; "
@@ -531,7 +534,7 @@ class LSTM(_Layers):
         return LSTMGradients(sequences.pad(dX), self._public(dh0), self._public(dC0), gradient)
 
     def _output_gradient(self, sequences: Sequences, dH: ArrayLike | None) -> tuple[Array | None, Array | None]:
-        """Return the rows of dH, and what of it belongs to the initial states of the top layer."""
+        """Return the rows of dH, and the gradient that masked steps give to the top layer's initial states."""
         if dH is None:
             return None, None
         shape = (len(sequences), sequences.steps, self._architecture.features)
@@ -579,17 +582,17 @@ class LSTMNetwork(_Layers):
         The width of y, at least 1; None for no head: y is v.
     readout : {"last", "steps", "mean", "max"}
         What the head is applied to: the top layer's last h; its output at every live step, with `go_backwards` in the
-        order of the run; or the mean or the maximum of each of its outputs over the live steps. `train`, `predict` and
-        `gradient` use it, and model files keep it.
+        order of the run; or the mean or the maximum of each of its outputs over the live steps. `train`, `predict`,
+        `evaluate` and `gradient` use it, and model files keep it.
     dtype, init, seed : optional
         As for `LSTMCell`.
     **options
-        As for `Options`: layers, directions, the cells' equations, and what training drops.
+        As for `Options`: layers, directions, the cells' equations, dropout.
 
     Attributes
     ----------
     lstm_cell : LSTMCell
-        The cell's weights by name. Only of one layer without options: `named_parameters` has the weights of any.
+        The cell with the weights by name. Only a single layer without options has it; `named_parameters` works for all.
     W_y : ndarray (output_dim, width of the top layer's outputs)
         A writable view of `parameters`, as are all weights.
     b_y : ndarray (output_dim, 1)
@@ -681,23 +684,23 @@ class LSTMNetwork(_Layers):
         scaler: SequenceScaler | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the network to a file, whole or not at all; `load` and `load_model` read it.
+        """Write the network to a file, atomically; `load` and `load_model` read it.
 
         The file is in the safetensors format, with the weights by name.
 
         Parameters
         ----------
         path : path-like
-            Replaced if it exists.
+            The file. An existing one is replaced.
         scaler : SequenceScaler, optional
-            A fitted one.
+            A fitted scaler to keep in the file.
         details : mapping, optional
-            What JSON holds, without NaN and Inf; tuples come back as lists, keys as str.
+            Further JSON data to keep in the file, without NaN and Inf. Tuples come back as lists, and keys as str.
 
         Raises
         ------
         OSError
-            If the file cannot be written; an older one stays as it was.
+            If the file cannot be written. An existing file is unchanged.
         TypeError, ValueError
             If an argument is not as above, or a weight is NaN or infinite.
         RuntimeError
@@ -753,17 +756,18 @@ class LSTMNetwork(_Layers):
         X : array_like (N, T, input_dim), or a list of arrays (T_n, input_dim)
             The sequences.
         readout : {"last", "steps"}, optional
-            "steps" asks a network with readout "last" for the outputs of every step, and "last" one with readout
-            "steps" for those of the last states. By default the network's own; a network without a head takes any.
+            Another readout than the network's: "steps" asks a network with readout "last" for the outputs of every
+            step, and "last" asks one with readout "steps" for those of the last states. Without a head, any readout is
+            allowed.
         lengths : array_like of int (N,), optional
-            How many steps of each sequence of a padded X are live.
+            Number of live steps of each sequence of a padded X.
         mask : array_like of bool (N, T), optional
-            Which steps of X are live; the others are skipped: the network does not see their inputs. If targets alone
-            are missing, see docs/guide/sequences.md, "Missing targets".
+            True for the live steps of X. The other steps are skipped, including their inputs. If only targets are
+            missing, see docs/guide/sequences.md, "Missing targets".
         memory_budget : int or str, optional
             Maximum size of the work arrays, in bytes or with a unit, such as "256MB" or "1.5GiB". It decides how many
             sequences run side by side and does not change the bits of the outputs. By default 64 MiB in addition to the
-            weights, or what one sequence needs if that is more.
+            weights, or the needs of one sequence if these are larger.
         num_threads : int, optional
             Maximum number of threads (default: see `set_num_threads`).
 
@@ -771,7 +775,7 @@ class LSTMNetwork(_Layers):
         -------
         ndarray (N, output_dim) or (N, T, output_dim)
             The outputs. With readout "steps", those past a sequence's end are zeros, and those of masked steps repeat
-            what their direction gave before; they are in the order of the run, with `go_backwards` from the end. For a
+            what their direction gave before; with `go_backwards` they are in the order of the run, from the end. For a
             list of sequences of different lengths, a list of arrays (T_n, output_dim). Without a head, output_dim is
             the width of the top layer's outputs.
             For one output they are (N, 1): compare ``outputs[:, 0]`` with targets (N,).
@@ -782,22 +786,29 @@ class LSTMNetwork(_Layers):
             If an argument is not as above, if X does not hold finite real numbers, or if one sequence needs more memory
             than `memory_budget`.
         """
-        made, isa, threads = self._architecture, self._isa, thread_count(num_threads)
-        readout = made.readout if readout is None else self._readout_of(readout)
+        architecture, isa, threads = self._architecture, self._isa, thread_count(num_threads)
+        readout = architecture.readout if readout is None else self._readout_of(readout)
         if isa is None:  # a call of `_isa_in_use` takes 2 % of the time
             isa = _kernels.current()
-        quick = made.is_plain and made.output_dim is not None and readout not in POOLED
-        found = None
-        if quick and lengths is None and mask is None and memory_budget is None:
-            found = _inference.infer(isa, threads, BATCH, self._sizes, self._parameters, X, False, readout == "steps")
+        quick = architecture.is_plain and architecture.output_dim is not None and readout not in POOLED
+        quick = quick and memory_budget is None
+        every_step, sizes, found = readout == "steps", self._sizes, None
+        if quick and lengths is None and mask is None:
+            found = _inference.infer(isa, threads, BATCH, sizes, self._parameters, X, False, every_step)
         if found is None:
             budget = as_memory(None, memory_budget).budget
             sequences = Sequences(X, self.input_dim, self.dtype, lengths=lengths, mask=mask, defer=True)
-            made = made if readout == made.readout else made.with_readout(readout)
-            found = Inference(made, self._parameters, sequences, threads, isa, budget).predict(quick=quick)
+            if quick and sequences.is_whole:
+                checked, X = not sequences.unchecked, sequences.rows.reshape(len(sequences), -1, sizes[0])
+                found = _inference.infer(isa, threads, BATCH, sizes, self._parameters, X, checked, every_step)
+                if found is None:
+                    refuse_inputs(sequences)
+            else:
+                architecture = architecture.with_readout(readout)
+                found = Inference(architecture, self._parameters, sequences, threads, isa, budget).predict()
         outputs, finite = found
         if not finite:
-            warn_not_finite(outputs, self._parameters, made)
+            warn_not_finite(outputs, self._parameters, architecture)
         return outputs
 
     @hinting
@@ -815,7 +826,8 @@ class LSTMNetwork(_Layers):
     ) -> float:
         """Return the mean loss over X and Y.
 
-        With the same `batch_size` it has the bits of `History.validation_loss`. Nothing is dropped, as in `predict`.
+        With the same `batch_size` it is equal, to the bit, to `History.validation_loss`. Nothing is dropped, as in
+        `predict`.
 
         Parameters
         ----------
@@ -900,8 +912,8 @@ class LSTMNetwork(_Layers):
         loss, lengths, mask : optional
             As for `train`.
         dropout_seed : int, optional
-            Of what is dropped, below 2**64; None: nothing is, as in `predict`. The masks are those of the first update
-            of a `train` with this seed.
+            Seed of the dropout masks, below 2**64; by default nothing is dropped, as in `predict`. The masks are those
+            of the first update of `train` with this seed.
         recompute_every, memory_budget, num_threads : optional
             As for `train`.
 
@@ -962,9 +974,9 @@ class LSTMNetwork(_Layers):
         self._check_has_steps()
         if not self._architecture.runs_forwards:
             raise ValueError(f"{self!r} begins at the end of a sequence; expected a network that runs forwards")
-        batch, threads, made = as_size("batch", batch), thread_count(num_threads), self._architecture
-        _stack.check_stack(f"the states of a batch of {short_repr(batch)} streams", made, 1, batch)
-        return _inference.begin_streams(self._isa_in_use(), threads, made, batch, self._parameters)
+        batch, threads, architecture = as_size("batch", batch), thread_count(num_threads), self._architecture
+        _stack.check_stack(f"the states of a batch of {short_repr(batch)} streams", architecture, 1, batch)
+        return _inference.begin_streams(self._isa_in_use(), threads, architecture, batch, self._parameters)
 
     def step(self, x: ArrayLike, state: State, *, out: Array | None = None) -> tuple[Array, State]:
         """Advance `batch` streams by one step; the outputs are those of a whole sequence, to the bit.
@@ -978,9 +990,9 @@ class LSTMNetwork(_Layers):
         state : State
             From `initial_state`; it is advanced in place.
         out : ndarray (batch, output_dim), optional
-            What the outputs are written to: C-contiguous, of the network's dtype, and no part of x. With it, and an x
-            that needs no conversion, nothing is allocated but the returned pair and, while the call runs, NumPy's
-            descriptions of the two buffers.
+            Array for the outputs: C-contiguous, of the network's dtype, and without memory of x. With it, and an x that
+            needs no conversion, the call allocates only the returned pair and, while it runs, NumPy's descriptions of
+            the two buffers.
 
         Returns
         -------
@@ -998,7 +1010,7 @@ class LSTMNetwork(_Layers):
             If another thread is advancing the state; nothing has changed then.
         """
         if not isinstance(state, State):
-            raise TypeError(f"state is {short_repr(state)}; expected what initial_state returns")
+            raise TypeError(f"state is {short_repr(state)}; expected the state that initial_state returns")
         dtype, architecture = self._parameters.dtype, self._architecture
         if state.architecture is not architecture or state.dtype != dtype:
             self._check_state(state)
@@ -1022,7 +1034,7 @@ class LSTMNetwork(_Layers):
 
 
 class Model(NamedTuple):
-    """What `load_model` returns.
+    """The contents of a model file, from `load_model`.
 
     Attributes
     ----------
@@ -1066,7 +1078,7 @@ def load(path: str | os.PathLike[str]) -> LSTMNetwork:
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """Read all that a file holds which `LSTMNetwork.save` wrote.
+    """Read the network, the scaler and the details from a file that `LSTMNetwork.save` wrote.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""What a network is made of: its sizes and its options, checked here and nowhere else.
+"""The sizes and the options of a network. They are checked here and nowhere else.
 
-An `Architecture` is all that the layout of the parameters, the model files and the passes ask about a network.
+The layout of the parameters, the model files and the passes depend on a network only through its `Architecture`.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class Options:
     One step of a cell, with the weights' names of `parameter_layout`; * is elementwise, sigma the gate activation, phi
     the cell activation:
 
-    z = W [h_{t-1}, x_t] + b, cut into z_i, z_f, z_C, z_o;
+    z = W [h_{t-1}, x_t] + b, split into z_i, z_f, z_C, z_o;
     i_t = sigma(z_i), f_t = sigma(z_f), C~_t = phi(z_C), C_t = f_t * C_{t-1} + i_t * C~_t;
     o_t = sigma(z_o), h_t = o_t * phi(C_t).
 
     Parameters
     ----------
     num_layers : int
-        How many layers are stacked, at most 65,536; the outputs of one are the inputs of the next.
+        The number of stacked layers, at most 65,536; the outputs of one are the inputs of the next.
     bidirectional : {None, "concat", "sum"} or bool
-        With one of the names, every layer has a second cell that runs from each sequence's last step to its first; the
-        outputs of the two are put side by side or added (Schuster and Paliwal 1997). True is kept as "concat", False
+        With "concat" or "sum", every layer has a second cell that runs from each sequence's last step to its first;
+        the outputs of the two are concatenated or added (Schuster and Paliwal 1997). True is kept as "concat", False
         as None.
     go_backwards : bool
         Whether the sequences are run in reverse; the outputs come in the order of the run (Keras). Not together with
@@ -87,7 +87,7 @@ class Options:
         Whether the cells have a b; a network's head always has its b_y.
     forget_bias : float, optional
         The initial value of b_f (Jozefowicz et al. 2015). By default it depends on the network's `init`: 1.0 for
-        "glorot" and "keras", drawn for "pytorch", 0 for "reference", which takes no other. Not together with
+        "glorot" and "keras", random for "pytorch", 0 for "reference", which accepts no other. Not together with
         `coupled_gates` or ``use_bias=False``, which have no b_f.
     gate_activation : {"sigmoid", "hard_sigmoid"}
         sigma; the hard one is max(0, min(1, 0.2 z + 0.5)) (ONNX).
@@ -123,7 +123,7 @@ class Options:
     coupled_gates: bool = False
     cell_clip: float | None = None
     use_bias: bool = True
-    forget_bias: float | None = dataclasses.field(default=None, compare=False)  # of initial weights alone
+    forget_bias: float | None = dataclasses.field(default=None, compare=False)  # affects only initial weights
     gate_activation: Literal["sigmoid", "hard_sigmoid"] = "sigmoid"
     cell_activation: Literal["tanh", "identity", "relu"] = "tanh"
     learn_initial_state: bool = False
@@ -151,7 +151,7 @@ class Options:
             raise ValueError(f"forget_bias is {self.forget_bias} and {other}; expected None: there is no b_f")
 
     def changed(self) -> dict[str, Any]:
-        """Return those options that are not at their defaults.
+        """Return the options that differ from their defaults.
 
         Returns
         -------
@@ -220,12 +220,12 @@ GATES = ("i", "f", "C", "o")
 
 
 def count_numbers(shapes: Mapping[str, tuple[int, int]]) -> int:
-    """Return how many numbers weights of these shapes hold."""
+    """Return the number of elements of weights with these shapes."""
     return sum(rows * columns for rows, columns in shapes.values())
 
 
 def offsets_of(shapes: Mapping[str, tuple[int, int]], begin: int) -> dict[str, int]:
-    """Return where each of these weights begins if they follow one another from `begin` on."""
+    """Return the offset of each of these weights, which follow one another from `begin` on."""
     sizes = (rows * columns for rows, columns in shapes.values())
     return dict(zip(shapes, itertools.accumulate(sizes, initial=begin), strict=False))
 
@@ -242,7 +242,7 @@ class Cell(NamedTuple):
     input_dim : int
         The width of its inputs.
     suffix : str
-        Of its weights' names.
+        The suffix of its weights' names.
     """
 
     layer: int
@@ -253,7 +253,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes, options and readout: what a network is, apart from its weights.
+    """Sizes, options and readout: everything about a network but its weights.
 
     Parameters
     ----------
@@ -280,7 +280,7 @@ class Architecture:
     readout: str = "last"
 
     def __post_init__(self) -> None:
-        as_choice("readout", self.readout, READOUTS)
+        object.__setattr__(self, "readout", as_choice("readout", self.readout, READOUTS))
         for name, value in zip(SIZES, self.sizes, strict=False):
             object.__setattr__(self, name, as_size(name, value))
         proj_size = self.options.proj_size
@@ -289,7 +289,7 @@ class Architecture:
             raise ValueError(f"proj_size is {given}; expected less than hidden_dim, which is {hidden_dim}")
 
     def __str__(self) -> str:
-        """Return the arguments that make it: the sizes, and what is not at its default."""
+        """Return the arguments that make it: the sizes, and whatever differs from its default."""
         arguments = dict(zip(SIZES, self.sizes, strict=False))
         return ", ".join(f"{name}={short_repr(value)}" for name, value in (arguments | self.changed()).items())
 
@@ -297,7 +297,7 @@ class Architecture:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # nothing that follows from them
 
     def changed(self) -> dict[str, Any]:
-        """Return the readout and those options that are not at their defaults.
+        """Return the readout and the options that differ from their defaults.
 
         Returns
         -------
@@ -331,7 +331,7 @@ class Architecture:
     @property
     def gates(self) -> int:
         """The number of gates with weights, G."""
-        return 3 if self.options.coupled_gates else 4
+        return len(self.gate_names)
 
     @property
     def state_dim(self) -> int:
@@ -389,7 +389,7 @@ class Architecture:
 
     @cached_property
     def offsets(self) -> tuple[dict[str, int], ...]:
-        """For each cell, where its weights begin in the flat parameter vector, by their names without suffix."""
+        """For each cell, the offsets of its weights in the flat parameter vector, by their names without suffix."""
         begin, offsets = 0, []
         for cell in self.cells:
             shapes = self.cell_shapes(cell.input_dim)
@@ -399,20 +399,20 @@ class Architecture:
 
     @cached_property
     def cell_parameters(self) -> int:
-        """The number of parameters of all cells, in a time that does not grow with the number of layers."""
+        """The number of parameters of all cells, found in a time that does not grow with the number of layers."""
         first, others = (count_numbers(self.cell_shapes(width)) for width in (self.input_dim, self.features))
         return self.directions * (first + (self.options.num_layers - 1) * others)
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether no option but the initial forget_bias is in use: one cell that runs forwards, without anything."""
+        """Whether the options are the defaults, except for forget_bias: one cell that runs forwards."""
         return self.options.changed().keys() <= {"forget_bias"}
 
 
 def as_architecture(
     input_dim: int, hidden_dim: int, output_dim: int | None, options: OptionArguments, readout: str = "last"
 ) -> Architecture:
-    """Return what the arguments of a constructor ask for; the errors are those of `Options` and `Architecture`."""
+    """Return the architecture that a constructor's arguments describe; raises as `Options` and `Architecture`."""
     return Architecture(input_dim, hidden_dim, output_dim, Options(**cast(Any, options)), readout)
 
 
@@ -453,13 +453,13 @@ _MEANT = {
     "num_epochs": "epochs",
     "validation_split": "validation_data",
 }
-"""What other packages' arguments are called here; if a function has no such argument, what to do instead."""
+"""Our names for the arguments of other packages; where a function has no such argument, what to do instead."""
 
 _Hinted = TypeVar("_Hinted", bound=Callable[..., Any])
 
 
 def hinting(function: _Hinted) -> _Hinted:
-    """Have a function, or a class's constructor, say which argument is meant by an unknown name."""
+    """Make a function, or a class's constructor, suggest an argument for an unknown name."""
     if isinstance(function, type):
         kind = cast(Any, function)
         kind.__init__ = hinting(kind.__init__)

@@ -92,7 +92,7 @@ def check_weights(vector: Array, architecture: Architecture) -> None:
 
 
 def initialize(views: dict[str, Array], architecture: Architecture, init: str, seed: int | None) -> None:
-    """Draw the weights, which are zeros, in place.
+    """Set the initial weights, in place; they are zeros before.
 
     Cells are drawn from `seed` in the order of storage, then the head. Weights that are not named below stay 0, gains
     are 1, and b_f is the option forget_bias (Jozefowicz et al. 2015): by default 1, except for "pytorch", which draws

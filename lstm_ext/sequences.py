@@ -20,6 +20,7 @@ from lstm_ext.checks import (
     as_shape,
     check_live,
     check_shape,
+    convert,
     without_conversion,
 )
 
@@ -113,7 +114,7 @@ class Sequences:
             return
         self.unchecked = defer and array is not None
         if array is None:
-            array = as_real("X", source, dtype)
+            array = convert("X", source, dtype)
         elif not self.unchecked and (not self.is_whole or not is_finite(array)):
             check_live("X", array, self.lengths)
         self.rows = array.reshape(-1, input_dim)

@@ -1062,8 +1062,8 @@ BAD_CALLS = {
         r"h_prev has shape \(1, 3\); expected \(3, 1\) or \(3,\)",
     ),
     "return_tape": (lambda: LAYER.forward(GOOD, return_tape="no"), TypeError, "return_tape is 'no'; expected True or"),
-    "no tape": (lambda: LAYER.backward(GOOD), TypeError, "tape is .*; expected what forward"),
-    "tape None": (lambda: LAYER.backward(None), TypeError, "tape is None; expected what forward"),
+    "no tape": (lambda: LAYER.backward(GOOD), TypeError, "tape is .*; expected the tape that forward"),
+    "tape None": (lambda: LAYER.backward(None), TypeError, "tape is None; expected the tape that forward"),
     "tape of another layer": (
         lambda: LAYER.backward(OTHER_TAPE),
         ValueError,

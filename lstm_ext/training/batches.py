@@ -65,23 +65,23 @@ class Batches:
             self.starts = np.repeat(self.starts, chunks)
         self.passes = len(self.starts)
 
-    def batch_of(self, step: int) -> int:
+    def batch_of(self, index: int) -> int:
         """Return the number of the batch that a pass belongs to; `count` after the last pass."""
-        return int(self.starts[step]) // self.size if step < self.passes else self.count
+        return int(self.starts[index]) // self.size if index < self.passes else self.count
 
-    def name_of(self, step: int) -> str:
+    def name_of(self, index: int) -> str:
         """Return what an error calls a pass."""
-        chunk = "" if self.chunk_steps is None else f", from step {self.first_steps[step]} on"
-        return f"batch {self.batch_of(step) + 1} of {self.count}{chunk}"
+        chunk = "" if self.chunk_steps is None else f", from step {self.first_steps[index]} on"
+        return f"batch {self.batch_of(index) + 1} of {self.count}{chunk}"
 
-    def members_of(self, step: int) -> Index:
+    def members_of(self, index: int) -> Index:
         """Return the sequences of the batch of a pass, the longest first."""
-        start = self.starts[step]
+        start = self.starts[index]
         return self.members[start : start + self.size]
 
-    def outputs_of(self, step: int) -> PassOutputs:
+    def outputs_of(self, index: int) -> PassOutputs:
         """Return the outputs of a pass, in the order of their sequences before the batch was sorted."""
-        start, first_step, members = self.starts[step], int(self.first_steps[step]), self.members_of(step)
+        start, first_step, members = self.starts[index], int(self.first_steps[index]), self.members_of(index)
         is_chunk = self.chunk_steps is not None
         lengths = self.sequences.lengths[members] - first_step
         has_outputs = lengths > 0
@@ -89,16 +89,16 @@ class Batches:
             if not self.every_step:
                 has_outputs &= lengths <= self.chunk_steps
             lengths = np.minimum(lengths, self.chunk_steps)
-        index = np.flatnonzero(has_outputs)  # in the sorted batch, whose rows the head has in the same order
-        first_index = index[0]
+        position = np.flatnonzero(has_outputs)  # in the sorted batch, whose rows the head has in the same order
+        first_position = position[0]
         if len(self.unsorted_positions) > 0:
-            index = index[np.argsort(self.unsorted_positions[start + index])]
-        members, lengths = members[index], lengths[index]
+            position = position[np.argsort(self.unsorted_positions[start + position])]
+        members, lengths = members[position], lengths[position]
         if not self.every_step:
-            return PassOutputs(members, first_step, is_chunk, None, index - first_index)
+            return PassOutputs(members, first_step, is_chunk, None, position - first_position)
         counts = np.bincount(lengths)[:0:-1].cumsum()[::-1]  # of the rows of each step
         begins = counts[::-1].cumsum()[::-1] - counts  # of each step's rows: the last step comes first
-        rows = (begins[None] + index[:, None])[np.arange(len(counts)) < lengths[:, None]]
+        rows = (begins[None] + position[:, None])[np.arange(len(counts)) < lengths[:, None]]
         return PassOutputs(members, first_step, is_chunk, lengths, rows)
 
 
@@ -138,9 +138,3 @@ class PassOutputs(NamedTuple):
         if as_list and self.lengths is not None:
             return np.split(outputs, np.cumsum(self.lengths)[:-1])
         return outputs.reshape(self.shapes(outputs.shape[1], as_list=False)[0])
-
-    def rows_from(self, first: Index) -> Index:
-        """Return the rows of an array in which the outputs of each sequence begin at `first` (B,)."""
-        assert self.lengths is not None
-        ends = np.cumsum(self.lengths)
-        return np.arange(ends[-1]) + np.repeat(first - ends + self.lengths, self.lengths)

@@ -220,22 +220,22 @@ class PassRunner:
         self.loop.set_order(batches.members, batches.unsorted_positions, batches.starts, batches.first_steps)
 
     def run_epoch(self, epoch: int, epochs: int, advance: Callable[[int], Any]) -> None:
-        """Train on all passes; call `advance` with the number of batches that were done since the last call."""
-        step = done = 0
-        while step < self.batches.passes:
+        """Train on all passes; call `advance` with the number of batches done after each return of the loop."""
+        index = done = 0
+        while index < self.batches.passes:
             try:
-                step = self.run(step)
+                index = self.run(index)
             except NonFiniteError as error:
                 raise NonFiniteError(
                     f"{error} in epoch {epoch + 1} of {epochs}, {self.batches.name_of(error.step)}; training stopped "
                     "before that update: a smaller learning rate or a clip_norm may help",
                     error.step,
                 ) from None
-            before, done = done, self.batches.batch_of(step)
+            before, done = done, self.batches.batch_of(index)
             advance(done - before)
 
-    def run(self, step: int) -> int:
-        """Train on the passes from `step` on, for about 50 ms; return the next one.
+    def run(self, index: int) -> int:
+        """Train on the passes from `index` on, for about 50 ms; return the next one.
 
         Raises
         ------
@@ -245,32 +245,32 @@ class PassRunner:
             If memory-mapped data are not finite.
         """
         if self.python_loss is None and self.python_optimizer is None:
-            return self._phases(step, self.batches.passes, EVERY_PHASE, _SECONDS)
-        self.gradients(step)
+            return self._phases(index, self.batches.passes, EVERY_PHASE, _SECONDS)
+        self.gradients(index)
         if self.python_optimizer is None:
-            return self._phases(step, step + 1, _epoch.UPDATE)
-        if self.loop.counts[step] > 0:
-            self._update_in_python(step, self.python_optimizer)
-        return step + 1
+            return self._phases(index, index + 1, _epoch.UPDATE)
+        if self.loop.counts[index] > 0:
+            self._update_in_python(index, self.python_optimizer)
+        return index + 1
 
-    def gradients(self, step: int) -> None:
+    def gradients(self, index: int) -> None:
         """Compute the loss and the gradient of one pass."""
-        self.forward(step)
-        self._phases(step, step + 1, _epoch.BACKWARD)
+        self.forward(index)
+        self._phases(index, index + 1, _epoch.BACKWARD)
 
-    def forward(self, step: int) -> None:
+    def forward(self, index: int) -> None:
         """Compute the loss of one pass, and its gradient with respect to the outputs."""
         if self.python_loss is None:
-            self._phases(step, step + 1, _epoch.FORWARD | _epoch.LOSS)
+            self._phases(index, index + 1, _epoch.FORWARD | _epoch.LOSS)
             return
-        self._phases(step, step + 1, _epoch.FORWARD)
-        if self.loop.counts[step] > 0:
-            self._run_python_loss(step, self.python_loss)
+        self._phases(index, index + 1, _epoch.FORWARD)
+        if self.loop.counts[index] > 0:
+            self._run_python_loss(index, self.python_loss)
 
     def evaluate(self) -> float:
         """Compute the losses of all passes, and return their mean."""
-        for step in range(self.batches.passes):
-            self.forward(step)
+        for index in range(self.batches.passes):
+            self.forward(index)
         return self.mean_loss()
 
     def mean_loss(self) -> float:
@@ -280,23 +280,23 @@ class PassRunner:
             weights = weights / self.sequences.longest
         return math.fsum((self.loop.losses * weights).tolist()) / float(weights.sum())
 
-    def _phases(self, step: int, last_step: int, phases: int, seconds: float = np.inf) -> int:
+    def _phases(self, index: int, stop: int, phases: int, seconds: float = np.inf) -> int:
         """Run phases of some passes in the compiled loop; return the next pass."""
         loop = self.loop
-        step, outcome = loop.run(step, last_step, phases, seconds)
+        index, outcome = loop.run(index, stop, phases, seconds)
         if outcome == _epoch.NOT_FINITE:
-            self._check_data(step)
-            what, value = ("gradient's norm", loop.norms) if np.isfinite(loop.losses[step]) else ("loss", loop.losses)
-            raise NonFiniteError(f"the {what} is {value[step]}", step)
+            self._check_data(index)
+            what, value = ("gradient's norm", loop.norms) if np.isfinite(loop.losses[index]) else ("loss", loop.losses)
+            raise NonFiniteError(f"the {what} is {value[index]}", index)
         if outcome == _epoch.UPDATE_NOT_FINITE:
-            raise NonFiniteError(optimizers.NOT_FINITE_MESSAGE, step)
-        if step == self.batches.passes:
+            raise NonFiniteError(optimizers.NOT_FINITE_MESSAGE, index)
+        if index == self.batches.passes:
             loop.trust_data()
-        return step
+        return index
 
-    def _check_data(self, step: int) -> None:
+    def _check_data(self, index: int) -> None:
         """Raise a ValueError if memory-mapped data that a pass reads are not finite."""
-        N, members = len(self.sequences), np.sort(self.batches.members_of(step))
+        N, members = len(self.sequences), np.sort(self.batches.members_of(index))
         if self.loop.unchecked_X:
             X = self.sequences.rows.reshape(N, -1, self.sequences.rows.shape[1])
             check_live(f"{self.prefix}X", X, self.sequences.lengths, members)
@@ -305,17 +305,17 @@ class PassRunner:
             lengths = self.sequences.lengths if self.setup.every_step else np.ones(N, np.intp)
             check_live(f"{self.prefix}Y", self.targets.rows.reshape(shape), lengths, members)
 
-    def _run_python_loss(self, step: int, loss: Loss) -> None:
+    def _run_python_loss(self, index: int, loss: Loss) -> None:
         """Compute a pass's loss, and write its gradient where the backward pass reads it."""
-        outputs = self.batches.outputs_of(step)
+        outputs = self.batches.outputs_of(index)
         given = outputs.split(self.head.outputs[outputs.rows], as_list=self.is_list)
         value, gradient = losses.read_result(loss(given, self.targets.of(outputs)))
-        self.loop.losses[step] = value
+        self.loop.losses[index] = value
         if not np.isfinite(value):
-            raise NonFiniteError(f"the loss is {value}", step)
-        self.head.doutputs[outputs.rows] = self._read_gradient(gradient, outputs, step)
+            raise NonFiniteError(f"the loss is {value}", index)
+        self.head.doutputs[outputs.rows] = self._read_gradient(gradient, outputs, index)
 
-    def _read_gradient(self, gradient: Any, outputs: PassOutputs, step: int) -> Array:
+    def _read_gradient(self, gradient: Any, outputs: PassOutputs, index: int) -> Array:
         """Return rows of the gradient that a loss in Python returned."""
         name, dtype = "the loss's gradient", self.setup.parameters.dtype
         if self.is_list:
@@ -328,13 +328,13 @@ class PassRunner:
                 with np.errstate(all="ignore"):  # what the dtype cannot hold is Inf
                     part = part.astype(dtype, copy=False)
                 if not np.isfinite(part).all():
-                    raise NonFiniteError(f"{name} is not finite", step)
+                    raise NonFiniteError(f"{name} is not finite", index)
             rows.append(as_shape(name, part, dtype, shape).reshape(-1, self.setup.output_dim))
         return np.concatenate(rows)
 
-    def _update_in_python(self, step: int, optimizer: Optimizer) -> None:
+    def _update_in_python(self, index: int, optimizer: Optimizer) -> None:
         """Make the update of one pass: the whole of it, or none."""
-        norm, before = float(self.loop.norms[step]), self.backup[0]
+        norm, before = float(self.loop.norms[index]), self.backup[0]
         if norm > self.clip_norm:
             self.gradient *= self.clip_norm / norm
         before[:] = self.setup.parameters
@@ -346,7 +346,7 @@ class PassRunner:
         except BaseException as error:
             self.setup.parameters[:] = before
             if isinstance(error, NonFiniteError):
-                error.step = step
+                error.step = index
             raise
         self.loop.updates += 1
 

@@ -46,7 +46,7 @@ NO_BOUND = Memory()
 
 
 def as_memory(recompute_every: Any, memory_budget: Any) -> Memory:
-    """Return the bound that is given, if any; a budget may be text, as "256MB"."""
+    """Return the bounds; at most one of them is given."""
     if recompute_every is not None and memory_budget is not None:
         raise ValueError("recompute_every and memory_budget are both given; expected one of them")
     if recompute_every is not None:
@@ -77,7 +77,7 @@ def _largest_segment(budget: int, steps: int, size: Callable[[int], int]) -> int
                 f"memory_budget is {budget} bytes; batches of this size and sequences of this length need at least "
                 f"{min(size(0), size(smallest))}"
             )
-        return max(steps for steps in range(smallest, root) if size(steps) <= budget)
+        return max(k for k in range(smallest, root) if size(k) <= budget)
     high = steps
     while high - low > 1:
         middle = (low + high) // 2

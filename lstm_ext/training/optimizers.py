@@ -45,7 +45,7 @@ class Optimizer(Protocol):
     """The contract of an optimizer written in Python.
 
     If an update raises an exception or writes a number that is not finite, `train` puts the parameters back as they
-    were before it. The optimizer's own state is the optimizer's affair.
+    were before it. It does not restore the optimizer's own state.
     """
 
     def update(self, parameters: Array, gradient: Array) -> None:
@@ -149,17 +149,17 @@ class _Compiled:
         return moments
 
     def check(self, parameters: Array) -> None:
-        """Raise an error if `parameters` cannot be updated, or settings or state do not fit them; change nothing.
+        """Raise an error if `parameters` cannot be updated, or the settings or the state do not fit them.
 
         Parameters
         ----------
         parameters : ndarray (n,)
-            Those to be updated: float32 or float64 in native byte order, C-contiguous, aligned, writable.
+            The parameters to update: float32 or float64 in native byte order, C-contiguous, aligned, writable.
 
         Raises
         ------
         TypeError, ValueError
-            If `parameters` is not as above, its dtype cannot hold the settings, or the state is of others.
+            If `parameters` is not as above, its dtype cannot hold the settings, or the state is for other parameters.
         """
         check_output("parameters", parameters)
         if parameters.ndim != 1 or parameters.size == 0:
@@ -189,14 +189,14 @@ class _Compiled:
         Parameters
         ----------
         parameters : ndarray (n,)
-            Those to be changed in place, as for `check`.
+            The parameters to change in place, as for `check`.
         gradient : array_like (n,)
-            Of the loss, with respect to `parameters`.
+            The gradient of the loss with respect to `parameters`.
 
         Raises
         ------
         NonFiniteError
-            If a parameter or a moment would not be finite afterwards; nothing has changed then.
+            If a parameter or a moment would not be finite afterwards. Nothing has changed then.
         TypeError, ValueError
             If an argument is not as above, or the optimizer holds the state of other parameters; nothing has changed
             then.
@@ -239,7 +239,7 @@ class SGD(_Compiled, name="sgd"):
     Attributes
     ----------
     learning_rate, momentum : float
-        The settings; the next update uses what is assigned to them.
+        The settings. They may be set at any time; the next update uses the new values.
     """
 
     __slots__ = ()
@@ -274,7 +274,7 @@ class Adam(_Compiled, name="adam"):
     Attributes
     ----------
     learning_rate, beta1, beta2, epsilon : float
-        The settings; the next update uses what is assigned to them.
+        The settings. They may be set at any time; the next update uses the new values.
     """
 
     __slots__ = ()
@@ -317,7 +317,7 @@ NOT_FINITE_MESSAGE = "the update leads to numbers that are not finite"
 
 
 def new_backup(optimizer: Optimizer | None, parameters: Array) -> Array:
-    """Return an empty array for what an update changes: a row for the parameters and one for each compiled moment."""
+    """Return an empty backup for an update: a row for the parameters and one for each compiled moment."""
     rows = 1 + optimizer._max_rows if isinstance(optimizer, _Compiled) else int(optimizer is not None)
     return np.empty((rows, parameters.size), parameters.dtype)
 

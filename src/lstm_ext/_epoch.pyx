@@ -17,10 +17,11 @@ import numpy as np
 from lstm_ext._heads cimport READOUT_STEPS, Head, HeadData, head_backward, head_forward, pack_head
 from lstm_ext._kernels cimport SUM_BLOCK, are_finite, kernels, philox_key, real, traits_of_loss
 from lstm_ext._losses cimport Loss, batch_loss
-from lstm_ext._passes cimport Rows
+from lstm_ext._passes cimport Rows, no_rows
 from lstm_ext._products cimport ceil_div, first_byte
 from lstm_ext._stack cimport (
-    Batch, Chunk, StackData, LayerStack, States, layers_backward, layers_forward, pack_layers, stack_work, take_chunk,
+    Batch, Chunk, StackData, LayerStack, States, inputs_are_finite, layers_backward, layers_forward, no_states,
+    pack_layers, stack_work, take_chunk,
 )
 from lstm_ext._threads cimport Region, Timer, begin_region, elapsed, end_region, recruit, start_timer
 from lstm_ext._updates cimport Optimizer, make_optimizer, norm, update
@@ -30,7 +31,7 @@ cdef enum:
     _LOSS = 2
     _BACKWARD = 4
     _UPDATE = 8
-    PASS_WORK = 5000  # multiply-adds that a pass costs apart from its products
+    PASS_WORK = 5000  # multiply-adds: the cost of a pass in addition to its products
 
 cdef enum:  # how a run ended
     _DONE = 0
@@ -67,56 +68,38 @@ cdef struct LoopData:
     States carried  # (cells, B, ...): the states after a chunk, for the next one; NULL if all passes are whole batches
 
 
-cdef void take_pass(LoopData *loop, Py_ssize_t step) noexcept nogil:
+cdef void take_pass(LoopData *loop, Py_ssize_t index) noexcept nogil:
     """Set the chunk to what a pass runs."""
-    cdef Py_ssize_t start = loop.starts[step]
+    cdef Py_ssize_t start = loop.starts[index]
     take_chunk(
         &loop.stack.chunk, loop.first, loop.lengths, loop.members + start, min(loop.batch_size, loop.sequences - start),
-        loop.first_steps[step], loop.stack.steps,
+        loop.first_steps[index], loop.stack.steps,
     )
 
 
-cdef void draw_masks(LoopData *loop, Py_ssize_t step) noexcept nogil:
+cdef void draw_masks(LoopData *loop, Py_ssize_t index) noexcept nogil:
     """Set the counters of the chunk's masks, which belong to the update that its pass makes."""
     cdef Batch *batch = &loop.stack.chunk.batch
     philox_key(loop.seed, loop.updates, batch.masks.key)
     batch.masks.first_step = loop.stack.chunk.first_step
-    batch.masks.mask_rows = loop.unsorted_positions + loop.starts[step] if loop.unsorted_positions != NULL else NULL
+    batch.masks.mask_rows = loop.unsorted_positions + loop.starts[index] if loop.unsorted_positions != NULL else NULL
 
 
-cdef bint chunk_is_finite(const LoopData *loop, const real *tag) noexcept nogil:
-    """Whether the chunk's inputs and targets are finite, where that has not been checked."""
+cdef bint targets_are_finite(const LoopData *loop, const real *tag) noexcept nogil:
+    """Whether the targets that the chunk reads are finite."""
     cdef const Chunk *chunk = &loop.stack.chunk
-    cdef const kernels *table = loop.head.table
     cdef bint every_step = loop.head.readout == READOUT_STEPS
-    cdef Py_ssize_t width = loop.loss.targets_per_row, input_dim = loop.x.width, b, row, n
+    cdef Py_ssize_t width = loop.loss.targets_per_row, b, row, n = width
     for b in range(chunk.batch.size):
-        n, row = chunk.lengths[b] * input_dim, chunk.first[b]
-        if loop.unchecked_X and not are_finite(table, n, <const real *> loop.x.data + row * input_dim):
-            return False
-        if not loop.unchecked_Y:
-            continue
-        n, row = width, loop.loss.target_first[chunk.members[b]]
+        row = loop.loss.target_first[chunk.members[b]]
         if every_step:
             n, row = chunk.lengths[b] * width, row + chunk.first_step
-        if not are_finite(table, n, <const real *> loop.loss.targets + row * width):
+        if not are_finite(loop.head.table, n, <const real *> loop.loss.targets + row * width):
             return False
     return True
 
 
-cdef States no_states() noexcept nogil:
-    cdef States states
-    states.h, states.C, states.rows = NULL, NULL, 0
-    return states
-
-
-cdef Rows no_rows() noexcept nogil:
-    cdef Rows rows
-    rows.data, rows.first, rows.width, rows.step_stride, rows.sequence_stride = NULL, NULL, 0, 0, 0
-    return rows
-
-
-cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t step, const real *parameters) except -1 nogil:
+cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t index, const real *parameters) except -1 nogil:
     """Compute the outputs of the chunk; a chunk that does not begin its batch continues from the carried states."""
     cdef StackData *s = loop.stack
     cdef HeadData *head = loop.head
@@ -133,7 +116,7 @@ cdef int forward_pass(Region *region, LoopData *loop, Py_ssize_t step, const rea
         region, head, s, &chunk.batch, chunk.first_step, 0 if head.readout == READOUT_STEPS else chunk.ended,
         parameters,
     )
-    loop.losses[step], loop.counts[step], loop.norms[step] = 0, head.rows, 0
+    loop.losses[index], loop.counts[index], loop.norms[index] = 0, head.rows, 0
     return 0
 
 
@@ -151,48 +134,51 @@ cdef int backward_pass(Region *region, LoopData *loop, const real *parameters, r
 
 
 cdef int run_pass(
-    Region *region, LoopData *loop, const Optimizer *optimizer, Py_ssize_t step, int phases, const real *parameters,
+    Region *region, LoopData *loop, const Optimizer *optimizer, Py_ssize_t index, int phases, const real *parameters,
     real[::1] gradient, double[::1] sums,
 ) except -1 nogil:
     """Run some phases of a pass; return whether it went well, or what was not finite. See `TrainingLoop`."""
     cdef const kernels *table = loop.head.table
     cdef double scale
-    take_pass(loop, step)
+    take_pass(loop, index)
     if loop.draws:
-        draw_masks(loop, step)
+        draw_masks(loop, index)
     if phases & _FORWARD:
-        if (loop.unchecked_X or loop.unchecked_Y) and not chunk_is_finite(loop, parameters):
+        if loop.unchecked_X and not inputs_are_finite(loop.stack, &loop.x, parameters):
             return _NOT_FINITE
-        forward_pass(region, loop, step, parameters)
-    if loop.counts[step] == 0:  # no sequence ends in this chunk
+        if loop.unchecked_Y and not targets_are_finite(loop, parameters):
+            return _NOT_FINITE
+        forward_pass(region, loop, index, parameters)
+    if loop.counts[index] == 0:  # no sequence ends in this chunk
         return _DONE
     if phases & _LOSS:
-        loop.losses[step] = batch_loss(
+        loop.losses[index] = batch_loss(
             region, loop.head, &loop.loss, loop.stack.chunk.members, loop.stack.chunk.first_step, parameters,
         )
-        if not isfinite(loop.losses[step]):
+        if not isfinite(loop.losses[index]):
             return _NOT_FINITE
     if phases & _BACKWARD:
         backward_pass(region, loop, parameters, &gradient[0])
-        loop.norms[step] = norm(region, table, gradient, sums)
-        if not isfinite(loop.norms[step]):
+        loop.norms[index] = norm(region, table, gradient, sums)
+        if not isfinite(loop.norms[index]):
             return _NOT_FINITE
     if phases & _UPDATE:
-        scale = loop.clip_norm / loop.norms[step] if loop.norms[step] > loop.clip_norm else 1
+        scale = loop.clip_norm / loop.norms[index] if loop.norms[index] > loop.clip_norm else 1
         if not update(region, optimizer, scale, parameters):
             return _UPDATE_NOT_FINITE
         loop.updates += 1
     return _DONE
 
 
-cdef double pass_work(const LoopData *loop, Py_ssize_t step) noexcept nogil:
-    """A pass in multiply-adds, roughly: what it costs in any case, and three products for each row."""
+cdef double pass_work(const LoopData *loop, Py_ssize_t index) noexcept nogil:
+    """The cost of a pass in multiply-adds, roughly: a constant, and three products for each row."""
     cdef double head_work = <double> loop.head.output_dim * loop.head.features
-    return PASS_WORK + 3 * (loop.stack.chunk.rows * <double> loop.stack.parameter_count + loop.counts[step] * head_work)
+    cdef double layers_work = <double> loop.stack.chunk.rows * loop.stack.parameter_count
+    return PASS_WORK + 3 * (layers_work + loop.counts[index] * head_work)
 
 
 cdef tuple run_passes(
-    TrainingLoop loop, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds, const real *tag,
+    TrainingLoop loop, Py_ssize_t index, Py_ssize_t stop, int phases, double seconds, const real *tag,
 ):
     """See `TrainingLoop.run`."""
     cdef LoopData *data = &loop.data
@@ -219,16 +205,18 @@ cdef tuple run_passes(
         begin_region(&region, threads)
         start_timer(&timer, seconds)
         try:
-            while step < last_step:
-                outcome = run_pass(&region, data, &updater, step, phases, <const real *> &parameters[0], gradient, sums)
+            while index < stop:
+                outcome = run_pass(
+                    &region, data, &updater, index, phases, <const real *> &parameters[0], gradient, sums,
+                )
                 if outcome != _DONE:
                     break
-                step += 1
-                if elapsed(&timer, pass_work(data, step - 1)):
+                index += 1
+                if elapsed(&timer, pass_work(data, index - 1)):
                     break
         finally:
             end_region(&region)
-    return step, outcome
+    return index, outcome
 
 
 cdef double shared_work_of_batch(const LoopData *loop, bint backward) noexcept nogil:
@@ -253,15 +241,15 @@ cdef int check_rows(
 
 cdef bint order_fits(const LoopData *loop, Py_ssize_t passes) noexcept nogil:
     """Whether every pass begins at a step of a batch whose members are sequences, the longest first."""
-    cdef Py_ssize_t step, start, n
+    cdef Py_ssize_t index, start, n
     for n in range(loop.sequences):
         if not 0 <= loop.members[n] < loop.sequences:
             return False
-    for step in range(passes):
-        start = loop.starts[step]
-        if not (0 <= start < loop.sequences and 0 <= loop.first_steps[step] < loop.lengths[loop.members[start]]):
+    for index in range(passes):
+        start = loop.starts[index]
+        if not (0 <= start < loop.sequences and 0 <= loop.first_steps[index] < loop.lengths[loop.members[start]]):
             return False
-        for n in range(start + 1, min(start + loop.batch_size, loop.sequences) if loop.first_steps[step] == 0 else 0):
+        for n in range(start + 1, min(start + loop.batch_size, loop.sequences) if loop.first_steps[index] == 0 else 0):
             if loop.lengths[loop.members[n]] > loop.lengths[loop.members[n - 1]]:
                 return False
     return True
@@ -300,7 +288,7 @@ cdef class TrainingLoop:
     clip_norm : float
         The maximum norm of a gradient; infinity for none.
     dropout_seed : int, optional
-        The seed of the masks; None: nothing is dropped.
+        The seed of the dropout masks; None: nothing is dropped.
     threads : int
         The maximum number of threads.
 
@@ -469,12 +457,12 @@ cdef class TrainingLoop:
         """Check the rows of X and Y no more: an epoch has checked all of them."""
         self.data.unchecked_X = self.data.unchecked_Y = False
 
-    def run(self, Py_ssize_t step, Py_ssize_t last_step, int phases, double seconds):
-        """Run passes of the epoch until `last_step`, until `seconds` have passed at a pass's end, or until one fails.
+    def run(self, Py_ssize_t index, Py_ssize_t stop, int phases, double seconds):
+        """Run passes of the epoch until `stop`, until `seconds` have passed at a pass's end, or until one fails.
 
         Parameters
         ----------
-        step, last_step : int
+        index, stop : int
             The range of passes.
         phases : int
             A sum of FORWARD, LOSS, BACKWARD, UPDATE. BACKWARD alone takes the loss's gradient from `head.doutputs`.
@@ -483,14 +471,14 @@ cdef class TrainingLoop:
 
         Returns
         -------
-        step : int
+        index : int
             The next pass; if not DONE, the one that failed, whose update was not made.
         outcome : int
             NOT_FINITE if this pass's loss or the norm of its gradient is NaN or infinite, or its unchecked data;
             UPDATE_NOT_FINITE if its update leads to such a number; else DONE.
         """
-        if not 0 <= step <= last_step <= self.data.passes:
-            raise ValueError(f"passes {step} to {last_step} are not among the {self.data.passes} of the epoch")
+        if not 0 <= index <= stop <= self.data.passes:
+            raise ValueError(f"passes {index} to {stop} are not among the {self.data.passes} of the epoch")
         if (
             (phases & _LOSS and self.data.loss.targets == NULL)
             or (phases & _BACKWARD and (self.data.gradient == NULL or not self.data.stack.keeps))
@@ -498,5 +486,5 @@ cdef class TrainingLoop:
         ):
             raise ValueError(f"phases is {phases}; expected those that this loop was made for")
         if self.stack.dtype.itemsize == sizeof(float):
-            return run_passes(self, step, last_step, phases, seconds, <const float *> NULL)
-        return run_passes(self, step, last_step, phases, seconds, <const double *> NULL)
+            return run_passes(self, index, stop, phases, seconds, <const float *> NULL)
+        return run_passes(self, index, stop, phases, seconds, <const double *> NULL)

@@ -32,23 +32,23 @@ from lstm_ext._products import aligned_empty
 
 @cython.auto_pickle(False)
 cdef class Head:
-    """What is between an architecture's top layer and its outputs, and the arrays that its passes need.
+    """The readout and the linear layer of an architecture, and the arrays of their passes.
 
     Parameters
     ----------
     isa : int
-        What the arrays are packed for (`_kernels.current`).
+        The instruction set that the arrays are packed for (`_kernels.current`).
     architecture : Architecture
         Its readout is the head's.
     dtype : numpy.dtype
     steps, batch : int
         Maximum number of steps and of sequences in a batch.
     parameter_count : int
-        The length of the flat vector, of which the head's weights are the end.
+        The length of the flat vector, which the head's weights end.
     keep : bool
         Whether a backward pass follows.
     measure : bool
-        Whether only to find what the arrays would take; nothing can be run then.
+        Whether to find the size of the arrays without making them; nothing can be run then.
 
     Attributes
     ----------
@@ -233,7 +233,7 @@ cdef int find_features(
     Region *region, HeadData *head, const StackData *s, const Batch *batch, Py_ssize_t first_step, Py_ssize_t begin,
     const real *tag,
 ) except -1 nogil:
-    """Set where the features are, having gathered or pooled them where they are no rows of the stack."""
+    """Set where the features are; gather or pool those that are no rows of the stack."""
     cdef Rows rows
     cdef team_task pool
     cdef StepRows *x = &head.x
@@ -275,8 +275,8 @@ cdef int head_forward(
     """outputs = b_y + W_y x of the features of a batch that layers_forward has run, from its sequence `begin` on; after
     pack_head.
 
-    first_step  the step of its sequences that the batch begins at: what is pooled goes on from there
-    begin  0 for every step's outputs
+    first_step  the step of its sequences at which the batch begins; pooling continues from the steps before it
+    begin       0 if every step has an output
     """
     cdef Py_ssize_t F = head.features, output_dim = head.output_dim, t = 0, rows
     cdef real *y = <real *> head.outputs
@@ -328,7 +328,7 @@ cdef int head_backward(
 ) except -1 nogil:
     """dL/dW_y, dL/db_y, and the gradient of the features, after head_forward and with dL/d outputs in `doutputs`.
 
-    dH        out: the gradients of the top layer's outputs, in its place for them; data NULL: none
+    dH        out: the gradients of the top layer's outputs, in the stack's array for them; data NULL: none
     dfinal    out: (B, F) those of the last states, or NULL
     gradient  the flat vector, in which the head's part is written
     """

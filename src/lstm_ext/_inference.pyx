@@ -20,15 +20,15 @@ from lstm_ext._kernels cimport (
     CACHE_LINE, TILE_VECTORS, all_finite, are_finite, kernels, lanes_of, philox_key, real, table_at,
 )
 from lstm_ext._passes cimport (
-    Cell, Forward, Rows, apply_head, copy_states, lanes_rows, lanes_scratch_size, run_forward, shared_work,
+    Cell, Forward, Rows, apply_head, copy_states, lanes_rows, lanes_scratch_size, no_rows, run_forward, shared_work,
     store_outputs,
 )
 from lstm_ext._products cimport (
     apply_linear, ceil_div, first_byte, get_buffer, odd_lines, pack_cell, pack_panels, panels_size, whole_lines,
 )
 from lstm_ext._stack cimport (
-    Batch, Chunk, LayerStack, StackData, States, indices_of, layers_forward, pack_layers, rows_of, stack_work,
-    states_of, take_chunk,
+    Batch, Chunk, LayerStack, StackData, States, indices_of, inputs_are_finite, layers_forward, pack_layers, rows_of,
+    stack_work, states_of, take_chunk,
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit
 
@@ -41,7 +41,7 @@ cdef enum:  # how a prediction ended
 
 cdef struct NetworkLayout:
     # A network's sizes, how many sequences run side by side, and where the parts of one scratch array begin: the packed
-    # cell, the packed head, the head's bias, two slots of rows [h | x] that are `ld` apart, C, and the passes' scratch.
+    # cell, the packed head, the head's bias, two slots of rows [h | x] of stride `ld`, C, and the passes' scratch.
     Py_ssize_t input_dim, hidden_dim, output_dim, batch, head, b_y, hx, ld, C, scratch, size
 
 
@@ -88,7 +88,7 @@ cdef int pack_network(
 cdef Forward forward_of(
     const kernels *table, const NetworkLayout *layout, const real *packed, real *hx, real *C,
 ) noexcept nogil:
-    """What is the same for every batch that a network runs; packed from `pack_network`."""
+    """Return the fields that are the same for every batch; packed from `pack_network`."""
     cdef Forward f
     cdef Cell *cell = &f.cell
     memset(&f, 0, sizeof(f))
@@ -111,7 +111,7 @@ cdef struct PlainRun:
     # With a head:
     bint every_step
     void *Y  # (N, steps, O) if every_step, else (N, O)
-    # Of the layer alone:
+    # For the layer alone:
     const void *h0  # (N, H), or NULL for zeros; C0 likewise
     const void *C0
     void *H  # (N, steps, H), or NULL
@@ -219,7 +219,7 @@ cdef int run_plain(
 cdef bint begin_plain(
     int isa, Py_ssize_t batch_size, tuple sizes, Py_ssize_t itemsize, X, NetworkLayout *layout, PlainRun *run,
 ) except -1:
-    """Lay out a run of X (N, T, I); return whether X can be taken as it is, apart from NaN and Inf."""
+    """Lay out a run of X (N, T, I); return whether X can be taken as it is, if it is finite."""
     cdef Py_buffer view
     cdef Py_ssize_t shape[3]
     if not get_array(X, &view, itemsize, 3, shape):
@@ -234,7 +234,7 @@ def infer(int isa, int threads, Py_ssize_t batch_size, tuple sizes, parameters, 
     """Run N sequences from zero states; return (outputs, whether they are finite), or None if X cannot be taken as it
     is.
 
-    An X that is not `checked` is so batch by batch before each runs: an X from a file is read once.
+    An X that is not `checked` is checked here, each batch before it runs, so an X from a file is read once.
 
     batch_size  the maximum number of sequences that run side by side
     parameters  the flat vector of a plain network of `sizes`
@@ -318,18 +318,6 @@ cdef int pack_run(Region *region, const Run *run, const real *parameters) except
     return 0
 
 
-cdef bint inputs_are_finite(const Run *run, const real *tag) noexcept nogil:
-    """Whether the chunk's inputs are."""
-    cdef Py_ssize_t b, width = run.x.width
-    cdef const Chunk *chunk = &run.s.chunk
-    for b in range(chunk.batch.size):
-        if not are_finite(
-            run.s.table, chunk.lengths[b] * width, <const real *> run.x.data + chunk.first[b] * width,
-        ):
-            return False
-    return True
-
-
 cdef int store_readout(
     Region *region, const Run *run, Py_ssize_t start, Py_ssize_t first_step, const real *parameters,
 ) except -1 nogil:
@@ -338,7 +326,7 @@ cdef int store_readout(
     cdef bint every_step = run.head.readout == READOUT_STEPS
     cdef const Chunk *chunk = &run.s.chunk
     Y.step_stride = 1
-    if run.in_order:  # rows that are equally far apart are written in place
+    if run.in_order:  # rows of a constant stride are written in place
         Y.first, Y.sequence_stride = NULL, run.sequence_stride if every_step else 1
         Y.data = <real *> Y.data + (start * Y.sequence_stride + (first_step if every_step else 0)) * Y.width
     else:
@@ -354,8 +342,6 @@ cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 
     """Run all batches, each chunk by chunk of its steps."""
     cdef Chunk *chunk = &run.s.chunk
     cdef Py_ssize_t start = 0, first_step, count
-    cdef States none
-    memset(&none, 0, sizeof(none))
     pack_run(region, run, parameters)
     while start < run.N:
         count, first_step = min(run.batch, run.N - start), 0
@@ -363,7 +349,7 @@ cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 
         chunk.batch.state_rows = run.members + start if run.keeps_states else NULL
         while first_step < run.lengths[run.members[start]]:
             take_chunk(chunk, run.first, run.lengths, run.members + start, count, first_step, run.steps)
-            if not run.checked and not inputs_are_finite(run, parameters):
+            if not run.checked and not inputs_are_finite(run.s, &run.x, parameters):
                 return INPUTS_NOT_FINITE
             chunk.batch.masks.first_step = first_step
             layers_forward(
@@ -379,7 +365,7 @@ cdef int run_chunks(Region *region, Run *run, const real *parameters) except -1 
 
 @cython.auto_pickle(False)
 cdef class ForwardPass:
-    """The way of sequences through a network's layers, and through its head, with nothing kept for a way back.
+    """A forward pass through a network's layers, and its head if wanted, that keeps nothing for a backward pass.
 
     The weights are packed by the first `run`.
 
@@ -388,17 +374,17 @@ cdef class ForwardPass:
     isa : int
     architecture : Architecture
     parameters : ndarray
-        The flat vector, in which what is not packed is read where it is.
+        The flat vector. Biases and other weights that are not packed are read from it.
     batch, steps : int
-        How many sequences run side by side, and how many of their steps before the next layer has its turn.
+        The number of sequences that run side by side, and the number of their steps that a layer runs at a time.
     has_head : bool
-        Whether outputs are those of the readout and the head, and not the top layer's.
+        Whether the outputs are those of the readout and the head, not those of the top layer.
     carries : bool
-        Whether sequences may have more steps, and `run` is not given arrays for their states.
+        Whether sequences may have more steps, and `run` gets no arrays for their last states.
     draws : bool
-        Whether masks are drawn.
+        Whether dropout masks are drawn.
     measure : bool
-        Whether only to find what the arrays would take; nothing can be run then.
+        Whether to find the size of the arrays without making them; nothing can be run then.
 
     The attribute `bytes` is the size of all arrays.
     """
@@ -406,7 +392,7 @@ cdef class ForwardPass:
     cdef LayerStack stack
     cdef Head head
     cdef object parameters, h, C
-    cdef Run now
+    cdef Run prepared  # what all runs have in common
     cdef readonly Py_ssize_t bytes
 
     def __init__(
@@ -415,7 +401,7 @@ cdef class ForwardPass:
     ):
         dtype = parameters.dtype
         cdef Py_ssize_t carried = batch * len(architecture.cells) if carries else 0
-        cdef Run *run = &self.now
+        cdef Run *run = &self.prepared
         self.bytes = carried * (architecture.state_dim + architecture.hidden_dim) * dtype.itemsize
         if has_head:
             self.head = Head(isa, architecture, dtype, 1, batch, len(parameters), keep=False, measure=measure)
@@ -449,7 +435,7 @@ cdef class ForwardPass:
         H         (rows, F or D R) the top layer's outputs, out: the first of its rows belongs to row `H_begin` of X
         Y         (rows, O) for "steps", else (all sequences, O), out
         """
-        cdef Run run = self.now
+        cdef Run run = self.prepared
         cdef Py_ssize_t longest = sequences.longest, itemsize = self.parameters.dtype.itemsize
         cdef Batch whole = run.s.chunk.batch
         cdef Region region
@@ -481,14 +467,14 @@ cdef class ForwardPass:
                     outcome = run_chunks[double](&region, &run, <const double *> run.parameters)
             finally:
                 end_region(&region)
-        self.now.is_packed = True
+        self.prepared.is_packed = True
         return outcome == FINITE
 
     def apply_head(self, int threads, features, Y):
         """Y (n, O) = b_y + W_y x of rows of features (n, F), after a run."""
-        cdef HeadData *head = self.now.head
+        cdef HeadData *head = self.prepared.head
         cdef Py_ssize_t n = len(features), itemsize = self.parameters.dtype.itemsize
-        cdef const void *parameters = self.now.parameters
+        cdef const void *parameters = self.prepared.parameters
         cdef void *x = first_byte(features)
         cdef void *y = first_byte(Y)
         cdef Region region
@@ -536,7 +522,7 @@ cdef int advance_streams(
 
 @cython.auto_pickle(False)
 cdef class Streams:
-    """Where a network is in B streams: its weights as they were packed at the start, and the states.
+    """The state of B streams of a network: its weights, packed at the start, and h and C.
 
     `h` and `C` are read-only copies of the states, (B, ...), or (cells, B, ...) of a network of several cells.
 
@@ -564,7 +550,7 @@ cdef class Streams:
     def advance(self, x, y):
         """Run one step on x (B, I), write the outputs to y (B, O), a new array if it is None, and return it.
 
-        Nothing is done and None returned if x or y cannot be taken as they are: x finite, y writable and apart from x.
+        Do nothing and return None if x or y cannot be taken as it is: x finite; y writable, without memory of x.
         """
         cdef Py_buffer X, Y
         if not self.get_rows(x, &X, self.input_dim) or not all_finite(&X):
@@ -671,16 +657,14 @@ cdef int advance_layers(
     """A step of B streams through all layers and the head."""
     cdef Region region
     cdef Batch one_step
-    cdef Rows rows, no_rows
+    cdef Rows rows = no_rows(), nowhere = no_rows()
     memset(&one_step, 0, sizeof(one_step))
-    memset(&no_rows, 0, sizeof(no_rows))
-    rows = no_rows
     one_step.size, one_step.steps = batch, 1
     rows.data, rows.width, rows.step_stride, rows.sequence_stride = <void *> x, s.input_dim, 1, 1
     begin_region(&region, threads)
     region.watches = False
     try:
-        layers_forward(&region, s, parameters, &one_step, &rows, states, &no_rows, states)
+        layers_forward(&region, s, parameters, &one_step, &rows, states, &nowhere, states)
         head.outputs = y
         head_forward(&region, head, s, &one_step, 0, 0, parameters)
     finally:
@@ -772,7 +756,7 @@ cdef object read_only(object array):
 cdef bint get_array(
     object array, Py_buffer *view, Py_ssize_t itemsize, int ndim, Py_ssize_t *shape, int flags=0,
 ) except -1:
-    """Get an array's buffer and shape if it is a C-contiguous ndarray of floats of this size, with so many axes."""
+    """Get an array's buffer and shape if it is a C-contiguous ndarray with `ndim` axes of floats of this size."""
     cdef char code = c"f" if itemsize == sizeof(float) else c"d"
     if type(array) is not ndarray:
         return False

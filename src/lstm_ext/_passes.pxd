@@ -13,6 +13,12 @@ cdef struct Rows:
     const Py_ssize_t *first
 
 
+cdef inline Rows no_rows() noexcept nogil:
+    cdef Rows rows
+    rows.data, rows.first, rows.width, rows.step_stride, rows.sequence_stride = NULL, NULL, 0, 0, 0
+    return rows
+
+
 cdef inline real *row_at(const Rows *rows, Py_ssize_t b, Py_ssize_t t, const real *tag) noexcept nogil:
     cdef Py_ssize_t first = rows.first[b] if rows.first != NULL else b * rows.sequence_stride
     return <real *> rows.data + (first + t * rows.step_stride) * rows.width
@@ -34,7 +40,7 @@ cdef struct Drop:
 cdef struct Cell:
     # One direction of one layer, and a batch of sequences sorted by length, the longest first.
     const kernels *table
-    const cell_options *options  # NULL: the plain cell, fused in one kernel; only other cells have what stands below *
+    const cell_options *options  # NULL: the plain cell, fused in one kernel; only other cells have the fields below *
     Py_ssize_t steps, batch, input_dim, hidden_dim
     Py_ssize_t state_dim  # of h_t: hidden_dim, or the projection's
     Py_ssize_t gates  # 4, or 3

@@ -244,10 +244,10 @@ cdef Py_ssize_t lanes_rows(
     return batch if cost <= rest * blocks else batch - rest
 
 
-cdef inline Py_ssize_t row_cut(
+cdef inline Py_ssize_t row_part_begin(
     Py_ssize_t batch, Py_ssize_t by_lanes, Py_ssize_t V, Py_ssize_t count, Py_ssize_t part,
 ) noexcept nogil:
-    """Where a part of the rows begins; no group of lanes is divided."""
+    """The row at which a part begins; no group of lanes is divided."""
     cdef Py_ssize_t b = part_begin(batch, count, part)
     return min(by_lanes, ceil_div(b, V) * V) if b < by_lanes else b
 
@@ -266,7 +266,7 @@ cdef void forward_lanes(
     cdef bint all_slots = cell.slots > cell.stop - cell.origin
     cdef Py_ssize_t max_steps = 1 if not all_slots and (f.H.data != NULL or f.Y != NULL) else f.end - f.begin
     cdef Py_ssize_t[MAX_LANES] first
-    cdef real *now
+    cdef real *hx
     while b < b_end:
         n = min(V, b_end - b)
         t = f.begin
@@ -276,11 +276,11 @@ cdef void forward_lanes(
                 first[s] = (
                     row_at(&cell.x, b + s, time_of(cell, b + s, t, cell.x_backwards), tag) - <real *> cell.x.data
                 )
-            now = hx_at(cell, t, b, tag)
+            hx = hx_at(cell, t, b, tag)
             lanes_forward(
                 cell.table, count, n, cell.input_dim, cell.hidden_dim, <const real *> cell.x.data, first,
-                -x_step if cell.x_backwards else x_step, <const real *> f.packed, <const real *> now,
-                hx_at(cell, t + count, b, tag), cell.ld, now if all_slots else NULL, cell.slot, C_at(cell, t, b, tag),
+                -x_step if cell.x_backwards else x_step, <const real *> f.packed, <const real *> hx,
+                hx_at(cell, t + count, b, tag), cell.ld, hx if all_slots else NULL, cell.slot, C_at(cell, t, b, tag),
                 cell.C_slot if cell.C_slots > 1 else 0, gates_at(cell, t, b, tag), scratch_of(cell, task, tag),
             )
             for s in range(t, min(t + count, cell.stop - 1)):
@@ -391,8 +391,8 @@ cdef void forward_part(const Forward *f, Py_ssize_t index, const real *tag) noex
     """
     cdef const Cell *cell = &f.cell
     cdef Py_ssize_t V = lanes(cell.table, tag), part = index % f.row_tasks, unit_part = index // f.row_tasks, t, row
-    cdef Py_ssize_t b = row_cut(cell.batch, cell.by_lanes, V, f.row_tasks, part)
-    cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, f.row_tasks, part + 1)
+    cdef Py_ssize_t b = row_part_begin(cell.batch, cell.by_lanes, V, f.row_tasks, part)
+    cdef Py_ssize_t b_end = row_part_begin(cell.batch, cell.by_lanes, V, f.row_tasks, part + 1)
     cdef Py_ssize_t own = b, own_end = b_end, blocks, rows
     if f.unit_tasks > 1:
         own = part_begin(cell.batch, f.row_tasks * f.unit_tasks, index)
@@ -681,8 +681,8 @@ cdef void backward_part(const Backward *w, Py_ssize_t index, const real *tag) no
     """Run a part of the rows through all of the loop's steps."""
     cdef Backward step = w[0]
     cdef const Cell *cell = &w.cell
-    cdef Py_ssize_t V = lanes(cell.table, tag), first = row_cut(cell.batch, cell.by_lanes, V, w.row_tasks, index)
-    cdef Py_ssize_t b_end = row_cut(cell.batch, cell.by_lanes, V, w.row_tasks, index + 1), b = first
+    cdef Py_ssize_t V = lanes(cell.table, tag), first = row_part_begin(cell.batch, cell.by_lanes, V, w.row_tasks, index)
+    cdef Py_ssize_t b_end = row_part_begin(cell.batch, cell.by_lanes, V, w.row_tasks, index + 1), b = first
     cdef bint has_outputs = w.direct != NULL or cell.m != NULL, want_dX = w.dX.data != NULL
     if b < cell.by_lanes:
         b = min(b_end, cell.by_lanes)

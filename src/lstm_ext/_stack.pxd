@@ -37,6 +37,12 @@ cdef struct States:
     Py_ssize_t rows
 
 
+cdef inline States no_states() noexcept nogil:
+    cdef States states
+    states.h, states.C, states.rows = NULL, NULL, 0
+    return states
+
+
 cdef struct StackedCell:
     # One cell: the offsets of its weights in the flat parameter vector, its passes, and its arrays.
     Forward f
@@ -87,10 +93,9 @@ cdef class LayerStack:
     cdef object members  # those of the chunk that `forward` ran
     cdef int lay_out(self, options, dtype, bint want_dX, bint want_outputs) except -1
     cdef int set_offsets(self, StackedCell *d, dict offsets, options) except -1
-    cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1
-    cdef int allocate_backward(
-        self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
-    ) except -1
+    cdef int set_options(self, StackedCell *d, Py_ssize_t n, options) except -1
+    cdef int allocate(self, StackedCell *d, dtype, options, bint want_dX) except -1
+    cdef int allocate_backward(self, StackedCell *d, dtype, options, bint want_dX, Py_ssize_t V) except -1
     cdef Py_ssize_t scratch_size(self, const StackedCell *d, Py_ssize_t itemsize) noexcept
     cdef void *array(self, Py_ssize_t size, dtype) except NULL
 
@@ -118,6 +123,8 @@ cdef Rows rows_of(array, const Py_ssize_t *first, Py_ssize_t stride=*)
 cdef States states_of(h, C)
 
 cdef const Py_ssize_t *indices_of(array) except NULL
+
+cdef bint inputs_are_finite(const StackData *s, const Rows *x, const real *tag) noexcept nogil
 
 cdef void take_chunk(
     Chunk *chunk, const Py_ssize_t *first, const Py_ssize_t *lengths, const Py_ssize_t *members, Py_ssize_t count,

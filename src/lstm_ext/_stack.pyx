@@ -7,7 +7,7 @@ Design
 - Every cell's arrays are laid out once, for the maximum number of steps and sequences; a pass allocates nothing.
 - With segments of fewer steps than T, only the activations of one segment are kept at a time, and the states at the
   beginning of every segment; the backward pass computes the other activations again. The bits are the same.
-- Masks are drawn from counters (Philox), so they are not stored: each pass that needs one draws it again.
+- Dropout masks are functions of counters (Philox), so they are not stored: each pass that needs one draws it again.
 
 Notation as in _passes.pyx, and F features, the width of a layer's outputs.
 """
@@ -18,9 +18,9 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, dropout, lanes_of, mask, philox_key, real, table_at
+from lstm_ext._kernels cimport CACHE_LINE, TILE_VECTORS, are_finite, dropout, lanes_of, mask, philox_key, real, table_at
 from lstm_ext._passes cimport (
-    Backward, Cell, Drop, Rows, copy_states, mask_counter, store_outputs, lanes_rows, lanes_scratch_size,
+    Backward, Cell, Drop, Rows, copy_states, mask_counter, no_rows, store_outputs, lanes_rows, lanes_scratch_size,
     run_backward, run_forward, shared_work,
 )
 from lstm_ext._products cimport (
@@ -29,13 +29,13 @@ from lstm_ext._products cimport (
 )
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
-from lstm_ext._kernels import CELL_ACTIVATIONS, GATE_ACTIVATIONS
+from lstm_ext import _kernels
 from lstm_ext._products import aligned_empty, check_allocatable
 
 cdef enum:
     MAX_ARRAYS = 64  # arrays of a cell: an upper bound, so that no sum of sizes overflows
 
-cdef enum:  # kinds of masks
+cdef enum:  # kinds of dropout masks
     INPUT_DROPOUT = 0
     RECURRENT_DROPOUT = 1
     ZONEOUT_H = 2
@@ -81,7 +81,7 @@ cdef class LayerStack:
     want_dX, want_outputs : bool
         Whether the caller wants dL/dX, and every output of the top layer in addition to the last states.
     draws : bool
-        Whether masks may be drawn.
+        Whether dropout masks may be drawn.
     segment : int
         The number of steps whose activations are kept at a time; 0: all.
     measure : bool
@@ -130,6 +130,7 @@ cdef class LayerStack:
         s.parameter_count, offsets = architecture.cell_parameters, architecture.offsets
         for n in range(s.count):
             self.set_offsets(&s.cells[n], offsets[n], options)
+            self.set_options(&s.cells[n], n, options)
         self.lay_out(options, dtype, want_dX, want_outputs)
         if not measure:
             self.gaps = gaps
@@ -148,7 +149,7 @@ cdef class LayerStack:
         chunk.first = <Py_ssize_t *> self.array(2 * s.batch + s.steps, np.dtype(np.intp))
         chunk.lengths, chunk.batch_sizes = chunk.first + s.batch, chunk.first + 2 * s.batch
         for n in range(s.count):
-            self.allocate(&s.cells[n], n, dtype, options, want_dX)
+            self.allocate(&s.cells[n], dtype, options, want_dX or n >= s.directions)
             size = max(size, self.scratch_size(&s.cells[n], dtype.itemsize))
         scratch = self.array(size, dtype)  # one for all cells, because they run one after the other
         for n in range(s.count):
@@ -192,36 +193,41 @@ cdef class LayerStack:
         d.w.term_count = (GH - H if options.peephole else 0) + (2 * GH + 2 * H if options.layer_norm else 0)
         return 0
 
-    cdef int allocate(self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX) except -1:
-        """Set the fields of a cell that are the same for every batch, and lay out its arrays."""
+    cdef int set_options(self, StackedCell *d, Py_ssize_t n, options) except -1:
+        """Set the fields of a cell that follow from its options and its position in the stack."""
         cdef StackData *s = &self.data
         cdef Cell *cell = &d.f.cell
-        cdef Py_ssize_t itemsize = dtype.itemsize, B = s.batch, segment = s.segment
-        cdef Py_ssize_t V = lanes_of(s.table, itemsize)
-        cdef Py_ssize_t layer = n // s.directions, input_dim = s.input_dim if layer == 0 else s.features
-        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, rows, segments = ceil_div(s.steps, segment)
+        cdef Py_ssize_t layer = n // s.directions, first_cell = layer * s.directions
         d.fused = not (
-            options.peephole or options.layer_norm or options.coupled_gates or options.cell_clip is not None or R < H
-            or options.gate_activation != "sigmoid" or options.cell_activation != "tanh" or max(options.zoneout) > 0
-            or (s.draws and options.recurrent_dropout > 0)
+            options.peephole or options.layer_norm or options.coupled_gates or options.cell_clip is not None
+            or s.state_dim < s.hidden_dim or options.gate_activation != "sigmoid" or options.cell_activation != "tanh"
+            or max(options.zoneout) > 0 or (s.draws and options.recurrent_dropout > 0)
         )
         d.options.gates = s.gates
-        d.options.gate_activation = GATE_ACTIVATIONS[options.gate_activation]
-        d.options.cell_activation = CELL_ACTIVATIONS[options.cell_activation]
+        d.options.gate_activation = _kernels.GATE_ACTIVATIONS[options.gate_activation]
+        d.options.cell_activation = _kernels.CELL_ACTIVATIONS[options.cell_activation]
         d.options.clip = float("inf") if options.cell_clip is None else options.cell_clip
-        cdef Py_ssize_t shared_cell = layer * s.directions
         if s.draws:
-            cell.drop_x = make_drop(options.dropout if layer > 0 else 0, shared_cell, INPUT_DROPOUT)
+            cell.drop_x = make_drop(options.dropout if layer > 0 else 0, first_cell, INPUT_DROPOUT)
             d.drop_h = make_drop(options.recurrent_dropout, n, RECURRENT_DROPOUT)
             d.drop_W = make_drop(options.weight_dropout, n, WEIGHT_DROPOUT)
         cell.zone_h = make_drop(options.zoneout[0], n, ZONEOUT_H)
         cell.zone_C = make_drop(options.zoneout[1], n, ZONEOUT_C)
         cell.zoneout_h, d.options.zoneout = options.zoneout
-
-        cell.table, cell.input_dim, cell.hidden_dim, cell.state_dim, cell.gates = s.table, input_dim, H, R, s.gates
+        cell.table, cell.gates, cell.input_dim = s.table, s.gates, s.input_dim if layer == 0 else s.features
+        cell.hidden_dim, cell.state_dim = s.hidden_dim, s.state_dim
         cell.options = NULL if d.fused else &d.options
-        cell.x_backwards = (n % s.directions == 1) != (s.go_backwards and layer == 0)
         d.f.H_backwards = n % s.directions == 1
+        cell.x_backwards = d.f.H_backwards != (s.go_backwards and layer == 0)
+        return 0
+
+    cdef int allocate(self, StackedCell *d, dtype, options, bint want_dX) except -1:
+        """Lay out the arrays of a cell."""
+        cdef StackData *s = &self.data
+        cdef Cell *cell = &d.f.cell
+        cdef Py_ssize_t itemsize = dtype.itemsize, B = s.batch, segment = s.segment, input_dim = cell.input_dim
+        cdef Py_ssize_t V = lanes_of(s.table, itemsize)
+        cdef Py_ssize_t H = s.hidden_dim, GH = s.gates * H, R = s.state_dim, rows, segments = ceil_div(s.steps, segment)
         cell.slots = segment + 1 if s.keeps else 2
         cell.ld = odd_lines(R + input_dim, itemsize)
         cell.slot = B * cell.ld
@@ -260,12 +266,10 @@ cdef class LayerStack:
             d.dropped_W = self.array(GH * (R + input_dim), dtype)
         d.f.packed, d.f.panels_x, d.f.panels_h, d.f.panels_r = d.packed, d.panels_x, d.panels_h, d.panels_r
         if s.keeps:
-            self.allocate_backward(d, n, dtype, options, want_dX or layer > 0, V)
+            self.allocate_backward(d, dtype, options, want_dX, V)
         return 0
 
-    cdef int allocate_backward(
-        self, StackedCell *d, Py_ssize_t n, dtype, options, bint want_dX, Py_ssize_t V,
-    ) except -1:
+    cdef int allocate_backward(self, StackedCell *d, dtype, options, bint want_dX, Py_ssize_t V) except -1:
         cdef StackData *s = &self.data
         cdef Backward *w = &d.w
         cdef Py_ssize_t itemsize = dtype.itemsize, B = s.batch, input_dim = d.f.cell.input_dim
@@ -335,6 +339,16 @@ cdef void take_chunk(
     if chunk.lengths[b - 1] < batch.steps:
         batch.lengths, batch.batch_sizes = chunk.lengths, chunk.batch_sizes
         count_live(b, chunk.lengths, chunk.batch_sizes)
+
+
+cdef bint inputs_are_finite(const StackData *s, const Rows *x, const real *tag) noexcept nogil:
+    """Whether the rows of X that the chunk reads are finite."""
+    cdef const Chunk *chunk = &s.chunk
+    cdef Py_ssize_t b
+    for b in range(chunk.batch.size):
+        if not are_finite(s.table, chunk.lengths[b] * x.width, <const real *> x.data + chunk.first[b] * x.width):
+            return False
+    return True
 
 
 cdef void count_live(Py_ssize_t size, const Py_ssize_t *lengths, Py_ssize_t *batch_sizes) noexcept nogil:
@@ -760,7 +774,7 @@ cdef double stack_work(const StackData *s, const Batch *batch, bint backward) no
 
 
 cdef const Py_ssize_t *indices_of(array) except NULL:
-    """Where an array of indices begins, which the caller holds."""
+    """Where an array of indices that the caller holds begins."""
     if array.dtype != np.intp:
         raise TypeError
     return <const Py_ssize_t *> first_byte(array)
@@ -768,8 +782,7 @@ cdef const Py_ssize_t *indices_of(array) except NULL:
 
 cdef States states_of(h, C):
     """h and C (cells, rows, ...); None for none."""
-    cdef States states
-    memset(&states, 0, sizeof(states))
+    cdef States states = no_states()
     if h is not None:
         states.h, states.rows = first_byte(h), h.shape[1]
     if C is not None:
@@ -779,8 +792,7 @@ cdef States states_of(h, C):
 
 cdef Rows rows_of(array, const Py_ssize_t *first, Py_ssize_t stride=0):
     """The rows (n, width) of an array in which sequences begin at `first`, or every `stride` rows; no data for None."""
-    cdef Rows rows
-    memset(&rows, 0, sizeof(rows))
+    cdef Rows rows = no_rows()
     rows.first, rows.step_stride, rows.sequence_stride = first, 1, stride
     if array is not None:
         rows.data, rows.width = first_byte(array), array.shape[1]

@@ -40,7 +40,7 @@ cdef extern from "team.h" nogil:
 cdef double JOINING = 1e4  # 0.2 us: the cost of each further thread of a loop
 cdef double WAKING = 4e6  # 80 us: the work from which a call gains by waking helpers, which takes 20 to 50 us
 cdef double FOLLOWING = 5e5  # 10 us: the same for a call that follows another and finds the helpers awake
-cdef double REGION_WORK = 500  # 10 ns: a loop's cost apart from its work
+cdef double REGION_WORK = 500  # 10 ns: a loop's cost in addition to its work
 cdef double CLOCK_WORK = 1e7  # 0.2 ms: the work between two looks at the clock
 
 # A call follows another if it begins within this time, plus that of the work, of the other's beginning: helpers stay
@@ -53,7 +53,7 @@ cdef double _signal_seconds = SIGNAL_SECONDS
 MAX_THREADS = TEAM_MAX
 
 cdef unsigned long _main_thread = threading.main_thread().ident
-cdef int _forks = 0  # the number of forks since the import, on this process's line of descent
+cdef int _forks = 0  # the number of forks between the import and this process
 
 
 cdef void begin_region(Region *region, int threads) noexcept nogil:

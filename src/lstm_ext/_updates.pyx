@@ -12,8 +12,6 @@ from lstm_ext._kernels cimport (
 from lstm_ext._products cimport ceil_div
 from lstm_ext._threads cimport Region, begin_region, end_region, recruit, parallel_for, team_task
 
-NORM_BLOCK = SUM_BLOCK
-
 
 cdef struct Squares:
     const kernels *table

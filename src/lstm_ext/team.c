@@ -89,11 +89,11 @@ static double await_change(seat *own, const uint64_t *word, uint64_t old)
             return 0;
         PAUSE();
     }
-    double since = wall_seconds();
+    double start = wall_seconds();
     STORE(&own->asleep, 1);
     if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == old || !EXCHANGE(&own->asleep, 0))
         PyThread_acquire_lock(own->lock, WAIT_LOCK); /* unless it changed and nobody is waking us */
-    return wall_seconds() - since;
+    return wall_seconds() - start;
 }
 
 static void wake(seat *other)
@@ -120,18 +120,18 @@ static void keep_helpers_off_this_cpu(void)
 
 static int current_thread(void) { return (int)syscall(SYS_gettid); }
 
-/* Whether another process took the caller's processor in the last milliseconds. The system finds it another one sooner
-   if it runs alone. */
+/* Whether another process took the caller's processor in the last milliseconds. The system moves a
+   thread that runs alone to another one sooner. */
 static int was_preempted(void)
 {
-    double now = wall_seconds(), since = now - team.looked;
+    double now = wall_seconds(), elapsed = now - team.looked;
     struct rusage usage;
-    if (since < 2e-3 || getrusage(RUSAGE_THREAD, &usage) != 0)
+    if (elapsed < 2e-3 || getrusage(RUSAGE_THREAD, &usage) != 0)
         return 0;
     long more = usage.ru_nivcsw - team.preemptions;
     team.looked = now;
     team.preemptions = usage.ru_nivcsw;
-    return more > 0 && since < 2e-2;
+    return more > 0 && elapsed < 2e-2;
 }
 #else
 static int was_preempted(void) { return 0; }
@@ -226,7 +226,7 @@ void team_serve(int index)
 {
     denormals_flush();
     STORE(&team.seats[index].thread, current_thread());
-    PUT(&team.caller_cpu, -1); /* not yet off it */
+    PUT(&team.caller_cpu, -1); /* this helper may still be on it */
     for (uint64_t seen = 0;;) {
         await_change(&team.seats[index], &team.generation, seen);
         seen = LOAD(&team.generation);

@@ -886,7 +886,7 @@ def test_verify_fails_loudly(monkeypatch, capsys):
 
 
 def test_verify_sees_the_options(monkeypatch, capsys):
-    activations = lstm_ext._stack.CELL_ACTIVATIONS
+    activations = lstm_ext._kernels.CELL_ACTIVATIONS
     monkeypatch.setitem(activations, "relu", activations["identity"])
     monkeypatch.setattr(lstm_ext.verification, "_SHAPES", ())
     with pytest.raises(SystemExit):

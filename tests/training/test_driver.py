@@ -159,12 +159,12 @@ def test_every_output_is_in_one_pass(every_step, chunk_steps):
     batches.set_order(order)
     assert batches.count == 3
     outputs = dict.fromkeys(range(7), 0)
-    for step in range(batches.passes):
-        drawn = order[3 * batches.batch_of(step) :][:3]
-        ended = sequences.lengths[drawn] - batches.first_steps[step]
+    for index in range(batches.passes):
+        drawn = order[3 * batches.batch_of(index) :][:3]
+        ended = sequences.lengths[drawn] - batches.first_steps[index]
         if not every_step and not ((ended > 0) & (ended <= (chunk_steps or 7))).any():
             continue
-        found = batches.outputs_of(step)
+        found = batches.outputs_of(index)
         assert [n for n in drawn if n in found.members] == found.members.tolist()
         assert sorted(found.rows.tolist()) == list(range(len(found.rows)))
         for n, length in zip(found.members.tolist(), found.lengths if every_step else [1] * 7, strict=False):

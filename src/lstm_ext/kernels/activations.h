@@ -1,9 +1,5 @@
 /* The activations: their kinds, and for one type their vectors and arrays. kernels.h includes this file for the kinds,
-   leaf.h once for each type.
-
-   To add an activation of the cell: a line in EACH_CELL_ACTIVATION, activate_<name> and slope_<name> below, the name in
-   options.py, the equation in reference/activations.py, and a test. One of the gates: EACH_GATE_ACTIVATION, gate_<name>
-   and gate_slope_<name>. */
+   leaf.h once for each type. docs/architecture.md lists what a new activation needs. */
 #ifndef LSTM_EXT_ACTIVATIONS_H
 #define LSTM_EXT_ACTIVATIONS_H
 

@@ -125,20 +125,20 @@ INLINE void NAME(cell_step_states)(const cell_options *options, ptrdiff_t units,
                                    const real *peepholes, const real *C_prev, const real *zone, real *C, real *c)
 {
     const int coupled = options->gates == 3;
-    const ptrdiff_t at_g = (options->gates - 2) * hidden_dim, at_f = coupled ? 0 : hidden_dim;
+    const ptrdiff_t g_offset = (options->gates - 2) * hidden_dim, f_offset = coupled ? 0 : hidden_dim;
     const vec before = NAME(load_n)(C_prev, units);
-    vec gate[3] = {NAME(load_n)(z, units), NAME(load_n)(z + at_f, units), NAME(load_n)(z + at_g, units)};
+    vec gate[3] = {NAME(load_n)(z, units), NAME(load_n)(z + f_offset, units), NAME(load_n)(z + g_offset, units)};
     if (peepholes) {
         gate[0] = FMA(NAME(load_n)(peepholes, units), before, gate[0]);
-        gate[1] = FMA(NAME(load_n)(peepholes + at_f, units), before, gate[1]);
+        gate[1] = FMA(NAME(load_n)(peepholes + f_offset, units), before, gate[1]);
     }
     NAME(activate_ifg)(options, gate);
     const vec f = coupled ? K(1) - gate[0] : gate[1];
     const vec c_t = NAME(clipped)(options, FMA(f, before, gate[0] * gate[2]));
     NAME(store_n)(z, gate[0], units);
     if (!coupled)
-        NAME(store_n)(z + at_f, f, units);
-    NAME(store_n)(z + at_g, gate[2], units);
+        NAME(store_n)(z + f_offset, f, units);
+    NAME(store_n)(z + g_offset, gate[2], units);
     if (zone || options->zoneout != 0)
         NAME(store_n)(C, NAME(mix)(zone ? NAME(load_n)(zone, units) : K(options->zoneout), before, c_t), units);
     else
@@ -228,20 +228,20 @@ INLINE void NAME(cell_step_backward_units)(const cell_options *options, ptrdiff_
         __builtin_prefetch(gates + (ROWS_AHEAD * options->gates + g) * hidden_dim);
     __builtin_prefetch(C_prev + ROWS_AHEAD * hidden_dim);
     const int gate = options->gate_activation, coupled = options->gates == 3, zoned = zone || options->zoneout != 0;
-    const ptrdiff_t at_o = (options->gates - 1) * hidden_dim, at_g = at_o - hidden_dim;
-    const vec i = NAME(load_n)(gates, units), g = NAME(load_n)(gates + at_g, units);
-    const vec o = NAME(load_n)(gates + at_o, units), before = NAME(load_n)(C_prev, units);
+    const ptrdiff_t o_offset = (options->gates - 1) * hidden_dim, g_offset = o_offset - hidden_dim;
+    const vec i = NAME(load_n)(gates, units), g = NAME(load_n)(gates + g_offset, units);
+    const vec o = NAME(load_n)(gates + o_offset, units), before = NAME(load_n)(C_prev, units);
     const vec f = coupled ? K(1) - i : NAME(load_n)(gates + hidden_dim, units);
     const vec sum = NAME(cell_sum)(options, units, hidden_dim, gates, C_prev), c_t = NAME(clipped)(options, sum);
     const vec p = zone ? NAME(load_n)(zone, units) : K(options->zoneout), dC_t = NAME(load_n)(dC, units);
     vec dz_o, dc = zoned ? (K(1) - p) * dC_t : dC_t;
     if (options->gain_C) {
-        dz_o = NAME(load_n)(dz + at_o, units);
+        dz_o = NAME(load_n)(dz + o_offset, units);
         dc = dc + NAME(load_n)(dz + hidden_dim, units);
     } else
         dc = NAME(output_gradient)(options, c_t, o, NAME(load_n)(dm, units), dc, &dz_o);
     if (peepholes)
-        dc = FMA(NAME(load_n)(peepholes + at_g, units), dz_o, dc);
+        dc = FMA(NAME(load_n)(peepholes + g_offset, units), dz_o, dc);
     dc = WHERE(c_t == sum, dc);
     const vec slope_i = NAME(gate_slope)(gate, i);
     const vec dz_g = (dc * i) * NAME(activation_slope)(options->cell_activation, g);
@@ -258,8 +258,8 @@ INLINE void NAME(cell_step_backward_units)(const cell_options *options, ptrdiff_
     NAME(store_n)(dz, dz_i, units);
     if (!coupled)
         NAME(store_n)(dz + hidden_dim, dz_f, units);
-    NAME(store_n)(dz + at_g, dz_g, units);
-    NAME(store_n)(dz + at_o, dz_o, units);
+    NAME(store_n)(dz + g_offset, dz_g, units);
+    NAME(store_n)(dz + o_offset, dz_o, units);
     NAME(store_n)(dC, dC_prev, units);
     NAME(store_n)(c, c_t, units);
 }

@@ -36,19 +36,19 @@ INLINE void NAME(turn_square)(square_row *s)
 #endif
 }
 
-/* panel[k][l] = x[at[l] + k], k < columns, l < V. */
-INLINE void NAME(rows_to_panel)(ptrdiff_t columns, const real *x, const ptrdiff_t *at, real *panel)
+/* panel[k][l] = x[offsets[l] + k], k < columns, l < V. */
+INLINE void NAME(rows_to_panel)(ptrdiff_t columns, const real *x, const ptrdiff_t *offsets, real *panel)
 {
     for (ptrdiff_t l = 0; l < V; l += SQUARE) {
         ptrdiff_t k = 0;
         for (; k + SQUARE <= columns; k += SQUARE) {
             square_row s[SQUARE];
-            UNROLL for (int i = 0; i < SQUARE; i++) s[i] = LOAD_ROW(x + at[l + i] + k);
+            UNROLL for (int i = 0; i < SQUARE; i++) s[i] = LOAD_ROW(x + offsets[l + i] + k);
             NAME(turn_square)(s);
             UNROLL for (int i = 0; i < SQUARE; i++) STORE_ROW(panel + (k + i) * V + l, s[i]);
         }
         for (; k < columns; k++)
-            UNROLL for (int i = 0; i < SQUARE; i++) panel[k * V + l + i] = x[at[l + i] + k];
+            UNROLL for (int i = 0; i < SQUARE; i++) panel[k * V + l + i] = x[offsets[l + i] + k];
     }
 }
 
@@ -81,11 +81,11 @@ INLINE void NAME(panel_to_rows)(ptrdiff_t rows, ptrdiff_t columns, const real *p
             y[l * ld + k] = panel[k * V + l];
 }
 
-/* Where row l begins, for every lane. */
-INLINE void NAME(place_rows)(ptrdiff_t rows, ptrdiff_t ld, ptrdiff_t *at)
+/* The offset of each lane's row; lanes past the last row take the first one. */
+INLINE void NAME(row_offsets)(ptrdiff_t rows, ptrdiff_t ld, ptrdiff_t *offsets)
 {
     for (ptrdiff_t l = 0; l < V; l++)
-        at[l] = l < rows ? l * ld : 0;
+        offsets[l] = l < rows ? l * ld : 0;
 }
 
 /* The size of the next tile, at most `maximum` of the `left` columns, such that no tile is much smaller than others. */
@@ -160,22 +160,22 @@ static void NAME(lanes_forward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t input
     hx_panels[0] = scratch;
     hx_panels[1] = hx_panels[0] + (hidden_dim + input_dim + SQUARE) * V;
     real *x_panel = hx_panels[1] + (hidden_dim + input_dim + SQUARE) * V;
-    ptrdiff_t at[V];
-    NAME(place_rows)(rows, ld_h, at);
-    NAME(rows_to_panel)(hidden_dim, h_prev, at, hx_panels[0]);
+    ptrdiff_t offsets[V];
+    NAME(row_offsets)(rows, ld_h, offsets);
+    NAME(rows_to_panel)(hidden_dim, h_prev, offsets, hx_panels[0]);
     for (ptrdiff_t l = 0; l < V; l++)
-        at[l] = first[l < rows ? l : 0];
+        offsets[l] = first[l < rows ? l : 0];
     for (ptrdiff_t t = 0; t < steps; t++) {
         const ptrdiff_t in_chunk = t % chunk, left = steps - (t - in_chunk), count = left < chunk ? left : chunk;
-        const ptrdiff_t place = x_step < 0 ? count - 1 - in_chunk : in_chunk; /* in memory's order */
-        real *now = hx_panels[t % 2], *C_t = C + t * C_step;
+        const ptrdiff_t position = x_step < 0 ? count - 1 - in_chunk : in_chunk; /* in memory's order */
+        real *hx_panel = hx_panels[t % 2], *C_t = C + t * C_step;
         if (in_chunk == 0)
-            NAME(rows_to_panel)(count * input_dim, x + t * x_step - place * input_dim, at, x_panel);
+            NAME(rows_to_panel)(count * input_dim, x + t * x_step - position * input_dim, offsets, x_panel);
         for (ptrdiff_t k = 0; k < input_dim; k++)
-            NAME(store)(now + (hidden_dim + k) * V, NAME(load)(x_panel + (place * input_dim + k) * V));
+            NAME(store)(hx_panel + (hidden_dim + k) * V, NAME(load)(x_panel + (position * input_dim + k) * V));
         if (hx)
-            NAME(panel_to_padded_rows)(rows, hidden_dim + input_dim, now, hx + t * hx_step, ld_h);
-        NAME(lanes_step)(rows, input_dim, hidden_dim, packed, now, C_t, C_t + C_step, hx_panels[(t + 1) % 2],
+            NAME(panel_to_padded_rows)(rows, hidden_dim + input_dim, hx_panel, hx + t * hx_step, ld_h);
+        NAME(lanes_step)(rows, input_dim, hidden_dim, packed, hx_panel, C_t, C_t + C_step, hx_panels[(t + 1) % 2],
                          gates ? gates + t * TILE_VECTORS * C_step : NULL);
     }
     NAME(panel_to_rows)(rows, hidden_dim, hx_panels[steps % 2], h, ld_h);
@@ -232,11 +232,11 @@ INLINE void NAME(lanes_gradient)(ptrdiff_t rows, ptrdiff_t hidden_dim, const rea
 }
 
 /* A state is (rows, H) before a sequence's first step and after its last, (H, rows) between two calls. */
-INLINE void NAME(load_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *state, const ptrdiff_t *at,
-                             real *panel)
+INLINE void NAME(load_state)(int outside, ptrdiff_t rows, ptrdiff_t hidden_dim, const real *state,
+                             const ptrdiff_t *offsets, real *panel)
 {
     if (outside)
-        NAME(rows_to_panel)(hidden_dim, state, at, panel);
+        NAME(rows_to_panel)(hidden_dim, state, offsets, panel);
     else
         for (ptrdiff_t u = 0; u < hidden_dim; u++)
             NAME(store)(panel + u * V, NAME(load_n)(state + u * rows, rows));
@@ -257,18 +257,18 @@ static void NAME(lanes_backward)(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t hidd
                                  ptrdiff_t ld_dz, ptrdiff_t dz_step, real *restrict scratch)
 {
     real *dh_panel = scratch, *dC_panel = dh_panel + hidden_dim * V, *dz_panel = dC_panel + hidden_dim * V;
-    ptrdiff_t at[V], at_dH[V];
-    NAME(place_rows)(rows, hidden_dim, at);
-    NAME(place_rows)(rows, ld_dH, at_dH);
-    NAME(load_state)(ends, rows, hidden_dim, dh, at, dh_panel);
-    NAME(load_state)(ends, rows, hidden_dim, dC, at, dC_panel);
+    ptrdiff_t offsets[V], dH_offsets[V];
+    NAME(row_offsets)(rows, hidden_dim, offsets);
+    NAME(row_offsets)(rows, ld_dH, dH_offsets);
+    NAME(load_state)(ends, rows, hidden_dim, dh, offsets, dh_panel);
+    NAME(load_state)(ends, rows, hidden_dim, dC, offsets, dC_panel);
     for (ptrdiff_t s = steps - 1; s >= 0; s--, dz += dz_step) {
         const real *C_prev = C + s * C_step;
         NAME(lanes_gradient)(rows, hidden_dim, gates + s * TILE_VECTORS * C_step, C_prev, C_prev + C_step, dh_panel,
                              dC_panel, dz_panel);
         NAME(panel_to_rows)(rows, TILE_VECTORS * hidden_dim, dz_panel, dz, ld_dz);
         if (dH && !(s == 0 && begins))
-            NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * dH_step, at_dH, dh_panel);
+            NAME(rows_to_panel)(hidden_dim, dH + (s - 1) * dH_step, dH_offsets, dh_panel);
         else
             for (ptrdiff_t j = 0; j < hidden_dim; j++)
                 NAME(store)(dh_panel + j * V, K(0));

@@ -1,8 +1,5 @@
 /* The losses: their kinds, and for one type their kernels. kernels.h includes this file for the kinds, leaf.h once for
-   each type.
-
-   To add a loss: a line in EACH_LOSS, <name>_loss below, its class in training/losses.py (and its public name in
-   __init__.py), the equation in reference/losses.py, and a test. */
+   each type. docs/architecture.md lists what a new loss needs. */
 #ifndef LSTM_EXT_LOSSES_H
 #define LSTM_EXT_LOSSES_H
 

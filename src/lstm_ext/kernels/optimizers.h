@@ -1,8 +1,5 @@
 /* The optimizers: their kinds, and for one type their updates. kernels.h includes this file for the kinds, leaf.h once
-   for each type.
-
-   To add an optimizer: a line in EACH_OPTIMIZER, <name>_settings, advance_<name> and <name>_update below, its class in
-   training/optimizers.py (and its public name in __init__.py), the equation in reference/optimizers.py, and a test. */
+   for each type. docs/architecture.md lists what a new optimizer needs. */
 #ifndef LSTM_EXT_OPTIMIZERS_H
 #define LSTM_EXT_OPTIMIZERS_H
 
@@ -20,7 +17,7 @@ enum { MAX_SETTINGS = 4, MAX_MOMENTS = 2, MAX_POWERS = 2 };
 #define OPTIMIZER_ENUMERATOR(kind, name, min_moments, max_moments, powers) OPTIMIZER_##kind,
 enum optimizer_kind { EACH_OPTIMIZER(OPTIMIZER_ENUMERATOR) OPTIMIZER_KINDS };
 
-/* The settings, in the order of its class in Python. */
+/* The settings of each, in the order of its class in Python. */
 typedef struct {
     double learning_rate, momentum;
 } sgd_settings;

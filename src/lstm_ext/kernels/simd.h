@@ -148,7 +148,7 @@ INLINE void NAME(store_n)(real *p, vec x, ptrdiff_t n)
 #define INTERLEAVE(x, y, upper) SHUFFLE(x, y, LANES_2(upper, 2))
 #endif
 
-/* Transposes V vectors. Interleaving the first half with the second doubles every element's place modulo V^2 - 1;
+/* Transposes V vectors. Interleaving the first half with the second doubles every element's position modulo V^2 - 1;
    done log2(V) times, this exchanges its row and its column. */
 INLINE void NAME(transpose_square)(vec *rows)
 {

@@ -210,7 +210,7 @@ static void NAME(cell_forward)(ptrdiff_t rows, ptrdiff_t units, ptrdiff_t input_
     }
     const real *W_x = block + TILE_VECTORS * V, *W_h = W_x + input_dim * TILE_VECTORS * V;
     const char *ahead_h = (const char *)ahead + input_dim * CACHE_LINE;
-    /* While the tile multiplies, fetch the rows of the epilogue from memory. */
+    /* While the tile multiplies, prefetch the rows of the epilogue. */
     for (ptrdiff_t r = 0; r < rows; r++) {
         __builtin_prefetch(C_prev + r * hidden_dim);
         __builtin_prefetch(C + r * hidden_dim, 1);
