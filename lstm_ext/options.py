@@ -280,7 +280,7 @@ class Architecture:
     readout: str = "last"
 
     def __post_init__(self) -> None:
-        as_choice("readout", self.readout, READOUTS)
+        object.__setattr__(self, "readout", as_choice("readout", self.readout, READOUTS))
         for name, value in zip(SIZES, self.sizes, strict=False):
             object.__setattr__(self, name, as_size(name, value))
         proj_size = self.options.proj_size
