@@ -15,7 +15,7 @@ from lstm_ext import _stack
 from lstm_ext._threads import ExclusiveUse
 from lstm_ext.checks import Array
 from lstm_ext.options import Architecture
-from lstm_ext.sequences import Sequences, longest_first
+from lstm_ext.sequences import Sequences
 
 INFERENCE_NUMBERS = 2**20  # the outputs of a layer, or of the head, that a pass without a tape has at a time
 
@@ -105,8 +105,7 @@ def forward(
         draws=dropout_seed is not None,
     )
     parameters = parameters.copy()  # the stack points into them
-    members = longest_first(sequences.lengths)
-    _stack.forward(stack, threads, sequences, members, dropout_seed or 0, parameters, *initial, H, h, C)
+    _stack.forward(stack, threads, sequences, sequences.order, dropout_seed or 0, parameters, *initial, H, h, C)
     return Outputs(H, h, C, Tape(architecture, parameters, sequences, stack, initial[0] is not None))
 
 

@@ -145,6 +145,13 @@ class Sequences:
         return len(self.lengths)
 
     @property
+    def order(self) -> Index:
+        """The numbers of the sequences (N,), the longest first."""
+        if self.same_length:  # sorting takes 2 us, which small calls feel
+            return np.arange(len(self), dtype=np.intp)
+        return longest_first(self.lengths)
+
+    @property
     def is_whole(self) -> bool:
         """Whether all N T steps of X are live."""
         return self.same_length and self.longest == self.steps
