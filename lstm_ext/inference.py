@@ -65,7 +65,7 @@ class Inference:
             outputs = np.empty((N, sequences.steps, width), dtype)
             self._run_masked(outputs, (None, None), None, has_head=architecture.output_dim is not None)
             return outputs, is_finite(outputs)
-        order = sequences.order
+        order = sequences.by_length
         if not every_step:
             outputs = np.empty((N, width), dtype)
             self._run(self._new_pass(architecture)[1], order, Y=outputs)
@@ -93,7 +93,7 @@ class Inference:
             self._run_masked(H, initial, last, has_head=False)
             return H, last
         rows = sequences.new_rows(architecture.features)
-        order = sequences.order
+        order = sequences.by_length
         self._run(self._new_pass(None, carries=False)[1], order, initial, last, H=rows)
         return sequences.pad(rows), last
 

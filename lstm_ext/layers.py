@@ -105,7 +105,7 @@ def forward(
         draws=dropout_seed is not None,
     )
     parameters = parameters.copy()  # the stack points into them
-    _stack.forward(stack, threads, sequences, sequences.order, dropout_seed or 0, parameters, *initial, H, h, C)
+    _stack.forward(stack, threads, sequences, sequences.by_length, dropout_seed or 0, parameters, *initial, H, h, C)
     return Outputs(H, h, C, Tape(architecture, parameters, sequences, stack, initial[0] is not None))
 
 

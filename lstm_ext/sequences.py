@@ -145,7 +145,7 @@ class Sequences:
         return len(self.lengths)
 
     @property
-    def order(self) -> Index:
+    def by_length(self) -> Index:
         """The numbers of the sequences (N,), the longest first."""
         if self.same_length:  # sorting takes 2 us, which small calls feel
             return np.arange(len(self), dtype=np.intp)

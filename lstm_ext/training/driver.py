@@ -137,10 +137,10 @@ class PassRunner:
         memory: Memory = NO_BOUND,
         prefix: str = "",
     ) -> None:
-        made, parameters, loss = setup.architecture, setup.parameters, setup.loss
-        _check_tbptt(tbptt, made)
+        architecture, parameters, loss = setup.architecture, setup.parameters, setup.loss
+        _check_tbptt(tbptt, architecture)
         if not isinstance(X, Sequences):
-            X = Sequences(X, made.input_dim, parameters.dtype, lengths=lengths, mask=mask, defer=is_mapped(X))
+            X = Sequences(X, architecture.input_dim, parameters.dtype, lengths=lengths, mask=mask, defer=is_mapped(X))
         self.setup, self.sequences, self.clip_norm, self.prefix = setup, X, clip_norm, prefix
         self.is_list = setup.every_step and (X.is_list or lengths is not None or mask is not None)
         self.targets = Targets(
@@ -150,7 +150,7 @@ class PassRunner:
             width=setup.output_dim,
             every_step=setup.every_step,
             as_list=self.is_list,
-            backwards=made.options.go_backwards,
+            backwards=architecture.options.go_backwards,
         )
         if optimizers.is_compiled(optimizer):
             optimizer.check(parameters)
@@ -160,7 +160,9 @@ class PassRunner:
         self.batches = Batches(X, setup.batch_size, chunk_steps=chunk_steps, every_step=setup.every_step)
         self.gradient = np.zeros_like(parameters[:0] if forward_only else parameters)
         self.backup = optimizers.new_backup(optimizer, parameters)
-        self.loop = self._new_loop(optimizer, dropout_seed if made.draws_masks else None, memory, keep=not forward_only)
+        self.loop = self._new_loop(
+            optimizer, dropout_seed if architecture.draws_masks else None, memory, keep=not forward_only
+        )
         self._begin_epoch()
 
     def _steps_at_once(self) -> int | None:
@@ -169,9 +171,9 @@ class PassRunner:
         # a loss is summed over all outputs of a batch, so these have to come in one pass
         if setup.every_step or not sequences.same_length:
             return None
-        made, N = setup.architecture, len(sequences)
-        width = max(made.features, setup.output_dim)
-        steps = steps_at_once(made, min(setup.batch_size or N, N), width, sequences.longest)
+        architecture, N = setup.architecture, len(sequences)
+        width = max(architecture.features, setup.output_dim)
+        steps = steps_at_once(architecture, min(setup.batch_size or N, N), width, sequences.longest)
         return steps if steps < sequences.longest else None
 
     def _new_loop(
